@@ -1,0 +1,1 @@
+from llmgym.baselines.sarathi import SarathiServe

@@ -1,0 +1,80 @@
+"""What a policy is: a pure function ``policy(key, view) -> Batch`` that can describe itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+
+from llmgym.composition import Batch, View
+from llmgym.errors import LLMGymError, check_number, unknown
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Base of the baselines: a frozen dataclass of settings, called as ``policy(key, view)``.
+
+    Attributes:
+        name: registry name.
+        work_conserving: whether every batch obeys Eqs. (8)-(9) of arXiv:2504.07347v3 with
+            ``b_max = token_budget`` and no limit on requests.
+        token_budget: the policy's own budget, if it is below the engine's.
+    """
+
+    name: ClassVar[str]
+    work_conserving: ClassVar[bool] = False
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.token_budget is not None:
+            check_number("token_budget", self.token_budget, low=1, integer=True)
+
+    def __call__(self, key: jax.Array, view: View) -> Batch:
+        """Compose the next batch of one engine; jit- and vmap-able."""
+        raise TypeError("a policy must define __call__(key, view)")
+
+    def unservable(self, longest_prompt: float, token_budget: int) -> str | None:
+        """Why some request can never be served on an engine with this budget; None if all can."""
+        return None
+
+
+PROMPTS = ("whole", "split")
+
+
+@dataclass(frozen=True)
+class WholePromptPolicy(Policy):
+    """Base of the two policies of the paper whose treatment of long prompts the sources leave open.
+
+    ``prompts="whole"``: a prompt enters one batch entirely or not at all, and one above the budget
+    freezes the head of the line. ``prompts="split"``: it is cut at the budget.
+    """
+
+    prompts: str = "whole"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts not in PROMPTS:
+            raise unknown("prompts mode", self.prompts, PROMPTS)
+
+    def unservable(self, longest_prompt: float, token_budget: int) -> str | None:
+        budget = min(token_budget, self.token_budget or token_budget)
+        if self.prompts == "split" or longest_prompt <= budget:
+            return None
+        return (
+            f"{self.name} takes prompts whole, and prompts of up to {longest_prompt:g} tokens do not fit "
+            f"its token budget of {budget}: the first one stops the engine for good. Use prompts='split' "
+            f"or a larger token budget."
+        )
+
+
+def settings_of(policy: type[Policy], settings: dict[str, Any]) -> Policy:
+    """An instance with ``settings``; an unknown one gives an error that lists those that exist."""
+    known = [f for f in policy.__dataclass_fields__]
+    for name in settings:
+        if name not in known:
+            raise unknown(f"setting of policy {policy.name!r}:", name, known)
+    try:
+        return policy(**settings)
+    except TypeError as error:
+        raise LLMGymError(f"Policy {policy.name!r}: {error}.") from error

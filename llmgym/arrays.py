@@ -1,0 +1,61 @@
+"""Array helpers for tables whose first axis is the slot and whose other axes are batches.
+
+Batch axes stand last, so scalars and per-environment numbers broadcast against a table as they are,
+and a pass along the slots works on contiguous rows of environments.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def rows(like: jax.Array) -> jax.Array:
+    """Slot numbers 0, 1, ... along axis 0, shaped to broadcast against ``like``."""
+    count = jnp.arange(like.shape[0], dtype=jnp.int32)
+    return count.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+GROUP = 16
+"""Rows that one group of a prefix sum holds; tables whose rows are a multiple of it need no padding."""
+
+
+def _grouped_sum(x: jax.Array) -> jax.Array:
+    """Prefix sum in two levels: inside all groups at once, then over the groups."""
+    count = x.shape[0]
+    padding = -count % GROUP
+    if padding:
+        x = jnp.concatenate([x, jnp.zeros((padding, *x.shape[1:]), x.dtype)])
+    groups = x.reshape(-1, GROUP, *x.shape[1:])
+
+    def add(row: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        total, sums = carry
+        total = total + jax.lax.dynamic_index_in_dim(groups, row, 1, keepdims=False)
+        return total, jax.lax.dynamic_update_index_in_dim(sums, total, row, 1)
+
+    none = jnp.zeros_like(groups[:, 0])
+    totals, inside = jax.lax.fori_loop(0, GROUP, add, (none, jnp.zeros_like(groups)))
+
+    def shift(before: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return before + total, before
+
+    _, before = jax.lax.scan(shift, none[0], totals)
+    return (inside + before[:, None]).reshape(x.shape)[:count]
+
+
+def prefix_sum(x: jax.Array) -> jax.Array:
+    """Inclusive sum along axis 0 of an int32 table.
+
+    On a CPU ``jnp.cumsum`` costs 10 times more than two short sequential passes that are vectorised
+    over groups of slots and over environments; on a GPU the parallel form wins.
+    """
+    x = x.astype(jnp.int32)
+    return jax.lax.platform_dependent(x, cpu=_grouped_sum, default=lambda x: jnp.cumsum(x, axis=0))
+
+
+def select(options: jax.Array, index: jax.Array) -> jax.Array:
+    """``options[index]`` along a short axis 0, elementwise: sums of masks beat a gather there."""
+    picked = jnp.zeros_like(options[0])
+    for i in range(options.shape[0]):
+        picked = jnp.where(index == i, options[i], picked)
+    return picked

@@ -1,0 +1,147 @@
+"""The vocabulary of policies and action spaces: what they see (View), what they form (Batch), fill rules.
+
+Slots stand in order of arrival, so filling "first come, first served" is filling in slot order. A slot
+whose request is gone holds no tokens; it may stand anywhere and takes part in nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmgym.arrays import prefix_sum
+from llmgym.batch_time import BatchTime
+
+
+def _register(cls: Any) -> Any:
+    return jax.tree_util.register_dataclass(cls)
+
+
+@_register
+@dataclass(frozen=True)
+class Batch:
+    """The action in its canonical form: how many tokens of each slot's request go into the batch.
+
+    ``tokens`` is int32 of shape (slots,): prompt tokens where the request has prefill left, else at
+    most one decode token.
+    """
+
+    tokens: jax.Array
+
+    @property
+    def size(self) -> jax.Array:
+        """b, the number of tokens in the batch."""
+        return jnp.sum(self.tokens, axis=0)
+
+    def __add__(self, other: Batch) -> Batch:
+        return Batch(self.tokens + other.tokens)
+
+
+@_register
+@dataclass(frozen=True)
+class View:
+    """What a policy sees of one engine. Per-slot arrays have shape (slots,); ages are in ticks.
+
+    ``decode_left`` is None unless the scenario says that lengths are known.
+    """
+
+    prefill: jax.Array  # prompt tokens left, p_i
+    decoding: jax.Array  # whether the prompt is done and output tokens are left
+    started: jax.Array  # whether the request has received any token: it is resident
+    prompt: jax.Array  # prompt tokens in all
+    generated: jax.Array  # output tokens so far
+    waited: jax.Array  # ticks since arrival
+    unserved: jax.Array  # ticks since it last received a token, or since arrival
+    job_class: jax.Array  # index of the job type
+    decode_left: jax.Array | None  # output tokens left, d_i, if known
+    token_budget: jax.Array  # b_max
+    max_num_seqs: jax.Array | None  # k_max, if there is one
+    batch_time: BatchTime
+    tick_ms: jax.Array
+    resident_limit: bool = field(default=False, metadata={"static": True})  # what k_max counts
+
+    @property
+    def live(self) -> jax.Array:
+        """Whether a slot holds a request."""
+        return (self.prefill > 0) | self.decoding
+
+    @property
+    def decode(self) -> jax.Array:
+        """Decode tokens that may run now: one for each decoding request (6a, 6c)."""
+        return self.decoding.astype(jnp.int32)
+
+    @property
+    def demand(self) -> jax.Array:
+        """Most tokens each request could put into a batch: p_i + 1{p_i = 0}, the demand of Eq. (8)."""
+        return self.prefill + self.decode
+
+    def empty(self) -> Batch:
+        """The batch with no tokens."""
+        return Batch(jnp.zeros_like(self.prefill))
+
+
+def fill(
+    view: View,
+    batch: Batch,
+    demand: jax.Array,
+    token_budget: jax.Array | int | None = None,
+    whole: bool = False,
+) -> Batch:
+    """Add tokens of ``demand`` (slots,) to a batch, in slot order, while token budget and seats last.
+
+    Args:
+        view: what the engine shows.
+        batch: what is in the batch already.
+        demand: tokens wanted from each slot, int32, on top of the batch.
+        token_budget: a budget below the engine's.
+        whole: give a slot all of its demand or nothing; the first that does not fit blocks the rest.
+    """
+    room = jnp.maximum(own_budget(view, token_budget) - batch.size, 0)
+    demand = jnp.minimum(demand, room + 1)  # more cannot matter, and the sums stay inside 32 bits
+    if view.max_num_seqs is not None:
+        seated = (batch.tokens > 0) | view.started if view.resident_limit else batch.tokens > 0
+        seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
+        newcomer = (demand > 0) & ~seated
+        demand = jnp.where(newcomer & (prefix_sum(newcomer) > seats), 0, demand)
+    upto = prefix_sum(demand)
+    if whole:
+        given = jnp.where(upto <= room, demand, 0)
+    else:
+        given = jnp.clip(room - (upto - demand), 0, demand)
+    return Batch(batch.tokens + given)
+
+
+def own_budget(view: View, token_budget: jax.Array | int | None) -> jax.Array:
+    """The smaller of the engine's token budget and the policy's own, if it has one."""
+    if token_budget is None:
+        return view.token_budget
+    return jnp.minimum(view.token_budget, jnp.asarray(token_budget, jnp.int32))
+
+
+def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
+    """The nearest feasible batch, and whether anything had to be cut.
+
+    A slot gives no more than it has: prompt tokens left, or one token where it decodes (6a, 6c). Where
+    seats (k_max) or the token budget (6d) do not suffice, later slots lose first.
+    """
+    tokens = jnp.clip(batch.tokens.astype(jnp.int32), 0, view.demand)
+    budget = view.token_budget
+
+    def excess(tokens: jax.Array) -> jax.Array:
+        # Bounded by the budget per slot, so the sum cannot leave 32 bits.
+        over = jnp.sum(jnp.minimum(tokens, budget + 1), axis=0) > budget
+        if view.max_num_seqs is not None:
+            taken = (tokens > 0) | view.started if view.resident_limit else tokens > 0
+            over |= jnp.sum(taken.astype(jnp.int32), axis=0) > view.max_num_seqs
+        return over
+
+    def cut(tokens: jax.Array) -> jax.Array:
+        trimmed = jnp.minimum(tokens, budget + 1)
+        return jnp.where(excess(tokens), fill(view, view.empty(), trimmed).tokens, tokens)
+
+    # A loop that rarely runs: a policy that fills with the rules above never exceeds anything.
+    tokens = jax.lax.while_loop(lambda t: jnp.any(excess(t)), cut, tokens)
+    return Batch(tokens), jnp.any(tokens != batch.tokens, axis=0)

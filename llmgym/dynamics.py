@@ -1,0 +1,363 @@
+"""The physics of an engine: ``init`` and ``step``, pure functions that know no policy and no reward.
+
+One step is one decision epoch (arXiv:2504.07347v3, section 3): the batch runs for t_b, non-preemptively,
+its tokens are credited at the end, requests with nothing left leave, and the requests that arrived
+meanwhile join the table. All functions work on one environment or on a batch of them: batch axes stand
+last and need no vmap (though vmap works).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym import stream as streams
+from llmgym.arrays import GROUP, prefix_sum, rows
+from llmgym.arrivals import NEVER
+from llmgym.batch_time import BatchTime
+from llmgym.composition import Batch, View, clip
+from llmgym.scenario import Scenario
+from llmgym.state import State, Table, Totals, empty_table, empty_totals
+from llmgym.wide import Wide
+from llmgym.workload import Replay
+
+COMPACT_EVERY = 16
+"""Steps between compactions of the table. Empty rows are inert, so when it happens changes no result."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Physics:
+    """A scenario lowered to arrays. Every number is traced; sizes and structure are static."""
+
+    batch_time: BatchTime
+    token_budget: jax.Array
+    max_num_seqs: jax.Array | None
+    tick_ms: jax.Array
+    arrivals: tuple[Any, ...]
+    lengths: tuple[Any, ...]
+    slots: int = field(metadata={"static": True})
+    fresh: int = field(metadata={"static": True})  # rows behind the slots, for requests to come
+    resident_limit: bool = field(metadata={"static": True})
+    lengths_known: bool = field(metadata={"static": True})
+
+
+def lower(scenario: Scenario) -> Physics:
+    """The scenario as traced parameters: one compilation serves every load and every constant."""
+    engine, workload = scenario.engine, scenario.workload
+    ticks_per_s = 1000.0 / scenario.tick_ms
+    if isinstance(workload, Replay):
+        arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
+        lengths: tuple[Any, ...] = (workload.length_sampler(),)
+    else:
+        arrivals = tuple(j.arrivals.sampler(ticks_per_s) for j in workload)
+        lengths = tuple(j.stages[0].sampler() for j in workload)
+    # Room for the arrivals that full batches bring between two compactions; more only cost a pass.
+    per_batch = engine.token_budget / max(scenario.mean_prefill + scenario.mean_decode, 1.0)
+    fresh = int(np.clip(np.ceil(1.25 * COMPACT_EVERY * per_batch), 16, 256))
+    fresh += -(scenario.slots + fresh) % GROUP
+    return Physics(
+        batch_time=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), engine.batch_time),
+        token_budget=jnp.int32(engine.token_budget),
+        max_num_seqs=None if engine.max_num_seqs is None else jnp.int32(engine.max_num_seqs),
+        tick_ms=jnp.float32(scenario.tick_ms),
+        arrivals=arrivals,
+        lengths=lengths,
+        slots=scenario.slots,
+        fresh=fresh,
+        resident_limit=engine.seq_limit == "resident",
+        lengths_known=scenario.lengths_known,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepInfo:
+    """What happened in one step. Per-slot arrays refer to ``table``, the requests at the batch's end."""
+
+    duration: jax.Array  # ticks, int32
+    prefill_tokens: jax.Array  # in the batch
+    decode_tokens: jax.Array
+    requests: jax.Array  # in the batch
+    completed: jax.Array  # requests
+    arrived: jax.Array  # requests, those dropped included
+    dropped: jax.Array  # requests
+    clipped: jax.Array  # whether the batch asked for had to be cut
+    idle: jax.Array  # whether no token ran
+    request_ticks: jax.Array  # integral of the number present over the step, float32
+    batch: Batch  # that ran
+    finished: jax.Array  # (slots, ...) whether the request completed
+    table: Table  # after crediting, before arrivals; finished rows still carry their times
+
+
+def init(physics: Physics, key: jax.Array) -> State:
+    """An empty engine at time 0, with whatever arrives at that very instant.
+
+    ``key`` is a JAX random key or an array of them; its shape is the batch shape.
+    """
+    data = jnp.moveaxis(jax.random.key_data(key).astype(jnp.uint32), -1, 0)
+    shape, none = data.shape[1:], jnp.zeros(data.shape[1:], jnp.int32)
+    state = State(
+        table=empty_table(physics.slots + physics.fresh, shape),
+        joined=none,
+        drawn=none,
+        present=none,
+        backlog=none,
+        clock=Wide.zeros(shape),
+        stream=streams.start(physics.arrivals, data),
+        totals=empty_totals(shape),
+        steps=none,
+    )
+    return _admit(physics, state)[0]
+
+
+def view(physics: Physics, state: State) -> View:
+    """What a policy sees of the state."""
+    table, shape = state.table, state.present.shape
+
+    def spread(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, shape)
+
+    live, now = table.live, state.clock.low
+    seqs = physics.max_num_seqs
+    return View(
+        prefill=table.prefill,
+        decoding=(table.prefill == 0) & (table.decode > 0),
+        started=table.started,
+        prompt=jnp.where(live, table.prompt, 0),
+        generated=jnp.where(live, table.output - table.decode, 0),
+        waited=jnp.where(live, (now - table.arrival).astype(jnp.int32), 0),
+        unserved=jnp.where(live, (now - table.last_token).astype(jnp.int32), 0),
+        job_class=table.job_class,
+        decode_left=table.decode if physics.lengths_known else None,
+        token_budget=spread(physics.token_budget),
+        max_num_seqs=None if seqs is None else spread(seqs),
+        batch_time=jax.tree.map(spread, physics.batch_time),
+        tick_ms=spread(physics.tick_ms),
+        resident_limit=physics.resident_limit,
+    )
+
+
+def next_arrival(physics: Physics, state: State) -> jax.Array:
+    """Ticks until the next arrival; NEVER where none is to come."""
+    coming = _coming(physics, state)
+    until = (state.table.arrival[physics.slots :] - state.clock.low).astype(jnp.int32)
+    soonest = jnp.min(jnp.where(coming, until, NEVER), axis=0)
+    return jnp.minimum(soonest, jnp.min(state.stream.wait, axis=0))
+
+
+def _coming(physics: Physics, state: State) -> jax.Array:
+    """Which fresh rows hold a request that has not arrived yet."""
+    row = rows(state.table.arrival[physics.slots :])
+    return (row >= state.joined) & (row < state.drawn)
+
+
+def step(
+    physics: Physics, state: State, batch: Batch, idle_limit: jax.Array | None = None
+) -> tuple[State, StepInfo]:
+    """Run one batch. An empty batch idles until the next arrival, or for ``idle_limit`` ticks.
+
+    With nothing to come and no limit an empty batch takes no time: ``info.duration`` is then 0.
+    """
+    seen = view(physics, state)
+    batch, clipped = clip(seen, batch)
+    tokens, table = batch.tokens, state.table
+    prefill_tokens = jnp.sum(jnp.where(seen.decoding, 0, tokens), axis=0)
+    decode_tokens = jnp.sum(jnp.where(seen.decoding, tokens, 0), axis=0)
+    size = prefill_tokens + decode_tokens
+    wait = next_arrival(physics, state)
+    idle = jnp.where(wait >= NEVER, 0 if idle_limit is None else NEVER, wait)
+    if idle_limit is not None:
+        idle = jnp.minimum(idle, idle_limit)
+    running = seen.batch_time.ticks(size, seen.tick_ms)
+    duration = jnp.where(size > 0, running, idle)
+
+    clock = state.clock + duration
+    table, finished = _credit(table, seen.decoding, tokens, clock.low)
+    completed = jnp.sum(finished.astype(jnp.int32), axis=0)
+    totals = state.totals
+    moved = replace(
+        state,
+        table=table,
+        present=state.present - completed,
+        backlog=state.backlog - size,
+        clock=clock,
+        stream=streams.pass_time(state.stream, duration),
+        totals=replace(
+            totals,
+            completed=totals.completed + completed,
+            batches=totals.batches + (size > 0).astype(jnp.int32),
+            prefill_tokens=totals.prefill_tokens + prefill_tokens,
+            decode_tokens=totals.decode_tokens + decode_tokens,
+            request_ticks=totals.request_ticks.add_product(state.present, duration),
+        ),
+        steps=state.steps + 1,
+    )
+    after, late = _admit(physics, moved)
+    info = StepInfo(
+        duration=duration,
+        prefill_tokens=prefill_tokens,
+        decode_tokens=decode_tokens,
+        requests=jnp.sum((tokens > 0).astype(jnp.int32), axis=0),
+        completed=completed,
+        arrived=after.totals.arrived - totals.arrived,
+        dropped=after.totals.dropped - totals.dropped,
+        clipped=clipped,
+        idle=size == 0,
+        request_ticks=state.present.astype(jnp.float32) * duration.astype(jnp.float32) + late,
+        batch=batch,
+        finished=finished,
+        table=table,
+    )
+    return after, info
+
+
+def _credit(
+    table: Table, decoding: jax.Array, tokens: jax.Array, now: jax.Array
+) -> tuple[Table, jax.Array]:
+    """The table after the batch, and which requests it completed."""
+    ran = tokens > 0
+    prefill = jnp.where(decoding, table.prefill, table.prefill - tokens)
+    decode = jnp.where(decoding, table.decode - tokens, table.decode)
+    finished = ran & (prefill == 0) & (decode == 0)
+    # A request without output tokens has its answer when its prompt is done.
+    first = (decoding & ran & (table.decode == table.output)) | (finished & (table.output == 0))
+    credited = replace(
+        table,
+        prefill=prefill,
+        decode=decode,
+        first_token=jnp.where(first, now, table.first_token),
+        last_token=jnp.where(ran, now, table.last_token),
+    )
+    return credited, finished
+
+
+def _admit(physics: Physics, state: State) -> tuple[State, jax.Array]:
+    """Let every request join whose time has come. Also the request-ticks they have waited, float32."""
+    scheduled = state.steps % COMPACT_EVERY == 0
+
+    def wanting(state: State) -> jax.Array:
+        spent = state.joined == state.drawn
+        overdue = jnp.min(state.stream.wait, axis=0) <= 0
+        return spent & overdue | scheduled & (state.joined > 0)
+
+    def refill(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        state, late = carry
+        state, waited = _join(physics, _compact(physics, state, wanting(state)))
+        return state, late + waited
+
+    # Once in COMPACT_EVERY steps, or when more arrive than were drawn in advance.
+    return jax.lax.while_loop(lambda c: jnp.any(wanting(c[0])), refill, _join(physics, state))
+
+
+def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
+    """Wake the fresh rows that are due; those that find all slots taken are dropped."""
+    table, totals, slots = state.table, state.totals, physics.slots
+    ago = (state.clock.low - table.arrival[slots:]).astype(jnp.int32)
+    due = _coming(physics, state) & (ago >= 0)
+    count = jnp.sum(due.astype(jnp.int32), axis=0)
+    taken = jnp.minimum(count, slots - state.present)
+    joins = due & (rows(due) < state.joined + taken)
+    prefill, decode = (jnp.where(joins, c[slots:], 0) for c in (table.prompt, table.output))
+
+    def wake(column: jax.Array, tokens: jax.Array) -> jax.Array:
+        return column.at[slots:].add(tokens)
+
+    waited = jnp.where(joins, ago, 0)
+    request_ticks = totals.request_ticks + jnp.sum(waited & 0xFFFF, axis=0)
+    request_ticks = request_ticks.add_product(jnp.sum(waited >> 16, axis=0), jnp.int32(1 << 16))
+    state = replace(
+        state,
+        table=replace(
+            table, prefill=wake(table.prefill, prefill), decode=wake(table.decode, decode)
+        ),
+        joined=state.joined + count,
+        present=state.present + taken,
+        backlog=state.backlog + jnp.sum(prefill + decode, axis=0),
+        totals=replace(
+            totals,
+            arrived=totals.arrived + count,
+            dropped=totals.dropped + count - taken,
+            request_ticks=request_ticks,
+        ),
+    )
+    return state, jnp.sum(waited.astype(jnp.float32), axis=0)
+
+
+def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
+    """Move all requests to the top rows and draw new ones to come, where it is ``wanted``."""
+    table, slots, fresh = state.table, physics.slots, physics.fresh
+    source = _sources(table.live)[:slots]
+    index = jnp.where(wanted, jnp.maximum(source, 0), rows(source))
+    gone = wanted & (source < 0)
+
+    kept = jnp.where(wanted, state.drawn - state.joined, state.drawn)
+    limit = jnp.where(wanted, fresh - kept, 0)
+    drawn, stream = streams.draw(physics.arrivals, physics.lengths, state.stream, fresh, limit)
+    row = rows(drawn.wait)
+    old = slots + jnp.minimum(row + jnp.where(wanted, state.joined, 0), fresh - 1)
+    new = jnp.clip(row - kept, 0, fresh - 1)
+    keeps = row < kept
+    arrival = state.clock.low + drawn.wait.astype(jnp.uint32)
+    none, never = jnp.zeros_like(drawn.prefill), jnp.zeros_like(arrival)
+    coming = Table(
+        none, none, drawn.prefill, drawn.decode, arrival, never, arrival, drawn.request, drawn.job_class
+    )
+
+    def move(column: jax.Array, coming: jax.Array) -> jax.Array:
+        top = jnp.where(gone, 0, jnp.take_along_axis(column, index, axis=0))
+        bottom = jnp.where(
+            keeps | ~wanted,
+            jnp.take_along_axis(column, old, axis=0),
+            jnp.take_along_axis(coming, new, axis=0),
+        )
+        return jnp.concatenate([top, bottom])
+
+    return replace(
+        state,
+        table=jax.tree.map(move, table, coming),
+        joined=jnp.where(wanted, 0, state.joined),
+        drawn=kept + drawn.count,
+        stream=stream,
+    )
+
+
+def _sources(live: jax.Array) -> jax.Array:
+    """For each row of the compacted table the row it comes from; -1 past the last request.
+
+    Every request moves up by the number of empty rows before it, one bit of that number at a time:
+    lowest bit first no two requests ever meet (the parallel "compress" of bit manipulation).
+    """
+    count, row = live.shape[0], rows(live)
+    shift = prefix_sum(~live)
+    packed = jnp.where(live, (shift << 16) | (row + 1), 0)
+    for bit in range((count - 1).bit_length()):
+        distance = 1 << bit
+        padded = jnp.concatenate([packed, jnp.zeros((distance, *live.shape[1:]), jnp.int32)])
+        padded = jax.lax.optimization_barrier(padded)  # else every pass recomputes those before it
+        here, ahead = padded[:count], padded[distance:]
+        moves, arrives = (here >> 16) & distance, (ahead >> 16) & distance
+        packed = jnp.where(arrives > 0, ahead, jnp.where(moves > 0, 0, here))
+    return jnp.where(packed > 0, (packed & 0xFFFF) - 1, -1)
+
+
+def clock_ms(physics: Physics, state: State) -> np.ndarray:
+    """Simulated time in milliseconds, float64, on the host."""
+    return state.clock.to_numpy() * float(np.round(np.asarray(physics.tick_ms, float), 9))
+
+
+__all__ = [
+    "Physics",
+    "StepInfo",
+    "Totals",
+    "clock_ms",
+    "init",
+    "lower",
+    "next_arrival",
+    "step",
+    "view",
+]

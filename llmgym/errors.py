@@ -1,0 +1,52 @@
+"""Errors that name the fault and the mend."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class LLMGymError(ValueError):
+    """Bad input to llmgym. The message names the fault and how to mend it."""
+
+
+class UnservableWarning(UserWarning):
+    """The policy can never serve some of the requests (say, a prompt above a whole-prompt budget)."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
+    """The error for a name that is not in ``known``, with the nearest match."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return LLMGymError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    integer: bool = False,
+) -> None:
+    """Refuse a host number that is not finite or out of range; anything else (a traced array) passes."""
+    if isinstance(value, (str, bytes, bool, type(None))):
+        raise LLMGymError(f"{name} must be a number, got {value!r}.")
+    if not isinstance(value, (numbers.Real, np.ndarray)) or np.ndim(value) > 0:  # type: ignore[arg-type]
+        return
+    number = float(value)  # type: ignore[arg-type]
+    if not np.isfinite(number):
+        raise LLMGymError(f"{name} must be finite, got {value!r}.")
+    if integer and number != int(number):
+        raise LLMGymError(f"{name} must be a whole number, got {value!r}.")
+    if low is not None and number < low:
+        raise LLMGymError(f"{name} must be at least {low:g}, got {value!r}.")
+    if above is not None and number <= above:
+        raise LLMGymError(f"{name} must be greater than {above:g}, got {value!r}.")
+    if high is not None and number > high:
+        raise LLMGymError(f"{name} must be at most {high:g}, got {value!r}.")

@@ -1,0 +1,254 @@
+"""Token-length distributions of prompts (prefill) and outputs (decode).
+
+Every distribution maps one uniform number to one length by its inverse distribution function, so a
+request's length depends on its index alone and two policies see the very same requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from llmgym.errors import LLMGymError, check_number
+
+MAX_TOKENS = 2**20
+"""Longest prompt or output of one request: keeps every sum over a request table inside 32 bits."""
+
+
+class Length:
+    """Base of the length distributions: ``mean``, ``maximum`` and the device form ``sampler()``."""
+
+    kind: ClassVar[str]
+
+    @property
+    def mean(self) -> float:
+        """Mean number of tokens."""
+        raise TypeError("a length distribution must define mean")
+
+    @property
+    def maximum(self) -> float:
+        """Largest possible number of tokens; infinite where there is no bound."""
+        return float("inf")
+
+    def sampler(self) -> Any:
+        """The distribution as a pytree of arrays with ``sample(u)``, u uniform in (0, 1)."""
+        return self
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        """Lengths (int32) at the uniform numbers ``u``."""
+        raise TypeError("a length distribution must define sample(u)")
+
+    def draw(self, count: int, seed: int = 0) -> np.ndarray:
+        """``count`` independent lengths on the host, for looking at a distribution."""
+        u = np.random.default_rng(seed).uniform(2.0**-25, 1 - 2.0**-25, count)
+        return np.asarray(self.sampler().sample(jnp.asarray(u, jnp.float32)))
+
+
+def _register(cls: Any) -> Any:
+    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+def _whole(x: jax.Array, low: int = 1) -> jax.Array:
+    return jnp.clip(x, low, MAX_TOKENS).astype(jnp.int32)
+
+
+@_register
+class Fixed(Length):
+    """Always ``tokens``; 0 is allowed (a request whose prompt is already processed, or with no output)."""
+
+    tokens: int
+    kind: ClassVar[str] = "fixed"
+
+    def __post_init__(self) -> None:
+        check_number("tokens", self.tokens, low=0, high=MAX_TOKENS, integer=True)
+
+    @property
+    def mean(self) -> float:
+        return float(self.tokens)
+
+    @property
+    def maximum(self) -> float:
+        return float(self.tokens)
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(self.tokens, jnp.int32), u.shape)
+
+
+@_register
+class Geometric(Length):
+    """Geometric on 1, 2, ... with the given ``mean_tokens`` >= 1 (memoryless, like exponential service)."""
+
+    mean_tokens: float
+    kind: ClassVar[str] = "geometric"
+
+    def __post_init__(self) -> None:
+        check_number("mean_tokens", self.mean_tokens, low=1, high=MAX_TOKENS / 32)
+
+    @property
+    def mean(self) -> float:
+        return float(self.mean_tokens)
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        # log1p(-1/mean) is -inf at mean 1, and the quotient is then 0: always one token.
+        return _whole(1 + jnp.floor(jnp.log(u) / jnp.log1p(-1.0 / self.mean_tokens)))
+
+
+@_register
+class Uniform(Length):
+    """Uniform on the whole numbers ``low`` .. ``high``, both included."""
+
+    low: int
+    high: int
+    kind: ClassVar[str] = "uniform"
+
+    def __post_init__(self) -> None:
+        check_number("low", self.low, low=0, high=MAX_TOKENS, integer=True)
+        check_number("high", self.high, low=0, high=MAX_TOKENS, integer=True)
+        if isinstance(self.low, int) and isinstance(self.high, int) and self.low > self.high:
+            raise LLMGymError(f"Uniform lengths need low <= high, got {self.low} > {self.high}.")
+
+    @property
+    def mean(self) -> float:
+        return (self.low + self.high) / 2
+
+    @property
+    def maximum(self) -> float:
+        return float(self.high)
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        drawn = self.low + jnp.floor(u * (self.high - self.low + 1)).astype(jnp.int32)
+        return jnp.minimum(drawn, self.high)
+
+
+@_register
+class LogNormal(Length):
+    """Lognormal with the given mean and coefficient of variation before rounding to whole tokens >= 1.
+
+    ``mean`` is the mean after rounding, computed by quadrature.
+    """
+
+    mean_tokens: float
+    cv: float
+    kind: ClassVar[str] = "lognormal"
+
+    def __post_init__(self) -> None:
+        check_number("mean_tokens", self.mean_tokens, low=1, high=MAX_TOKENS / 32)
+        check_number("cv", self.cv, above=0, high=20)
+
+    def _law(self) -> Any:
+        sigma = np.sqrt(np.log1p(self.cv**2))
+        return stats.lognorm(s=sigma, scale=self.mean_tokens * np.exp(-(sigma**2) / 2))
+
+    @property
+    def mean(self) -> float:
+        # E[X] = sum over n of P(X > n): 1 for n = 0, then the tail above n + 1/2.
+        law, n = self._law(), np.arange(1, 2**16)
+        rest = law.expect(lambda x: x - n[-1], lb=n[-1] + 0.5) if law.sf(n[-1]) > 1e-12 else 0.0
+        return float(1 + law.sf(n - 0.5 + 1).sum() + rest)
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        sigma = jnp.sqrt(jnp.log1p(jnp.square(self.cv)))
+        scale = self.mean_tokens * jnp.exp(-jnp.square(sigma) / 2)
+        return _whole(jnp.round(scale * jnp.exp(sigma * jax.scipy.special.ndtri(u))))
+
+
+@_register
+class CumulativeTable:
+    """Device form of a distribution on 0, 1, 2, ...: ``cdf[n]`` is the probability of at most n."""
+
+    cdf: jax.Array
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        return jnp.searchsorted(self.cdf, u, side="left", method="compare_all").astype(jnp.int32)
+
+
+@_register
+class Poisson(Length):
+    """Poisson with parameter ``mean_tokens``; a draw of 0 is lifted to 1, so no request is empty."""
+
+    mean_tokens: float
+    kind: ClassVar[str] = "poisson"
+
+    def __post_init__(self) -> None:
+        check_number("mean_tokens", self.mean_tokens, above=0, high=16_384)
+
+    @property
+    def mean(self) -> float:
+        return float(self.mean_tokens + np.exp(-self.mean_tokens))
+
+    def sampler(self) -> CumulativeTable:
+        top = int(self.mean_tokens + 8 * np.sqrt(self.mean_tokens) + 16)
+        cdf = stats.poisson(self.mean_tokens).cdf(np.arange(top))
+        cdf[0] = 0.0
+        return CumulativeTable(jnp.asarray(cdf, jnp.float32))
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        return self.sampler().sample(u)
+
+
+@_register
+class QuantileTable:
+    """Device form of an empirical distribution: linear between equally spaced quantiles."""
+
+    quantiles: jax.Array
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        steps = self.quantiles.shape[0] - 1
+        position = u * steps
+        below = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, steps - 1)
+        low, high = jnp.take(self.quantiles, below), jnp.take(self.quantiles, below + 1)
+        return _whole(jnp.round(low + (high - low) * (position - below)), low=0)
+
+
+@dataclass(frozen=True)
+class Empirical(Length):
+    """Empirical distribution given by its quantiles at equally spaced levels 0, 1/n, ..., 1.
+
+    Between them it is linear, then rounded to whole tokens.
+    """
+
+    quantiles: tuple[float, ...]
+    kind: ClassVar[str] = "empirical"
+
+    def __init__(self, quantiles: Sequence[float]) -> None:
+        values = tuple(float(q) for q in quantiles)
+        object.__setattr__(self, "quantiles", values)
+        if len(values) < 2:
+            raise LLMGymError("Empirical lengths need at least two quantiles (minimum and maximum).")
+        for i, value in enumerate(values):
+            check_number(f"quantiles[{i}]", value, low=0, high=MAX_TOKENS)
+        if np.any(np.diff(values) < 0):
+            raise LLMGymError("Empirical quantiles must not decrease; sort them.")
+
+    @classmethod
+    def from_samples(cls, samples: Sequence[float] | np.ndarray, points: int = 257) -> Empirical:
+        """Quantile summary of observed lengths at ``points`` equally spaced levels."""
+        return cls(np.quantile(np.asarray(samples, float), np.linspace(0, 1, points)).tolist())
+
+    @cached_property
+    def mean(self) -> float:
+        # On a piece from low to high the value is uniform; average its rounding over a fine grid.
+        table, grid = np.array(self.quantiles), (np.arange(256) + 0.5) / 256
+        return float(np.mean(np.rint(table[:-1, None] + np.diff(table)[:, None] * grid)))
+
+    @property
+    def maximum(self) -> float:
+        return float(np.rint(self.quantiles[-1]))
+
+    def sampler(self) -> QuantileTable:
+        return QuantileTable(jnp.asarray(self.quantiles, jnp.float32))
+
+    def sample(self, u: jax.Array) -> jax.Array:
+        return self.sampler().sample(u)
+
+
+LENGTHS: dict[str, type[Length]] = {
+    d.kind: d for d in (Fixed, Geometric, Uniform, LogNormal, Poisson, Empirical)
+}

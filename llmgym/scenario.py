@@ -1,0 +1,256 @@
+"""A scenario: the engine, what arrives, and the size of the simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from llmgym.arrivals import Arrivals
+from llmgym.batch_time import BatchTime
+from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.lengths import Fixed, Length
+from llmgym.workload import JobType, Replay, Stage
+
+SEQ_LIMITS = ("batch", "resident")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One inference engine (arXiv:2504.07347v3, section 3).
+
+    Args:
+        batch_time: t_b, milliseconds against tokens in the batch.
+        token_budget: b_max, the most tokens in one batch (6d).
+        max_num_seqs: k_max, the most requests; None: no limit (section 6).
+        seq_limit: what k_max counts: the requests in each ``"batch"``, or the ``"resident"`` ones, that
+            is all that have received a token and are not finished. Sources differ.
+        name: what stages call it.
+    """
+
+    batch_time: BatchTime
+    token_budget: int
+    max_num_seqs: int | None = None
+    seq_limit: str = "batch"
+    name: str = "engine"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batch_time, BatchTime):
+            raise LLMGymError(
+                f"batch_time must be a batch-time model such as Staircase, got {self.batch_time!r}."
+            )
+        check_number("token_budget", self.token_budget, low=1, high=2**20, integer=True)
+        object.__setattr__(self, "token_budget", int(self.token_budget))
+        if self.max_num_seqs is not None:
+            check_number("max_num_seqs", self.max_num_seqs, low=1, high=2**20, integer=True)
+            object.__setattr__(self, "max_num_seqs", int(self.max_num_seqs))
+        if self.seq_limit not in SEQ_LIMITS:
+            raise unknown("seq_limit", self.seq_limit, SEQ_LIMITS)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """An engine, its workload, and the limits of the simulation.
+
+    Args:
+        engines: the engines; one for ``llmgym/Engine-v0``.
+        workload: a tuple of job types, or one Replay.
+        slots: rows of the request table of an engine; arrivals that find it full are dropped and counted.
+        tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks.
+        lengths_known: whether policies see the remaining output tokens (hidden by default).
+        name, description, source: where it comes from.
+    """
+
+    engines: tuple[Engine, ...]
+    workload: tuple[JobType, ...] | Replay
+    slots: int = 256
+    tick_ms: float = 0.01
+    lengths_known: bool = False
+    name: str = "custom"
+    description: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "engines", tuple(self.engines))
+        if isinstance(self.workload, JobType):
+            object.__setattr__(self, "workload", (self.workload,))
+        if not isinstance(self.workload, Replay):
+            object.__setattr__(self, "workload", tuple(self.workload))
+            if not self.workload or not all(isinstance(j, JobType) for j in self.workload):
+                raise LLMGymError("workload must be a Replay, a JobType, or several job types.")
+            names = [j.name for j in self.workload]
+            if len(set(names)) < len(names):
+                raise LLMGymError(f"Job types need different names, got {names}.")
+        check_number("slots", self.slots, low=1, high=2**15, integer=True)
+        check_number("tick_ms", self.tick_ms, above=0, high=1000)
+        self._check_engines()
+
+    def _check_engines(self) -> None:
+        if len(self.engines) != 1:
+            raise LLMGymError(f"A scenario has exactly one engine, got {len(self.engines)}.")
+        known = [engine.name for engine in self.engines]
+        for job_type in self.job_types:
+            if len(job_type.stages) != 1:
+                raise LLMGymError(
+                    f"Job type {job_type.name!r} has {len(job_type.stages)} stages; on a single engine "
+                    "a job is one LLM call."
+                )
+            for stage in job_type.stages:
+                if stage.engine not in known:
+                    raise unknown("engine", stage.engine, known)
+
+    @classmethod
+    def single_engine(
+        cls,
+        batch_time: BatchTime,
+        token_budget: int,
+        workload: JobType | tuple[JobType, ...] | Replay,
+        max_num_seqs: int | None = None,
+        seq_limit: str = "batch",
+        **fields: Any,
+    ) -> Scenario:
+        """One engine and its workload. ``fields`` are those of Scenario (slots, tick_ms, ...)."""
+        engine = Engine(batch_time, token_budget, max_num_seqs, seq_limit)
+        return cls((engine,), workload, **fields)  # type: ignore[arg-type]
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of a single-engine scenario."""
+        return self.engines[0]
+
+    @property
+    def job_types(self) -> tuple[JobType, ...]:
+        """The job types; empty for a replay."""
+        return () if isinstance(self.workload, Replay) else self.workload
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the request classes that an agent tells apart."""
+        if isinstance(self.workload, Replay):
+            return (self.workload.name,)
+        return tuple(job_type.name for job_type in self.workload)
+
+    @property
+    def targets_ms(self) -> tuple[tuple[float | None, float | None], ...]:
+        """(TTFT, TPOT) targets of each class in milliseconds; None where there is none."""
+        classes = (self.workload,) if isinstance(self.workload, Replay) else self.workload
+        return tuple((c.ttft_ms, c.tpot_ms) for c in classes)
+
+    @property
+    def arrival_rate_per_s(self) -> float:
+        """Requests per second over all classes, lambda."""
+        if isinstance(self.workload, Replay):
+            return self.workload.rate_per_s
+        return sum(job_type.rate_per_s for job_type in self.workload)
+
+    def _mean(self, what: str) -> float:
+        if isinstance(self.workload, Replay):
+            return float(getattr(self.workload, what))
+        total = sum(j.rate_per_s * getattr(j.stages[0], what) for j in self.workload)
+        return float(total / self.arrival_rate_per_s)
+
+    @property
+    def mean_prefill(self) -> float:
+        """Mean prompt length over all arrivals, m_p, in tokens."""
+        return self._mean("mean_prefill")
+
+    @property
+    def mean_decode(self) -> float:
+        """Mean output length over all arrivals, m_d, in tokens."""
+        return self._mean("mean_decode")
+
+    @property
+    def longest_prompt(self) -> float:
+        """Largest prompt that can arrive, in tokens (infinite where there is no bound)."""
+        if isinstance(self.workload, Replay):
+            return self.workload.longest_prompt
+        return max(j.stages[0].longest_prompt for j in self.workload)
+
+    def at_rate(self, rate_per_s: float) -> Scenario:
+        """The same scenario with all arrivals sped up or slowed down to ``rate_per_s`` in total."""
+        check_number("arrival_rate_per_s", rate_per_s, above=0)
+        if isinstance(self.workload, Replay):
+            return replace(self, workload=self.workload.at_rate(rate_per_s))
+        factor = rate_per_s / self.arrival_rate_per_s
+        scaled = tuple(j.at_rate(j.rate_per_s * factor) for j in self.workload)
+        return replace(self, workload=scaled)
+
+    def at_load(self, load: float | None) -> Scenario:
+        """The same scenario at a fraction ``load`` of the LP capacity; unchanged where it is None."""
+        if load is None:
+            return self
+        check_number("load", load, above=0)
+        from llmgym.theory.capacity import capacity
+
+        return self.at_rate(load * capacity(self).requests_per_s)
+
+    def override(self, **changes: Any) -> Scenario:
+        """A copy with changed settings.
+
+        Engine: batch_time, token_budget, max_num_seqs, seq_limit. Workload: arrival_rate_per_s,
+        arrivals, prefill_tokens and decode_tokens (a length distribution or a whole number; for every
+        job type), workload. Any field of Scenario itself, such as slots or tick_ms.
+        """
+        known = {*ENGINE_SETTINGS, *WORKLOAD_SETTINGS, *SCENARIO_SETTINGS}
+        for name in changes:
+            if name not in known:
+                raise unknown("scenario setting", name, known)
+        engine = replace(self.engine, **{k: changes[k] for k in ENGINE_SETTINGS if k in changes})
+        direct = {k: changes[k] for k in SCENARIO_SETTINGS if k in changes}
+        scenario = replace(self, engines=(engine,), **direct)
+        scenario = scenario._with_lengths(
+            changes.get("prefill_tokens"), changes.get("decode_tokens")
+        )
+        if "arrivals" in changes:
+            scenario = scenario._with_arrivals(changes["arrivals"])
+        if "arrival_rate_per_s" in changes:
+            scenario = scenario.at_rate(changes["arrival_rate_per_s"])
+        return scenario
+
+    def _with_lengths(self, prefill: Any, decode: Any) -> Scenario:
+        if prefill is None and decode is None:
+            return self
+        if isinstance(self.workload, Replay):
+            raise LLMGymError(
+                "A replay carries its own token counts; prefill_tokens and decode_tokens do not apply."
+            )
+
+        def stage(old: Stage) -> Stage:
+            if old.paired is not None and (prefill is None or decode is None):
+                raise LLMGymError(
+                    "These lengths are paired: override prefill_tokens and decode_tokens together."
+                )
+            new_prefill = old.prefill if prefill is None else _length("prefill_tokens", prefill)
+            new_decode = old.decode if decode is None else _length("decode_tokens", decode)
+            return replace(old, prefill=new_prefill, decode=new_decode, paired=None)
+
+        jobs = tuple(replace(j, stages=tuple(map(stage, j.stages))) for j in self.workload)
+        return replace(self, workload=jobs)
+
+    def _with_arrivals(self, arrivals: Arrivals) -> Scenario:
+        if isinstance(self.workload, Replay) or len(self.workload) != 1:
+            raise LLMGymError("arrivals can be overridden where there is exactly one job type.")
+        return replace(self, workload=(replace(self.workload[0], arrivals=arrivals),))
+
+
+ENGINE_SETTINGS = ("batch_time", "token_budget", "max_num_seqs", "seq_limit")
+WORKLOAD_SETTINGS = ("arrival_rate_per_s", "arrivals", "prefill_tokens", "decode_tokens")
+SCENARIO_SETTINGS = (
+    "workload",
+    "slots",
+    "tick_ms",
+    "lengths_known",
+    "name",
+    "description",
+    "source",
+)
+
+
+def _length(name: str, value: Any) -> Length:
+    if isinstance(value, Length):
+        return value
+    check_number(name, value, low=0, integer=True)
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise LLMGymError(f"{name} must be a length distribution or a whole number, got {value!r}.")
+    return Fixed(int(value))

@@ -1,0 +1,117 @@
+"""Drawing the requests that have arrived: the next few of every job type, merged in order of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.random import threefry2x32_p
+
+from llmgym.arrays import select
+from llmgym.arrivals import NEVER
+from llmgym.state import Stream
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drawn:
+    """Requests to come, in order of arrival (axis 0); only the first ``count`` are real."""
+
+    count: jax.Array
+    wait: jax.Array  # ticks from now until arrival, negative if overdue
+    prefill: jax.Array
+    decode: jax.Array
+    request: jax.Array
+    job_class: jax.Array
+
+
+def words(key: jax.Array, job_class: int, index: jax.Array, pairs: int) -> jax.Array:
+    """Random words (2 * pairs, ...) of the requests ``index``: a function of seed, class and number.
+
+    ``key`` holds two words, axis 0. Counter-based (Threefry 2x32), so that any policy, in any order,
+    in any batch, meets the same requests.
+    """
+    out = []
+    high = jnp.broadcast_to(key[0], index.shape)
+    low = jnp.broadcast_to(key[1], index.shape)
+    for pair in range(pairs):
+        stream = jnp.full(index.shape, 2 * job_class + pair, jnp.uint32)
+        out += threefry2x32_p.bind(high, low, index.astype(jnp.uint32), stream)
+    return jnp.stack(out)
+
+
+def start(processes: tuple[Any, ...], key: jax.Array) -> Stream:
+    """The stream at time 0, from two key words (2, ...)."""
+    waits, memories = [], []
+    for job_class, process in enumerate(processes):
+        # The gap before the first arrival belongs to "arrival -1".
+        word = words(key, job_class, jnp.full(key.shape[1:], -1, jnp.int32), 1)[0]
+        wait, memory = process.first(word)
+        waits.append(jnp.minimum(wait, NEVER))
+        memories.append(memory)
+    wait = jnp.stack(waits)
+    return Stream(key, jnp.zeros_like(wait), wait, jnp.stack(memories))
+
+
+def pass_time(stream: Stream, ticks: jax.Array) -> Stream:
+    """Let ``ticks`` pass: waits become shorter, and negative for arrivals that are overdue."""
+    return replace(stream, wait=jnp.where(stream.wait >= NEVER, NEVER, stream.wait - ticks))
+
+
+def draw(
+    processes: tuple[Any, ...], lengths: tuple[Any, ...], stream: Stream, most: int, limit: jax.Array
+) -> tuple[Drawn, Stream]:
+    """Take the next ``limit`` <= ``most`` requests off the stream, fewer where no more will come."""
+    ahead = jnp.arange(most, dtype=jnp.int32).reshape((-1,) + (1,) * limit.ndim)
+    times, memories, fields = [], [], []
+    for k, (process, length) in enumerate(zip(processes, lengths, strict=True)):
+        index = stream.index[k] + ahead
+        random = words(stream.key, k, index, 2)
+        gaps, memory = process.gaps(stream.memory[k], stream.index[k], random[0])
+
+        def after(time: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array]:
+            time = jnp.minimum(time + gap, NEVER)
+            return time, time
+
+        _, later = jax.lax.scan(after, stream.wait[k], gaps)
+        times.append(jnp.concatenate([stream.wait[k][None], later]))
+        prefill, decode = length(index, random[1:3])
+        memories.append(memory)
+        fields.append((prefill, decode, index, jnp.full_like(index, k)))
+
+    if len(times) == 1:
+        taken = [jnp.sum(((times[0][:-1] < NEVER) & (ahead < limit)).astype(jnp.int32), axis=0)]
+        drawn = Drawn(taken[0], times[0][:-1], *fields[0])
+    else:
+        drawn, taken = _merge(times, fields, most, limit)
+
+    def at(columns: list[jax.Array]) -> jax.Array:
+        return jnp.stack([_pick(c, n) for c, n in zip(columns, taken, strict=True)])
+
+    return drawn, Stream(stream.key, stream.index + jnp.stack(taken), at(times), at(memories))
+
+
+def _pick(column: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(column, index[None], axis=0)[0]
+
+
+def _merge(
+    times: list[jax.Array], fields: list[tuple[jax.Array, ...]], most: int, limit: jax.Array
+) -> tuple[Drawn, list[jax.Array]]:
+    """The first ``limit`` requests over several job types; the lower class first at a tie."""
+    classes = range(len(times))
+
+    def pick(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+        taken, count = carry
+        heads = jnp.stack([_pick(times[k], taken[k]) for k in classes])
+        best, soonest = jnp.argmin(heads, axis=0), jnp.min(heads, axis=0)
+        rows = [jnp.stack([_pick(f, jnp.minimum(taken[k], most - 1)) for f in fields[k]]) for k in classes]
+        row = select(jnp.stack(rows), best)
+        real = (soonest < NEVER) & (count < limit)
+        taken = [taken[k] + (real & (best == k)).astype(jnp.int32) for k in classes]
+        return (taken, count + real.astype(jnp.int32)), (soonest, *row)
+
+    none = jnp.zeros(limit.shape, jnp.int32)
+    (taken, count), columns = jax.lax.scan(pick, ([none for _ in classes], none), length=most)
+    return Drawn(count, *columns), taken

@@ -1,0 +1,313 @@
+"""What arrives: job types with their arrival process and token lengths, or an explicit list of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym.arrivals import NEVER, Arrivals, GapSampler, ListedGaps, uniform
+from llmgym.errors import LLMGymError, check_number
+from llmgym.lengths import MAX_TOKENS, Fixed, Length
+
+
+def _register(cls: Any) -> Any:
+    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+@_register
+class IndependentLengths:
+    """Device form of independently drawn prompt and output lengths."""
+
+    prefill: Any
+    decode: Any
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Lengths (int32) of the requests ``index`` from two random words each (axis 0)."""
+        return self.prefill.sample(uniform(words[0])), self.decode.sample(uniform(words[1]))
+
+
+@_register
+class JointLengths:
+    """Device form of paired lengths: a row of a table drawn uniformly."""
+
+    prefill: jax.Array
+    decode: jax.Array
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows = self.prefill.shape[0]
+        row = jnp.minimum((uniform(words[0]) * rows).astype(jnp.int32), rows - 1)
+        return jnp.take(self.prefill, row), jnp.take(self.decode, row)
+
+
+@_register
+class ListedLengths:
+    """Device form of a replay: request n has the lengths in row n."""
+
+    prefill: jax.Array
+    decode: jax.Array
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        row = jnp.minimum(index, self.prefill.shape[0] - 1)
+        return jnp.take(self.prefill, row), jnp.take(self.decode, row)
+
+
+def _token_column(name: str, values: Any) -> np.ndarray:
+    column = np.asarray(values)
+    if column.ndim != 1:
+        raise LLMGymError(f"{name} must be a flat list, got an array of shape {column.shape}.")
+    try:
+        numbers = column.astype(float)
+    except (TypeError, ValueError):
+        raise LLMGymError(f"{name} must hold numbers, got {column.dtype}.") from None
+    bad = np.flatnonzero(~np.isfinite(numbers) | (numbers < 0) | (numbers != np.rint(numbers)))
+    if bad.size:
+        at = bad[0]
+        raise LLMGymError(
+            f"{name}[{at}] is {values[at]!r}; token counts are whole numbers of 0 or more."
+        )
+    long = np.flatnonzero(numbers > MAX_TOKENS)
+    if long.size:
+        raise LLMGymError(f"{name}[{long[0]}] is {values[long[0]]!r}, above {MAX_TOKENS} tokens.")
+    return numbers.astype(np.int32)
+
+
+def _check_pairs(prefill: np.ndarray, decode: np.ndarray) -> None:
+    if prefill.size != decode.size:
+        raise LLMGymError(
+            f"prefill_tokens has {prefill.size} entries and decode_tokens {decode.size}; "
+            "they need one each per request."
+        )
+    if prefill.size == 0:
+        raise LLMGymError("A list of requests must not be empty.")
+    empty = np.flatnonzero(prefill + decode == 0)
+    if empty.size:
+        raise LLMGymError(f"Request {empty[0]} has neither prefill nor decode tokens; drop it.")
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """Prompt and output lengths drawn together: a row of the two lists, uniformly at random."""
+
+    prefill_tokens: Sequence[int] | np.ndarray
+    decode_tokens: Sequence[int] | np.ndarray
+
+    def __post_init__(self) -> None:
+        prefill = _token_column("prefill_tokens", self.prefill_tokens)
+        decode = _token_column("decode_tokens", self.decode_tokens)
+        _check_pairs(prefill, decode)
+        object.__setattr__(self, "prefill_tokens", prefill)
+        object.__setattr__(self, "decode_tokens", decode)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One LLM call of a job: the engine that serves it and its token lengths.
+
+    Give ``prefill`` and ``decode`` for independent lengths, or ``paired`` for joint ones.
+    """
+
+    prefill: Length | None = None
+    decode: Length | None = None
+    paired: Paired | None = None
+    engine: str = "engine"
+
+    def __post_init__(self) -> None:
+        separate = self.prefill is not None and self.decode is not None
+        if separate == (self.paired is not None) or (self.prefill is None) != (self.decode is None):
+            raise LLMGymError("A stage needs either prefill and decode lengths, or paired ones.")
+        for name in ("prefill", "decode"):
+            length = getattr(self, name)
+            if isinstance(length, (int, np.integer)) and not isinstance(length, bool):
+                object.__setattr__(self, name, Fixed(int(length)))
+            elif length is not None and not isinstance(length, Length):
+                raise LLMGymError(
+                    f"{name} must be a length distribution or a whole number, got {length!r}."
+                )
+        if self.mean_prefill + self.mean_decode <= 0:
+            raise LLMGymError("A stage with neither prefill nor decode tokens has nothing to serve.")
+
+    @property
+    def mean_prefill(self) -> float:
+        """Mean prompt length m_p in tokens."""
+        if self.paired is not None:
+            return float(np.mean(self.paired.prefill_tokens))
+        assert self.prefill is not None
+        return self.prefill.mean
+
+    @property
+    def mean_decode(self) -> float:
+        """Mean output length m_d in tokens."""
+        if self.paired is not None:
+            return float(np.mean(self.paired.decode_tokens))
+        assert self.decode is not None
+        return self.decode.mean
+
+    @property
+    def longest_prompt(self) -> float:
+        """Largest possible prompt in tokens (infinite where there is no bound)."""
+        if self.paired is not None:
+            return float(np.max(self.paired.prefill_tokens))
+        assert self.prefill is not None
+        return self.prefill.maximum
+
+    def sampler(self) -> IndependentLengths | JointLengths:
+        """Device form of the stage's lengths."""
+        if self.paired is not None:
+            prefill, decode = self.paired.prefill_tokens, self.paired.decode_tokens
+            return JointLengths(jnp.asarray(prefill), jnp.asarray(decode))
+        assert self.prefill is not None and self.decode is not None
+        return IndependentLengths(_arrays(self.prefill.sampler()), _arrays(self.decode.sampler()))
+
+
+def _arrays(sampler: Any) -> Any:
+    def leaf(x: Any) -> jax.Array:
+        return jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32)
+
+    return jax.tree.map(leaf, sampler)
+
+
+@dataclass(frozen=True)
+class JobType:
+    """A stream of jobs that arrive alike and ask for the same calls.
+
+    ``ttft_ms`` and ``tpot_ms`` are service-level targets (milliseconds; None: no target): time to first
+    token, and mean time per output token after the first.
+    """
+
+    arrivals: Arrivals
+    stages: tuple[Stage, ...]
+    name: str = "default"
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not isinstance(self.arrivals, Arrivals):
+            raise LLMGymError(f"arrivals must be an arrival process, got {self.arrivals!r}.")
+        if not self.stages:
+            raise LLMGymError(f"Job type {self.name!r} has no stage: give it at least one LLM call.")
+        for name in ("ttft_ms", "tpot_ms"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
+
+    @property
+    def rate_per_s(self) -> float:
+        """Mean arrivals per second, lambda."""
+        return self.arrivals.rate_per_s
+
+    def at_rate(self, rate_per_s: float) -> JobType:
+        """The same job type arriving at another rate."""
+        return replace(self, arrivals=self.arrivals.at_rate(rate_per_s))
+
+
+def Workload(  # noqa: N802 - reads as a constructor where a scenario is written
+    arrivals: Arrivals,
+    prefill: Length | int | None = None,
+    decode: Length | int | None = None,
+    paired: Paired | None = None,
+    **job_type: Any,
+) -> JobType:
+    """A job type of one LLM call: the workload of a single engine."""
+    stage = Stage(prefill=prefill, decode=decode, paired=paired)  # type: ignore[arg-type]
+    return JobType(arrivals, (stage,), **job_type)
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """An explicit list of requests: arrival times in seconds (not decreasing) and token counts."""
+
+    arrival_s: Sequence[float] | np.ndarray
+    prefill_tokens: Sequence[int] | np.ndarray
+    decode_tokens: Sequence[int] | np.ndarray
+    name: str = "replay"
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    kind: ClassVar[str] = "replay"
+
+    def __post_init__(self) -> None:
+        try:
+            arrival = np.asarray(self.arrival_s, float)
+        except (TypeError, ValueError):
+            raise LLMGymError("arrival_s must be a flat list of seconds.") from None
+        if arrival.ndim != 1:
+            raise LLMGymError(f"arrival_s must be a flat list, got shape {arrival.shape}.")
+        prefill = _token_column("prefill_tokens", self.prefill_tokens)
+        decode = _token_column("decode_tokens", self.decode_tokens)
+        if arrival.size != prefill.size:
+            raise LLMGymError(
+                f"arrival_s has {arrival.size} entries and prefill_tokens {prefill.size}."
+            )
+        _check_pairs(prefill, decode)
+        bad = np.flatnonzero(~np.isfinite(arrival) | (arrival < 0))
+        if bad.size:
+            raise LLMGymError(
+                f"arrival_s[{bad[0]}] is {arrival[bad[0]]!r}; times are seconds from the start, 0 or more."
+            )
+        unsorted = np.flatnonzero(np.diff(arrival) < 0)
+        if unsorted.size:
+            at = unsorted[0] + 1
+            raise LLMGymError(
+                f"arrival_s[{at}] = {arrival[at]:g} is before arrival_s[{at - 1}] = {arrival[at - 1]:g}; "
+                "sort the requests by arrival time."
+            )
+        for name, column in (
+            ("arrival_s", arrival),
+            ("prefill_tokens", prefill),
+            ("decode_tokens", decode),
+        ):
+            object.__setattr__(self, name, column)
+        for name in ("ttft_ms", "tpot_ms"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def rate_per_s(self) -> float:
+        """Requests per second over the span of the list; infinite where they all come at once."""
+        span = float(self.arrival_s[-1] - self.arrival_s[0])
+        return (len(self) - 1) / span if span > 0 else float("inf")
+
+    def at_rate(self, rate_per_s: float) -> Replay:
+        """The same requests with time stretched to a mean of ``rate_per_s``."""
+        check_number("rate_per_s", rate_per_s, above=0)
+        if not np.isfinite(self.rate_per_s):
+            raise LLMGymError("All requests arrive at one instant: there is no rate to change.")
+        scaled = np.asarray(self.arrival_s) * (self.rate_per_s / rate_per_s)
+        return replace(self, arrival_s=scaled)
+
+    @property
+    def mean_prefill(self) -> float:
+        """Mean prompt length in tokens."""
+        return float(np.mean(self.prefill_tokens))
+
+    @property
+    def mean_decode(self) -> float:
+        """Mean output length in tokens."""
+        return float(np.mean(self.decode_tokens))
+
+    @property
+    def longest_prompt(self) -> float:
+        """Largest prompt in tokens."""
+        return float(np.max(self.prefill_tokens))
+
+    def gap_sampler(self, ticks_per_s: float) -> GapSampler:
+        """Device form of the arrival times. Raises LLMGymError on a gap the clock cannot hold."""
+        ticks = np.rint(np.asarray(self.arrival_s) * ticks_per_s).astype(np.int64)
+        gaps = np.diff(ticks, prepend=0)
+        if gaps.max() >= NEVER:
+            raise LLMGymError(
+                f"Two requests are {gaps.max() / ticks_per_s:.0f} s apart; the longest gap is "
+                f"{NEVER / ticks_per_s:.0f} s. Use a larger tick_ms, or cut the trace there."
+            )
+        return ListedGaps(jnp.asarray(np.append(gaps, NEVER), jnp.int32))
+
+    def length_sampler(self) -> ListedLengths:
+        """Device form of the token counts."""
+        return ListedLengths(jnp.asarray(self.prefill_tokens), jnp.asarray(self.decode_tokens))
