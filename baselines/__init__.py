@@ -1,1 +1,68 @@
+"""Published scheduling policies, one file each, readable beside the paper.
+
+A policy is called as ``policy(key, view) -> Batch``. ``make("sarathi", token_budget=128)`` makes one by
+name; ``names()`` lists them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmgym.baselines.always_full import AlwaysFull
+from llmgym.baselines.faster_transformer import FasterTransformer
+from llmgym.baselines.flush import Flush
+from llmgym.baselines.greedy_rate import GreedyRate
+from llmgym.baselines.idle import Idle
+from llmgym.baselines.k_fcfs import KFCFS
+from llmgym.baselines.orca import Orca
+from llmgym.baselines.policy import Policy
+from llmgym.baselines.random_feasible import RandomFeasible
 from llmgym.baselines.sarathi import SarathiServe
+from llmgym.baselines.tile_align import TileAlign
+from llmgym.baselines.vllm import VanillaVLLM
+from llmgym.errors import LLMGymError, unknown
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        FasterTransformer,
+        VanillaVLLM,
+        Orca,
+        SarathiServe,
+        AlwaysFull,
+        GreedyRate,
+        TileAlign,
+        Flush,
+        KFCFS,
+        RandomFeasible,
+        Idle,
+    )
+}
+
+PAPER = ("faster_transformer", "vllm", "orca", "sarathi")
+"""The four policies of arXiv:2504.07347, Table 1."""
+
+
+def names() -> tuple[str, ...]:
+    """Names of all baselines, the paper's four first."""
+    return tuple(POLICIES)
+
+
+def make(name: str, **settings: Any) -> Policy:
+    """The baseline ``name`` with the given settings (fields of its class, such as token_budget).
+
+    Raises LLMGymError for an unknown name or setting, with the nearest match.
+    """
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES)
+    policy = POLICIES[name]
+    for setting in settings:
+        if setting not in policy.__dataclass_fields__:
+            raise unknown(f"setting of policy {name!r}:", setting, policy.__dataclass_fields__)
+    try:
+        return policy(**settings)
+    except TypeError as error:
+        raise LLMGymError(f"Policy {name!r}: {error}.") from error
+
+
+__all__ = ["PAPER", "POLICIES", "Policy", "make", "names", *(p.__name__ for p in POLICIES.values())]

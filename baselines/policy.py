@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
 from llmgym.composition import Batch, View
-from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.errors import check_number, unknown
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,14 @@ class Policy:
         name: registry name.
         work_conserving: whether every batch obeys Eqs. (8)-(9) of arXiv:2504.07347v3 with
             ``b_max = token_budget`` and no limit on requests.
+        batched: whether the policy takes a view with batch axes behind the slots as it is; else it is
+            vmapped, as any plain function is.
         token_budget: the policy's own budget, if it is below the engine's.
     """
 
     name: ClassVar[str]
     work_conserving: ClassVar[bool] = False
+    batched: ClassVar[bool] = True
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,15 +69,3 @@ class WholePromptPolicy(Policy):
             f"its token budget of {budget}: the first one stops the engine for good. Use prompts='split' "
             f"or a larger token budget."
         )
-
-
-def settings_of(policy: type[Policy], settings: dict[str, Any]) -> Policy:
-    """An instance with ``settings``; an unknown one gives an error that lists those that exist."""
-    known = [f for f in policy.__dataclass_fields__]
-    for name in settings:
-        if name not in known:
-            raise unknown(f"setting of policy {policy.name!r}:", name, known)
-    try:
-        return policy(**settings)
-    except TypeError as error:
-        raise LLMGymError(f"Policy {policy.name!r}: {error}.") from error

@@ -92,7 +92,8 @@ class RegularGaps:
     fraction: jax.Array
 
     def first(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros(word.shape, jnp.int32), jnp.zeros_like(word)
+        first = jnp.broadcast_to(self.whole, word.shape)
+        return first, jnp.broadcast_to(self.fraction, word.shape)
 
     def gaps(
         self, memory: jax.Array, index: jax.Array, words: jax.Array
@@ -216,7 +217,7 @@ class Poisson(Arrivals):
 
 @dataclass(frozen=True)
 class Deterministic(Arrivals):
-    """One arrival every 1/rate seconds, the first at time 0; the interval is kept to 2**-32 ticks."""
+    """One arrival every 1/rate seconds, the first after one interval, which is kept to 2**-32 ticks."""
 
     rate_per_s: float
     kind: ClassVar[str] = "deterministic"

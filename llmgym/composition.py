@@ -36,9 +36,6 @@ class Batch:
         """b, the number of tokens in the batch."""
         return jnp.sum(self.tokens, axis=0)
 
-    def __add__(self, other: Batch) -> Batch:
-        return Batch(self.tokens + other.tokens)
-
 
 @_register
 @dataclass(frozen=True)
@@ -112,6 +109,31 @@ def fill(
     else:
         given = jnp.clip(room - (upto - demand), 0, demand)
     return Batch(batch.tokens + given)
+
+
+def choose(condition: jax.Array, yes: Batch, no: Batch) -> Batch:
+    """One batch or the other, as a whole."""
+    return Batch(jnp.where(condition, yes.tokens, no.tokens))
+
+
+def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax.Array:
+    """The ``count`` slots of the mask ``candidates`` that were served longest ago, as a mask.
+
+    Ties go in slot order. No sort: the age that separates them is found bit by bit.
+    """
+    age = jnp.where(candidates, view.unserved, -1)
+
+    def at_least(bound: jax.Array) -> jax.Array:
+        return jnp.sum((age >= bound).astype(jnp.int32), axis=0)
+
+    def refine(bit: jax.Array, bound: jax.Array) -> jax.Array:
+        higher = bound | jnp.left_shift(1, 30 - bit)
+        return jnp.where(at_least(higher) >= count, higher, bound)
+
+    bound = jax.lax.fori_loop(0, 31, refine, jnp.zeros_like(count))
+    older, equal = age > bound, age == bound
+    rest = count - jnp.sum(older.astype(jnp.int32), axis=0)
+    return older | (equal & (prefix_sum(equal) <= rest))
 
 
 def own_budget(view: View, token_budget: jax.Array | int | None) -> jax.Array:

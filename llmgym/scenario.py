@@ -254,3 +254,12 @@ def _length(name: str, value: Any) -> Length:
     if not isinstance(value, (int, float, np.integer, np.floating)):
         raise LLMGymError(f"{name} must be a length distribution or a whole number, got {value!r}.")
     return Fixed(int(value))
+
+
+def as_scenario(scenario: Scenario | str) -> Scenario:
+    """The scenario itself, or the one that a name or a TOML path stands for."""
+    if isinstance(scenario, Scenario):
+        return scenario
+    from llmgym.scenario_files import scenario as named
+
+    return named(scenario)

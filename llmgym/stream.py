@@ -41,6 +41,18 @@ def words(key: jax.Array, job_class: int, index: jax.Array, pairs: int) -> jax.A
     return jnp.stack(out)
 
 
+def lengths_of(
+    lengths: tuple[Any, ...], key: jax.Array, job_class: jax.Array, request: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Prompt and output tokens of given requests: they depend on nothing but key, class and number."""
+    prefill, decode = jnp.zeros_like(request), jnp.zeros_like(request)
+    for k, length in enumerate(lengths):
+        drawn = length(request, words(key, k, request, 2)[1:3])
+        prefill = jnp.where(job_class == k, drawn[0], prefill)
+        decode = jnp.where(job_class == k, drawn[1], decode)
+    return prefill, decode
+
+
 def start(processes: tuple[Any, ...], key: jax.Array) -> Stream:
     """The stream at time 0, from two key words (2, ...)."""
     waits, memories = [], []

@@ -43,6 +43,21 @@ class Wide:
         high = total.high + a_high * b_high + (middle_1 >> 16) + (middle_2 >> 16)
         return Wide(high, total.low)
 
+    def until(self, later: Wide) -> jax.Array:
+        """``later - self`` as int32, cut to 0 .. 2**30 - 1."""
+        most = jnp.uint32(2**30 - 1)
+        low = later.low - self.low
+        borrow = (later.low < self.low).astype(jnp.uint32)
+        high = later.high - self.high - borrow
+        past = (later.high < self.high + borrow) | (later.high < self.high)
+        cut = jnp.where(high > 0, most, jnp.minimum(low, most))
+        return jnp.where(past, 0, cut).astype(jnp.int32)
+
+    @classmethod
+    def of(cls, value: int) -> Wide:
+        """A host number as a scalar."""
+        return cls(jnp.uint32(value >> 32), jnp.uint32(value & 0xFFFFFFFF))
+
     def to_numpy(self) -> np.ndarray:
         """The value as int64 on the host."""
         high = np.asarray(self.high).astype(np.int64)

@@ -1,0 +1,72 @@
+"""Batches counted in tiles: what the tile rules share.
+
+The batch time is a staircase with one step per tile of b_0 tokens, so the number of tiles k is what an
+iteration costs and k * b_0 what it can carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from llmgym.baselines.policy import Policy
+from llmgym.composition import Batch, View, fill, longest_unserved, own_budget
+from llmgym.errors import check_number
+
+DEFAULT_TILE = 128
+"""Tokens of a tile where the batch time has none of its own."""
+
+
+def tokens_waiting(view: View) -> tuple[jax.Array, jax.Array]:
+    """D, the requests that decode, and P, the prompt tokens left (counted up to 2**15 a request)."""
+    decodes = jnp.sum(view.decode, axis=0)
+    return decodes, jnp.sum(jnp.minimum(view.prefill, 1 << 15), axis=0)
+
+
+def tile_batch(view: View, tokens: jax.Array) -> Batch:
+    """A batch of up to ``tokens`` tokens: decodes first, those served longest ago, then prefill FCFS."""
+    tokens = jnp.minimum(tokens, view.token_budget)
+
+    def some(decodes: jax.Array) -> jax.Array:
+        return jnp.where(longest_unserved(view, view.decoding, tokens), 1, 0)
+
+    # A loop that runs only where the decodes do not all fit.
+    def excess(decodes: jax.Array) -> jax.Array:
+        return jnp.any(jnp.sum(decodes, axis=0) > tokens)
+
+    decodes = jax.lax.while_loop(excess, some, view.decode)
+    batch = fill(view, view.empty(), decodes, tokens)
+    return fill(view, batch, view.prefill, tokens)
+
+
+@dataclass(frozen=True)
+class TilePolicy(Policy):
+    """Base of the tile rules: a rule says how many of the K = ceil(b_max / tile) tiles to open.
+
+    ``tile`` is b_0 in tokens; None: that of the engine's batch time.
+    """
+
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile is not None:
+            check_number("tile", self.tile, low=1, integer=True)
+
+    def __call__(self, key: jax.Array, view: View) -> Batch:
+        tile = self.tile or getattr(view.batch_time, "tile", DEFAULT_TILE)
+        tile = jnp.broadcast_to(jnp.asarray(tile, jnp.int32), view.token_budget.shape)
+        budget = own_budget(view, self.token_budget)
+        most = (budget + tile - 1) // tile
+        return tile_batch(view, jnp.minimum(self.tiles(view, tile, most) * tile, budget))
+
+    def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
+        """How many tiles to open, 1 .. ``most``."""
+        raise TypeError("a tile rule must define tiles(view, tile, most)")
+
+
+def tiles_for(tokens: jax.Array, tile: jax.Array) -> jax.Array:
+    """ceil(tokens / tile), at least 1."""
+    return jnp.maximum((tokens + tile - 1) // tile, 1)

@@ -1,0 +1,28 @@
+"""Vanilla vLLM, before chunked prefill, as section 4 of arXiv:2504.07347v3 describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+
+from llmgym.baselines.policy import WholePromptPolicy
+from llmgym.composition import Batch, View, choose, fill
+
+
+@dataclass(frozen=True)
+class VanillaVLLM(WholePromptPolicy):
+    """While any request has prefill left, a batch of prefills within the budget; else decodes.
+
+    First come first served inside each phase. Where no prefill can enter (its prompt does not fit the
+    budget, or no seat is free) the decodes run. Not work-conserving, not throughput-optimal.
+    """
+
+    name: ClassVar[str] = "vllm"
+
+    def __call__(self, key: jax.Array, view: View) -> Batch:
+        whole = self.prompts == "whole"
+        prefills = fill(view, view.empty(), view.prefill, self.token_budget, whole=whole)
+        decodes = fill(view, view.empty(), view.decode, self.token_budget)
+        return choose(prefills.size > 0, prefills, decodes)

@@ -1,0 +1,127 @@
+"""Running a policy on a batch of environments, in compiled chunks, up to a horizon.
+
+Every environment stops at the first decision at or after the horizon; it then stands still (an empty
+batch that takes no time) until the others are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym import dynamics
+from llmgym.composition import Batch
+from llmgym.dynamics import Physics
+from llmgym.policies import compose
+from llmgym.state import State
+from llmgym.wide import Wide
+
+FOREVER = 2**62
+"""A horizon in ticks that no run reaches."""
+
+Policy = Callable[[jax.Array, Any], Batch]
+
+
+def keys(seed: int, num_envs: int) -> jax.Array:
+    """Keys of the environments: a function of the seed and of the environment's number alone."""
+    one = jax.random.key(seed, impl="threefry2x32")
+    return jax.vmap(lambda i: jax.random.fold_in(one, i))(jnp.arange(num_envs))
+
+
+def policy_key(key: jax.Array, steps: jax.Array) -> jax.Array:
+    """The policy's key for a decision: apart from the arrivals', and fresh in every step."""
+
+    def one(key: jax.Array, step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
+
+    return one(key, steps) if key.ndim == 0 else jax.vmap(one)(key, steps)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Steps:
+    """What is kept of every step; arrays (steps, num_envs), requests (steps, rows, num_envs)."""
+
+    start: Wide  # clock at the decision, ticks
+    duration: jax.Array  # ticks; 0 once the environment stands still
+    prefill_tokens: jax.Array
+    decode_tokens: jax.Array
+    requests: jax.Array  # in the batch
+    present: jax.Array  # requests in the system at the decision
+    backlog: jax.Array  # their tokens left
+    finished: jax.Array | None  # number of the request that finished in a row, else -1
+    job_class: jax.Array | None
+    arrival: jax.Array | None  # low clock words
+    first_token: jax.Array | None
+
+
+@partial(jax.jit, static_argnames=("policy", "length", "detail", "bounded"), donate_argnums=(1,))
+def run_chunk(
+    physics: Physics,
+    state: State,
+    key: jax.Array,
+    horizon: Wide,
+    policy: Policy,
+    length: int,
+    detail: bool,
+    bounded: bool,
+) -> tuple[State, Steps]:
+    """``length`` steps under the policy, not beyond the horizon (if ``bounded`` by one)."""
+
+    def body(state: State, _: None) -> tuple[State, Steps]:
+        left = state.clock.until(horizon)
+        batch = compose(policy, policy_key(key, state.steps), dynamics.view(physics, state))
+        batch = Batch(jnp.where(left > 0, batch.tokens, 0))
+        after, info = dynamics.step(physics, state, batch, left if bounded else None)
+        finished = jnp.where(info.finished, info.table.request, -1)
+        kept = Steps(
+            start=state.clock,
+            duration=info.duration,
+            prefill_tokens=info.prefill_tokens,
+            decode_tokens=info.decode_tokens,
+            requests=info.requests,
+            present=state.present,
+            backlog=state.backlog,
+            finished=finished if detail else None,
+            job_class=info.table.job_class if detail else None,
+            arrival=info.table.arrival if detail else None,
+            first_token=info.table.first_token if detail else None,
+        )
+        return after, kept
+
+    return jax.lax.scan(body, state, None, length=length)
+
+
+start = jax.jit(dynamics.init)
+
+
+def rollout(
+    physics: Physics,
+    policy: Policy,
+    state: State,
+    key: jax.Array,
+    horizon: int = FOREVER,
+    detail: bool = False,
+) -> Iterator[tuple[State, Steps]]:
+    """Chunks of a run until all environments are at the horizon or have nothing left to do.
+
+    Args:
+        state, key: initial state of the environments and their keys (``keys``). ``state`` is used up.
+        horizon: ticks. Without one (FOREVER) a run ends when no environment makes progress.
+        detail: keep the finished requests as well.
+    """
+    rows = physics.slots + physics.fresh
+    length = int(np.clip(2**21 // (rows * key.size), 16, 512)) if detail else 512
+    bounded, end = horizon < FOREVER, Wide.of(horizon)
+    while True:
+        state, steps = run_chunk(physics, state, key, end, policy, length, detail, bounded)
+        steps = jax.device_get(steps)
+        yield state, steps
+        if not steps.duration[-1].any():
+            return
