@@ -25,19 +25,24 @@ def tokens_waiting(view: View) -> tuple[jax.Array, jax.Array]:
     return decodes, jnp.sum(jnp.minimum(view.prefill, 1 << 15), axis=0)
 
 
-def tile_batch(view: View, tokens: jax.Array) -> Batch:
-    """A batch of up to ``tokens`` tokens: decodes first, those served longest ago, then prefill FCFS."""
-    tokens = jnp.minimum(tokens, view.token_budget)
+def decodes_in_turn(view: View, room: jax.Array) -> jax.Array:
+    """One token for each decoding request; where ``room`` does not suffice, those served longest ago."""
+    room = jnp.maximum(room, 0)
+
+    def excess(decodes: jax.Array) -> jax.Array:
+        return jnp.any(jnp.sum(decodes, axis=0) > room)
 
     def some(decodes: jax.Array) -> jax.Array:
-        return jnp.where(longest_unserved(view, view.decoding, tokens), 1, 0)
+        return jnp.where(longest_unserved(view, view.decoding, room), decodes, 0)
 
     # A loop that runs only where the decodes do not all fit.
-    def excess(decodes: jax.Array) -> jax.Array:
-        return jnp.any(jnp.sum(decodes, axis=0) > tokens)
+    return jax.lax.while_loop(excess, some, view.decode)
 
-    decodes = jax.lax.while_loop(excess, some, view.decode)
-    batch = fill(view, view.empty(), decodes, tokens)
+
+def tile_batch(view: View, tokens: jax.Array) -> Batch:
+    """A batch of up to ``tokens`` tokens: decodes in turn first, then prefill FCFS."""
+    tokens = jnp.minimum(tokens, view.token_budget)
+    batch = fill(view, view.empty(), decodes_in_turn(view, tokens), tokens)
     return fill(view, batch, view.prefill, tokens)
 
 

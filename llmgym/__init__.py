@@ -1,0 +1,30 @@
+"""llmgym: reinforcement-learning environments for scheduling LLM inference.
+
+Importing it registers the Gymnasium environments ``llmgym/...``.
+"""
+
+from __future__ import annotations
+
+import gymnasium as _gym
+
+from llmgym import agents, baselines
+from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson
+from llmgym.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, Affine, BatchTime, Hinge, Staircase
+from llmgym.composition import Batch, View
+from llmgym.envs.functional import functional
+from llmgym.errors import LLMGymError, UnservableWarning
+from llmgym.evaluation.simulate import Run, simulate
+from llmgym.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
+from llmgym.lengths import Poisson as PoissonLength
+from llmgym.scenario import Engine, Scenario
+from llmgym.scenario_files import scenario
+from llmgym.theory.capacity import capacity
+from llmgym.workload import JobType, Paired, Replay, Stage, Workload
+
+__version__ = "0.1.0"
+
+_gym.register(
+    id="llmgym/Engine-v0",
+    entry_point="llmgym.envs.gym_env:EngineEnv",
+    vector_entry_point="llmgym.envs.vector_env:EngineVectorEnv",
+)

@@ -59,3 +59,12 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
     for i in range(options.shape[0]):
         picked = jnp.where(index == i, options[i], picked)
     return picked
+
+
+def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Slots of the first ``count`` rows where ``mask`` holds (count, ...), and whether each exists."""
+    rank = prefix_sum(mask)
+    position = jnp.arange(count).reshape((-1,) + (1,) * (mask.ndim - 1))
+    # The n-th marked row has as many rows before it as have a rank of at most n.
+    slot = jnp.stack([jnp.sum((rank <= n).astype(jnp.int32), axis=0) for n in range(count)])
+    return jnp.minimum(slot, mask.shape[0] - 1), position < rank[-1]

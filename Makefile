@@ -1,0 +1,61 @@
+# All targets work in a fresh clone: the environment is made in .venv on first use.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
+TRACE  ?=
+ARGS   ?=
+JOBS   ?= 2
+
+.PHONY: help benchmark test test-slow lint notebooks clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make benchmark    measure the policies; TRACE=file.csv replays a request trace,"
+	@echo "                  ARGS=... goes to 'llmgym benchmark'"
+	@echo "make test         the tests, in JOBS=$(JOBS) processes; ARGS=... goes to pytest"
+	@echo "make test-slow    the tests that take long, one after another"
+	@echo "make lint         ruff and mypy"
+	@echo "make notebooks    execute the notebooks; ARGS=--inplace keeps what they print"
+	@echo "make clean        remove .venv, builds and caches; results stay"
+	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer) that .venv is made with."
+
+benchmark: $(VENV)/core.stamp
+	$(BIN)/llmgym benchmark $(if $(TRACE),--trace "$(TRACE)") $(ARGS)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+notebooks: $(VENV)/dev.stamp
+	for notebook in notebooks/*.ipynb; do \
+	    if [ -e "$$notebook" ]; then $(BIN)/jupyter-execute $(ARGS) "$$notebook" || exit 1; fi; \
+	done
+
+# What `make benchmark` needs, and what the other targets need on top of it.
+$(VENV)/core.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing llmgym into $(VENV): once, about a minute."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing llmgym and its test tools into $(VENV): once, some minutes."
+	$(PIP) -e ".[sb3,notebooks,test,dev]"
+	@touch $(VENV)/core.stamp $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("llmgym needs Python 3.11 or newer: make PYTHON=python3.11 ..." \
+	    if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find llmgym baselines agents tests -name __pycache__ -type d -prune -exec rm -rf {} +

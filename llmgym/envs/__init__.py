@@ -1,0 +1,1 @@
+"""The environments: functional, Gymnasium and vector."""

@@ -1,0 +1,96 @@
+"""``gym.make("llmgym/Engine-v0")``: one engine as an ordinary Gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import jax
+import numpy as np
+
+from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
+from llmgym.envs.rendering import Renderer
+from llmgym.errors import LLMGymError, unknown
+
+RENDER_MODES = ("ansi", "rgb_array")
+
+
+class EngineEnv(gym.Env[np.ndarray, Any]):
+    """An LLM inference engine: every step composes the batch of one iteration.
+
+    Action and observation: see llmgym.envs.actions and llmgym.envs.observations. Reward: see
+    llmgym.envs.rewards. Episodes are truncated after ``max_steps`` decisions, never terminated. ``info``
+    holds ``action_mask``, simulated time, tokens run, requests completed, arrived, dropped, in system.
+
+    Args: those of llmgym.envs.functional.FunctionalEngine, and ``render_mode``: "ansi" or "rgb_array".
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
+
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise unknown("render mode", render_mode, RENDER_MODES)
+        if settings.get("action") == "batch":
+            raise LLMGymError(
+                'action="batch" is for llmgym.functional; in Gymnasium use tiles, split, tokens or scores.'
+            )
+        self.core = FunctionalEngine(**settings)
+        self.render_mode = render_mode
+        assert self.core.action_space is not None
+        self.action_space = self.core.action_space
+        self.observation_space = self.core.observation_space
+        self._init, self._step = jax.jit(self.core.init), jax.jit(self.core.step)
+        self._observe, self._mask = jax.jit(self.core.observe), jax.jit(self.core.action_mask)
+        self._renderer = None if render_mode is None else Renderer(self.core, render_mode)
+        self._state: EnvState | None = None
+        self._action_mask: np.ndarray | None = None
+
+    @property
+    def state(self) -> EnvState:
+        """The current state of the functional environment."""
+        if self._state is None:
+            raise LLMGymError("Call reset() first: the environment has no state yet.")
+        return self._state
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """An empty engine. No options are known."""
+        super().reset(seed=seed)
+        key = jax.random.key(int(self.np_random.integers(2**31)), impl="threefry2x32")
+        self._state = self._init(key, self.core.params)
+        self._action_mask = np.asarray(self._mask(self._state, self.core.params))
+        if self._renderer is not None:
+            self._renderer.reset()
+        return np.asarray(self._observe(self._state, self.core.params)), {
+            "action_mask": self._action_mask
+        }
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Run one batch."""
+        before = self.state
+        if not self.action_space.contains(action):
+            raise LLMGymError(f"Action {action!r} is not in {self.action_space}.")
+        self._state, result = self._step(before, np.asarray(action), self.core.params)
+        result: TimeStep = jax.device_get(result)
+        info = {k: v if np.ndim(v) else v.item() for k, v in result.info.items()}
+        self._action_mask = info["action_mask"]
+        if self._renderer is not None:
+            self._renderer.record(before, action, self._state, info)
+        return (
+            np.asarray(result.observation),
+            float(result.reward),
+            False,
+            bool(result.truncated),
+            info,
+        )
+
+    def action_masks(self) -> np.ndarray:
+        """Feasible choices now, flat: what sb3-contrib's MaskablePPO asks for."""
+        if self._action_mask is None:
+            raise LLMGymError("Call reset() first: there is no state to mask actions in.")
+        return self._action_mask
+
+    def render(self) -> Any:
+        """Text ("ansi") or an image (height, width, 3) ("rgb_array") of the engine; None without a mode."""
+        return None if self._renderer is None else self._renderer.render(self.state)

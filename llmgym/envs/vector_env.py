@@ -1,0 +1,158 @@
+"""``gym.make_vec("llmgym/Engine-v0")``: many engines as one compiled JAX batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from llmgym.dynamics import Physics
+from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
+from llmgym.errors import LLMGymError, check_number
+
+
+class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """``num_envs`` engines, stepped together. NumPy in, NumPy out; environments stand first.
+
+    Autoreset in the same step: where an episode ends, the observation returned is the first of the
+    next, and ``info["final_obs"]`` and ``info["final_info"]`` hold the last of the old, with masks
+    ``_final_obs`` and ``_final_info``. Every other key of ``info`` has its mask ``_key`` too.
+
+    Args: ``num_envs`` and those of llmgym.envs.functional.FunctionalEngine.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(self, num_envs: int = 1, render_mode: str | None = None, **settings: Any) -> None:
+        check_number("num_envs", num_envs, low=1, high=2**20, integer=True)
+        if render_mode is not None:
+            raise LLMGymError("The vector environment does not render; gym.make one for that.")
+        if settings.get("action") == "batch":
+            raise LLMGymError(
+                'action="batch" is for llmgym.functional; in Gymnasium use tiles, split, tokens or scores.'
+            )
+        self.core = FunctionalEngine(**settings)
+        self.num_envs, self.render_mode = int(num_envs), None
+        assert self.core.action_space is not None
+        self.single_action_space = self.core.action_space
+        self.single_observation_space = self.core.observation_space
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._reset_all = jax.jit(self._start)
+        self._advance = jax.jit(self._step_and_reset, donate_argnums=1)
+        self._state: EnvState | None = None
+        self._keys: jax.Array | None = None
+        self._episode: jax.Array | None = None
+        self._action_mask: np.ndarray | None = None
+
+    def _start(self, params: Physics, keys: jax.Array) -> tuple[EnvState, Any, Any]:
+        state = self.core.init(keys, params)
+        observation = self.core.observe(state, params)
+        return state, observation.T, self.core.action_mask(state, params).T
+
+    def _step_and_reset(
+        self,
+        params: Physics,
+        state: EnvState,
+        action: jax.Array,
+        keys: jax.Array,
+        episode: jax.Array,
+    ) -> tuple[EnvState, jax.Array, TimeStep, jax.Array, jax.Array]:
+        action = action.T if action.ndim > 1 else action
+        state, result = self.core.step(state, action, params)
+        done = result.truncated
+        episode = episode + done.astype(jnp.int32)
+
+        def renew(state: EnvState) -> EnvState:
+            fresh = self.core.init(jax.vmap(jax.random.fold_in)(keys, episode), params)
+            return jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, state)
+
+        # Outside of vmap a cond is a branch: resets cost nothing in the steps that have none.
+        state = jax.lax.cond(jnp.any(done), renew, lambda s: s, state)
+        observation = self.core.observe(state, params).T
+        mask = self.core.action_mask(state, params).T
+        result = replace(
+            result,
+            observation=result.observation.T,
+            info={k: v.T for k, v in result.info.items()},
+        )
+        return state, episode, result, observation, mask
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """All engines empty. ``seed``: one number, or one for each environment."""
+        if isinstance(seed, (list, tuple, np.ndarray)):
+            seeds = self._listed_seeds(list(seed))
+        else:
+            super().reset(seed=seed)
+            seeds = self.np_random.integers(2**31, size=self.num_envs)
+        self._keys = jax.vmap(lambda s: jax.random.key(s, impl="threefry2x32"))(
+            jnp.asarray(seeds, jnp.uint32)
+        )
+        self._episode = jnp.zeros(self.num_envs, jnp.int32)
+        self._state, observation, mask = self._reset_all(self.core.params, self._keys)
+        self._action_mask = np.asarray(mask)
+        info = {"action_mask": self._action_mask, "_action_mask": np.ones(self.num_envs, bool)}
+        return np.asarray(observation), info
+
+    def _listed_seeds(self, seeds: list[int | None]) -> np.ndarray:
+        if len(seeds) != self.num_envs:
+            raise LLMGymError(f"{len(seeds)} seeds for {self.num_envs} environments.")
+        generators = (gym.utils.seeding.np_random(s)[0] for s in seeds)
+        return np.array([g.integers(2**31) for g in generators])
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Run one batch in every engine."""
+        if self._state is None:
+            raise LLMGymError("Call reset() first: the environments have no state yet.")
+        actions = self._checked(actions)
+        self._state, self._episode, result, observation, mask = self._advance(
+            self.core.params, self._state, actions, self._keys, self._episode
+        )
+        result = jax.device_get(result)
+        done, everywhere = np.asarray(result.truncated), np.ones(self.num_envs, bool)
+        info: dict[str, Any] = {}
+        for name, value in result.info.items():
+            info[name], info[f"_{name}"] = np.asarray(value), everywhere
+        self._action_mask = np.asarray(mask)
+        if done.any():
+            info["final_info"] = {k: v for k, v in info.items()}
+            info["final_obs"], info["_final_obs"] = np.asarray(result.observation), done
+            info["_final_info"] = done
+        info["action_mask"] = self._action_mask
+        terminated = np.zeros(self.num_envs, bool)
+        return np.asarray(observation), np.asarray(result.reward), terminated, done, info
+
+    def _checked(self, actions: np.ndarray) -> np.ndarray:
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise LLMGymError(
+                f"Actions have shape {actions.shape}; {self.action_space.shape} is needed."
+            )
+        space = self.single_action_space
+        if isinstance(space, gym.spaces.Box):
+            if not np.isfinite(actions).all():
+                raise LLMGymError("Actions must be finite.")
+            return actions.astype(np.float32)
+        most = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec  # type: ignore[attr-defined]
+        if not np.issubdtype(actions.dtype, np.integer) or (actions < 0).any() or (actions >= most).any():
+            raise LLMGymError(f"Actions must be whole numbers inside {space}.")
+        return actions.astype(np.int32)
+
+    def action_masks(self) -> np.ndarray:
+        """Feasible choices of every environment, (num_envs, choices)."""
+        if self._action_mask is None:
+            raise LLMGymError("Call reset() first: there is no state to mask actions in.")
+        return self._action_mask

@@ -1,0 +1,305 @@
+"""Scenarios as TOML files, and the named ones that ship with llmgym.
+
+A file has the fields of Scenario at the top, the table ``[engine]`` and either ``[[job_types]]`` or
+``[replay]``. Everything that comes in kinds says which: a batch time, arrivals, lengths ::
+
+    name = "example"
+    slots = 256
+
+    [engine]
+    token_budget = 512
+    batch_time = { kind = "staircase", c_ms = 11.28, a_ms = 35.47, tile = 128 }
+
+    [[job_types]]
+    ttft_ms = 1000.0
+    arrivals = { kind = "poisson", rate_per_s = 8.0 }
+    prefill = { kind = "fixed", tokens = 129 }
+    decode = { kind = "geometric", mean_tokens = 112 }
+
+The keys of a table are the fields of its class; those without a default must be there. In place of
+prefill and decode a job type may have ``[job_types.paired]``. A ``[replay]`` lists the fields of
+Replay or has ``trace = "file"``, seen from the folder of the TOML file, with ``format`` and
+``limit`` as in ``read_trace``; ``name``, ``ttft_ms`` and ``tpot_ms`` go with both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import tomli_w
+
+from llmgym.arrivals import ARRIVALS, Arrivals
+from llmgym.batch_time import BATCH_TIMES, BatchTime
+from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.lengths import LENGTHS, Length
+from llmgym.scenario import Engine, Scenario
+from llmgym.traces import read_trace
+from llmgym.workload import JobType, Replay, Stage
+
+KINDS: dict[Any, dict[str, Any]] = {BatchTime: BATCH_TIMES, Arrivals: ARRIVALS, Length: LENGTHS}
+"""What comes in kinds, and the class of each kind."""
+
+WORKLOADS = ("job_types", "replay")
+LABELS = ("name", "description", "source")
+
+
+def dumps(scenario: Scenario) -> str:
+    """The scenario as TOML text, every setting written out; ``loads`` gives an equal scenario back.
+
+    Raises:
+        LLMGymError: a batch time, arrival process or length whose class is no registered kind.
+    """
+    table = _table(scenario, leave_out=("engines", "workload"))
+    table["engine"] = _table(scenario.engine)
+    if isinstance(scenario.workload, Replay):
+        table["replay"] = _table(scenario.workload)
+    else:
+        table["job_types"] = [
+            _table(job, leave_out=("stages",)) | _table(job.stages[0], leave_out=("engine",))
+            for job in scenario.workload
+        ]
+    # A list in this form can only be a list: a line break inside a string is written as \n.
+    return re.sub(r"\[\n((?:    .+,\n)+)\]", _flow, tomli_w.dumps(table))
+
+
+def _table(thing: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
+    """A dataclass as a TOML table: its kind, where there are kinds, and its fields that are set."""
+    table: dict[str, Any] = {}
+    for base, kinds in KINDS.items():
+        if isinstance(thing, base):
+            if kinds.get(thing.kind) is not type(thing):
+                raise LLMGymError(
+                    f"{type(thing).__name__} cannot be written to TOML; the kinds of "
+                    f"{base.__name__} that can: {', '.join(kinds)}."
+                )
+            table["kind"] = thing.kind
+    names = [f.name for f in fields(thing) if f.name not in leave_out]
+    for name in sorted(names, key=lambda name: name not in LABELS):
+        value = getattr(thing, name)
+        if is_dataclass(value):
+            table[name] = _table(value)
+        elif value is not None:
+            table[name] = value if isinstance(value, str) else np.asarray(value).tolist()
+    return table
+
+
+def _flow(block: re.Match[str]) -> str:
+    """A list of one item a line, as lines of up to 100 characters."""
+    items = " ".join(block[1].split()).rstrip(",")
+    if len(items) <= 72:
+        return f"[{items}]"
+    return "[\n" + textwrap.indent(textwrap.fill(items, 96), "    ") + ",\n]"
+
+
+def save(scenario: Scenario, path: str | Path) -> None:
+    """Write the scenario to a TOML file, all of it or nothing.
+
+    Raises:
+        LLMGymError: the file cannot be written, or see ``dumps``.
+    """
+    text = dumps(scenario)
+    temporary = Path(f"{path}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except (OSError, TypeError, ValueError) as error:
+        with suppress(OSError, ValueError):
+            temporary.unlink()
+        reason = getattr(error, "strerror", None) or error
+        raise LLMGymError(
+            f"Cannot write {path}: {reason}. Give a file name in a folder that you may write to."
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in which file something stands, for error messages."""
+
+    source: str
+    table: str = ""
+
+    def inside(self, key: str) -> _Place:
+        return replace(self, table=f"{self.table}.{key}" if self.table else key)
+
+    def error(self, fault: object) -> LLMGymError:
+        table = f", table {self.table}" if self.table else ""
+        return LLMGymError(f"{self.source}{table}: {fault}")
+
+    def check_keys(self, table: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
+        if not isinstance(table, dict):
+            raise self.error(f"this must be a table, got {table!r}.")
+        for key in table:
+            if key not in known:
+                raise self.error(unknown("key", key, known))
+        for key in needed:
+            if key not in table:
+                raise self.error(f"the key {key!r} is missing.")
+
+    def make(self, build: Callable[..., Any], *values: Any, **settings: Any) -> Any:
+        """Call ``build``; its error then says where."""
+        try:
+            return build(*values, **settings)
+        except LLMGymError as error:
+            raise self.error(error) from None
+
+
+def loads(text: str, source: str = "TOML text") -> Scenario:
+    """The scenario that a TOML text describes; ``source`` is what error messages call the text.
+
+    Raises:
+        LLMGymError: no TOML, an unknown or missing key, a value of the wrong type or out of range;
+            the message names source, table and key.
+    """
+    return _parse(text, source, Path())
+
+
+def load(path: str | Path) -> Scenario:
+    """The scenario in a TOML file. Raises LLMGymError as ``loads`` does, or if it is unreadable."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, TypeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LLMGymError(f"Cannot read scenario {path}: {reason}. Give a TOML file.") from None
+    return _parse(text, str(path), Path(path).parent)
+
+
+def _parse(text: str, source: str, folder: Path) -> Scenario:
+    place = _Place(source)
+    try:
+        top = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise place.error(f"this is not valid TOML: {error}.") from None
+    own = {f.name for f in fields(Scenario)} - {"engines", "workload"}
+    place.check_keys(top, own | {"engine", *WORKLOADS}, ["engine"])
+    engine = _read(place.inside("engine"), Engine, top["engine"])
+    if ("job_types" in top) == ("replay" in top):
+        raise place.error("give the workload either as [[job_types]] or as [replay].")
+    workload: Any
+    if "replay" in top:
+        workload = _read_replay(place.inside("replay"), top["replay"], folder)
+    else:
+        if not isinstance(top["job_types"], list):
+            raise place.error("job_types must be an array of tables: write [[job_types]].")
+        workload = tuple(
+            _read_job_type(place.inside(f"job_types[{i}]"), table, engine.name)
+            for i, table in enumerate(top["job_types"])
+        )
+    settings = {key: top[key] for key in top if key in own}
+    return _read(place, Scenario, settings, engines=(engine,), workload=workload)
+
+
+def _read_job_type(place: _Place, table: Any, engine: str) -> JobType:
+    """A job type, the lengths of whose one call stand in the same table."""
+    lengths = {f.name for f in fields(Stage)} - {"engine"}
+    own = {f.name for f in fields(JobType)} - {"stages"}
+    place.check_keys(table, own | lengths)
+    call = {key: table[key] for key in table if key in lengths}
+    stage = _read(place, Stage, call, engine=engine)
+    return _read(place, JobType, {k: table[k] for k in table if k in own}, stages=(stage,))
+
+
+def _read_replay(place: _Place, table: Any, folder: Path) -> Replay:
+    """A replay, listed in the table or read from the trace that it names."""
+    labels = ("name", "ttft_ms", "tpot_ms")
+    if not isinstance(table, dict) or "trace" not in table:
+        return _read(place, Replay, table)
+    place.check_keys(table, ("trace", "format", "limit", *labels))
+    trace = folder / _scalar(place, "trace", str, table["trace"])
+    replay = place.make(read_trace, trace, table.get("format"), table.get("limit"))
+    listed = {f.name: getattr(replay, f.name) for f in fields(Replay) if f.name not in labels}
+    return _read(place, Replay, {k: table[k] for k in labels if k in table}, **listed)
+
+
+def _read(place: _Place, cls: Any, table: Any, **given: Any) -> Any:
+    """An instance of the dataclass ``cls``, its fields from the table save for those ``given``."""
+    own = [f for f in fields(cls) if f.name not in given]
+    needed = [f.name for f in own if f.default is MISSING and f.default_factory is MISSING]
+    place.check_keys(table, [f.name for f in own], needed)
+    hints = get_type_hints(cls)
+    values = {key: _value(place, key, hints[key], value) for key, value in table.items()}
+    return place.make(cls, **values, **given)
+
+
+def _value(place: _Place, key: str, hint: Any, value: Any) -> Any:
+    """The value of a key as the type that its field declares; of ``X | Y`` the first, X."""
+    if get_origin(hint) is UnionType:
+        hint = next(option for option in get_args(hint) if option is not NoneType)
+    if hint in KINDS:
+        return _read_kind(place.inside(key), hint, value)
+    if is_dataclass(hint):
+        return _read(place.inside(key), hint, value)
+    if get_origin(hint) is None:
+        return _scalar(place, key, hint, value)
+    if not isinstance(value, list):
+        raise place.error(f"{key} must be a list, got {value!r}.")
+    item = get_args(hint)[0]
+    return tuple(_scalar(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
+
+
+def _read_kind(place: _Place, base: type, table: Any) -> Any:
+    """A batch time, an arrival process or a length: the table names its kind."""
+    kinds = KINDS[base]
+    if not isinstance(table, dict) or "kind" not in table:
+        raise place.error(f"this must be a table with a kind, one of {', '.join(kinds)}.")
+    kind = _scalar(place, "kind", str, table["kind"])
+    if kind not in kinds:
+        raise place.error(unknown("kind", kind, kinds))
+    return _read(place, kinds[kind], {k: v for k, v in table.items() if k != "kind"})
+
+
+def _scalar(place: _Place, key: str, wanted: type, value: Any) -> Any:
+    """A string, boolean or finite number; a whole number may be written 128.0."""
+    if wanted in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise place.error(f"{key} must be a number, got {value!r}.")
+        if abs(value) >= 2**63:
+            raise place.error(f"{key} must be a number below 2**63 in size, got {value!r:.40}.")
+        place.make(check_number, key, value, integer=wanted is int)
+        return int(value) if wanted is int else value
+    if not isinstance(value, wanted):
+        what = {str: "a string in quotes", bool: "true or false"}[wanted]
+        raise place.error(f"{key} must be {what}, got {value!r}.")
+    return value
+
+
+def _shipped() -> dict[str, Any]:
+    files = (resources.files("llmgym") / "scenarios").iterdir()
+    return {file.name[:-5]: file for file in files if file.name.endswith(".toml")}
+
+
+def names() -> list[str]:
+    """Names of the scenarios that ship with llmgym."""
+    return sorted(_shipped())
+
+
+def scenario(name_or_path: str | Path, **overrides: Any) -> Scenario:
+    """A shipped scenario by name, or one from a TOML file, with settings changed.
+
+    Args:
+        name_or_path: a name in ``names()``, or the path of a ``.toml`` file.
+        overrides: settings for ``Scenario.override``, such as token_budget or slots.
+
+    Raises:
+        LLMGymError: an unknown name (with the nearest match) or setting; see ``load`` for files.
+    """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise LLMGymError(f"A scenario is named by a string or a path, got {name_or_path!r}.")
+    name, shipped = str(name_or_path), _shipped()
+    if name in shipped:
+        found = loads(shipped[name].read_text(encoding="utf-8"), source=str(shipped[name]))
+    elif name.endswith(".toml"):
+        found = load(name)
+    else:
+        raise unknown("scenario", name, shipped)
+    return found.override(**overrides) if overrides else found

@@ -1,0 +1,164 @@
+"""Bounds and closed forms: what can be said about an engine's throughput without solving or simulating.
+
+Rates of requests are per second, rates of tokens per millisecond.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llmgym.batch_time import Staircase
+from llmgym.errors import LLMGymError, check_number
+from llmgym.scenario import Engine, Scenario
+from llmgym.theory.capacity import batch_ms
+
+
+def rate_bound(
+    served_tokens: float | np.ndarray, elapsed_ms: float | np.ndarray, engine: Engine
+) -> float | np.ndarray:
+    """Slack of the pathwise rate bound in tokens: never negative, whatever the policy.
+
+    Served tokens by time t are at most (b*/t_{b*})*t, with b* <= b_max the batch size of the largest
+    b/t_b. Theorem 2 of arXiv:2504.07347v3 states it for b* = b_max. Takes numbers or arrays.
+    """
+    for name, value in (("served_tokens", served_tokens), ("elapsed_ms", elapsed_ms)):
+        check_number(name, value)
+        if not np.all(np.isfinite(value)) or np.any(np.asarray(value) < 0):
+            raise LLMGymError(f"{name} must be finite and at least 0.")
+    sizes = np.arange(1, engine.token_budget + 1)
+    slack = np.max(sizes / batch_ms(engine, sizes)) * np.asarray(elapsed_ms) - served_tokens
+    return slack if np.ndim(slack) else float(slack)
+
+
+def theorem2_capacity(scenario: Scenario) -> float:
+    """lambda* = b_max/t_{b_max}/(m_p + m_d) of Theorem 2, requests per second.
+
+    What every work-conserving K-FCFS policy reaches when nothing limits the number of requests.
+    """
+    return 1000.0 * _full_batch_rate(scenario.engine) / _mean_tokens(scenario)
+
+
+def fluid_growth(scenario: Scenario, rate_per_s: float) -> float:
+    """Growth of the backlog in tokens per millisecond at ``rate_per_s``, under a work-conserving policy.
+
+    The excess of lambda*(m_p + m_d) over b_max/t_{b_max}, or 0 (fluid limit of Theorem 2).
+
+    Raises:
+        LLMGymError: a cap on requests can bind, so that batches are not filled.
+    """
+    check_number("rate_per_s", rate_per_s, low=0)
+    engine = scenario.engine
+    if engine.max_num_seqs is not None and (
+        engine.seq_limit == "resident" or engine.max_num_seqs <= engine.token_budget
+    ):
+        raise LLMGymError(
+            f"max_num_seqs={engine.max_num_seqs} can keep batches from filling; the fluid growth of "
+            "Theorem 2 needs max_num_seqs=None."
+        )
+    return max(0.0, rate_per_s * _mean_tokens(scenario) / 1000.0 - _full_batch_rate(engine))
+
+
+def faster_transformer_capacity(prefill: int, decode: int, engine: Engine) -> float:
+    """Capacity of FasterTransformer, whole prompts of fixed size, in requests per second.
+
+    It runs in cycles of n = floor(b_max/v_p) prompts, at most k_max, prefilled in one batch and then
+    decoded to the end: n/(t_{n*v_p} + v_d*t_n). 0 where a prompt is above the budget.
+    """
+    check_number("prefill", prefill, low=0, integer=True)
+    check_number("decode", decode, low=0, integer=True)
+    if prefill + decode == 0:
+        raise LLMGymError("A request needs prefill or decode tokens; both are 0.")
+    count = engine.token_budget // max(prefill, 1)
+    if engine.max_num_seqs is not None:
+        count = min(count, engine.max_num_seqs)
+    if count == 0:
+        return 0.0
+    prompts_ms, decode_ms = batch_ms(engine, np.array([max(count * prefill, 1), count]))
+    cycle_ms = (prompts_ms if prefill else 0.0) + decode * decode_ms
+    return 1000.0 * count / float(cycle_ms)
+
+
+def resident_cap_rate(cap: float, scenario: Scenario) -> float:
+    """Capacity under a cap A on resident requests, staircase batch times, in requests per second.
+
+    n = A/(m_d + 1) requests pass an iteration, in u = (m_p + m_d)*n/b_0 tiles:
+    n/(c + a*max(1, u)) while u <= b_max/b_0, above it the rate of full batches. The closed form of
+    :func:`llmgym.theory.capacity` with ``seq_limit="resident"``; the scenario's own cap is not used.
+    """
+    time, per_iteration, tiles = _under_cap(cap, scenario)
+    capped = per_iteration / (time.c_ms + time.a_ms * max(1.0, tiles))
+    return min(1000.0 * capped, theorem2_capacity(scenario))
+
+
+class SarathiRate(NamedTuple):
+    """A token budget of Sarathi-Serve and the rate it reaches."""
+
+    token_budget: int
+    requests_per_s: float
+
+
+def best_sarathi_under_cap(cap: float, scenario: Scenario) -> SarathiRate:
+    """Sarathi-Serve at its best budget under a cap A on resident requests, staircase batch times.
+
+    The largest, over budgets B of whole tiles up to b_max, of min(rate of B, n/(c + a*ceil(u))): with
+    n and u as in :func:`resident_cap_rate` and u at most the tiles of B. An approximation: it takes
+    every iteration to hold the mean load, so fluctuations of the load move the true rate both ways.
+    """
+    time, per_iteration, tiles = _under_cap(cap, scenario)
+    mean_tokens = _mean_tokens(scenario)
+
+    def rate(budget: int) -> float:
+        opened = min(np.ceil(tiles), budget / time.tile)
+        iteration_ms = time.c_ms + time.a_ms * opened
+        full = budget / mean_tokens / float(time.ms(budget))
+        return 1000.0 * min(full, per_iteration / iteration_ms)
+
+    budgets = range(time.tile, scenario.engine.token_budget + 1, time.tile)
+    best = max(budgets, key=rate)
+    return SarathiRate(best, rate(best))
+
+
+def relaxation_time_s(load: float, capacity_per_s: float) -> float:
+    """How long a queue remembers, 1/(sqrt(lambda*) - sqrt(lambda))^2 seconds at lambda = load*lambda*.
+
+    The relaxation time of the M/M/1 queue: what a run's length must exceed many times over.
+    """
+    check_number("load", load, above=0)
+    check_number("capacity_per_s", capacity_per_s, above=0)
+    if load >= 1:
+        raise LLMGymError(f"load must be below 1, got {load!r}: a critical queue never relaxes.")
+    return 1.0 / (capacity_per_s * (1.0 - float(np.sqrt(load))) ** 2)
+
+
+def pollaczek_khinchine(arrival_rate_per_s: float, service_ms: float) -> float:
+    """Mean number in an M/D/1 system: rho + rho^2/(2*(1 - rho)), infinite from rho = 1 on."""
+    check_number("arrival_rate_per_s", arrival_rate_per_s, low=0)
+    check_number("service_ms", service_ms, above=0)
+    rho = arrival_rate_per_s * service_ms / 1000.0
+    return rho + rho**2 / (2.0 * (1.0 - rho)) if rho < 1 else float("inf")
+
+
+def _mean_tokens(scenario: Scenario) -> float:
+    return scenario.mean_prefill + scenario.mean_decode
+
+
+def _full_batch_rate(engine: Engine) -> float:
+    budget = engine.token_budget
+    return budget / float(batch_ms(engine, np.array([budget]))[0])
+
+
+def _under_cap(cap: float, scenario: Scenario) -> tuple[Staircase, float, float]:
+    """The staircase, requests per iteration n and tiles per iteration u under a resident cap."""
+    check_number("cap", cap, low=1)
+    time, budget = scenario.engine.batch_time, scenario.engine.token_budget
+    if not isinstance(time, Staircase):
+        raise LLMGymError(f"The closed form needs a Staircase batch time, got {time!r}; use capacity.")
+    if budget % time.tile:
+        raise LLMGymError(
+            f"The closed form needs a token budget of whole tiles, got {budget} with tiles of "
+            f"{time.tile}; use capacity."
+        )
+    per_iteration = cap / (scenario.mean_decode + 1.0)
+    return time, per_iteration, _mean_tokens(scenario) * per_iteration / time.tile

@@ -1,0 +1,162 @@
+"""The capacity of an engine: the static planning LP over batch compositions.
+
+In the long run an engine divides its time among batch compositions (x prefill, y decode tokens). The
+largest rate of requests whose tokens such a division can serve bounds the throughput of every policy;
+the LP finds it (Harrison 2000; Dai and Lin 2005, here with the batch times of arXiv:2504.07347v3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+
+from llmgym.errors import LLMGymError
+from llmgym.scenario import Engine, Scenario
+from llmgym.workload import Replay, Stage
+
+
+class TimeShare(NamedTuple):
+    """A batch composition and the share of time that the engine spends on it."""
+
+    prefill_tokens: int
+    decode_tokens: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What an engine can sustain, and how.
+
+    Attributes:
+        requests_per_s: lambda*, the largest rate of the scenario's mix of requests.
+        load_factor: the scenario's own arrival rate over lambda*. 1 is critical; infinite for a replay
+            whose requests all come at once.
+        bottleneck: name of the engine that binds.
+        tokens_per_ms: prefill and decode tokens served at that rate.
+        compositions: batches of one optimal plan with their shares of time. A plan is seldom unique:
+            batches of equal size can be mixed token by token.
+    """
+
+    requests_per_s: float
+    load_factor: float
+    bottleneck: str
+    tokens_per_ms: float
+    compositions: tuple[TimeShare, ...]
+
+
+def capacity(scenario: Scenario) -> Capacity:
+    """Capacity of a single-engine scenario by the static planning LP.
+
+    Maximise theta over the shares of time s >= 0 of all batches (x, y) of b = x + y <= b_max tokens::
+
+        sum s <= 1,    sum s*x/t_b >= theta*m_p,    sum s*y/t_b >= theta*m_d
+
+    with m_p, m_d the means over all arrivals. Without a cap on requests theta*(m_p + m_d) is the maximum
+    of b/t_b over b <= b_max, which is the limit of Theorem 2 where filling the budget is best.
+
+    ``max_num_seqs`` = k_max limits the batches: y <= k_max - 1 beside prefill (one request may bring all
+    of it), else y <= k_max. Where it counts *resident* requests (A = k_max), a request holds a seat
+    for m_d iterations of decoding and at least one of prefill, and Little's law adds the row
+    theta*(m_d + 1) <= A*sum s/t_b, the seats times the iterations per millisecond. Prefill takes its
+    seat in this average only; a request without a prompt needs no iteration for it.
+
+    Raises:
+        LLMGymError: the batch-time model gives times that are not positive and finite.
+    """
+    engine = scenario.engine
+    mean_prefill, mean_decode = scenario.mean_prefill, scenario.mean_decode
+    mean_tokens = mean_prefill + mean_decode
+    prefill, decode = compositions(engine)
+    ms = batch_ms(engine, prefill + decode)
+    supply, demand = [prefill / ms, decode / ms], [mean_prefill, mean_decode]
+    if engine.max_num_seqs is not None and engine.seq_limit == "resident":
+        supply.append(engine.max_num_seqs / ms)
+        demand.append(mean_decode + _share_with_prompt(scenario))
+    tokens_per_ms, shares = _plan(np.array(supply), np.array(demand) / mean_tokens)
+    requests_per_s = 1000.0 * tokens_per_ms / mean_tokens
+    return Capacity(
+        requests_per_s=requests_per_s,
+        load_factor=scenario.arrival_rate_per_s / requests_per_s,
+        bottleneck=engine.name,
+        tokens_per_ms=tokens_per_ms,
+        compositions=tuple(
+            TimeShare(int(prefill[i]), int(decode[i]), share) for i, share in shares.items()
+        ),
+    )
+
+
+def compositions(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
+    """The batches that an optimal plan needs: prefill tokens x and decode tokens y, one entry a batch.
+
+    All batches of b tokens take the same time, so what one of them serves is linear in y, and a batch
+    between the fewest and the most decode tokens is a mix of those two extremes: 2*b_max batches do,
+    whatever the batch-time model.
+    """
+    size = np.arange(1, engine.token_budget + 1)
+    cap = engine.max_num_seqs
+    if cap is None:
+        most = size
+    elif engine.seq_limit == "resident":
+        most = np.minimum(size, cap)
+    else:
+        most = np.where(size <= cap, size, cap - 1)
+    return np.concatenate([size, size - most]), np.concatenate([0 * size, most])
+
+
+def batch_ms(engine: Engine, tokens: np.ndarray) -> np.ndarray:
+    """t_b in milliseconds for batches of ``tokens``; LLMGymError unless all are positive and finite."""
+    ms = engine.batch_time.ms(tokens)
+    bad = np.flatnonzero(~np.isfinite(ms) | (ms <= 0))
+    if bad.size:
+        raise LLMGymError(
+            f"{engine.batch_time!r} gives {ms[bad[0]]} ms for a batch of {tokens[bad[0]]} tokens; batch "
+            "times must be positive and finite up to the token budget."
+        )
+    return ms
+
+
+def _share_with_prompt(scenario: Scenario) -> float:
+    """Share of the requests that have a prompt to process."""
+    if isinstance(scenario.workload, Replay):
+        return float(np.mean(np.asarray(scenario.workload.prefill_tokens) > 0))
+
+    def share(stage: Stage) -> float:
+        if stage.paired is not None:
+            return float(np.mean(np.asarray(stage.paired.prefill_tokens) > 0))
+        return float(stage.mean_prefill > 0)
+
+    rates = [job_type.rate_per_s for job_type in scenario.job_types]
+    return float(np.average([share(j.stages[0]) for j in scenario.job_types], weights=rates))
+
+
+def _plan(supply: np.ndarray, demand: np.ndarray) -> tuple[float, dict[int, float]]:
+    """Largest theta with supply @ shares >= theta*demand and sum(shares) <= 1; the shares above zero.
+
+    ``supply`` (resources, batches) is per millisecond of a batch, ``demand`` (resources,) per token.
+    Column generation: solve for a few batches, price all of them with the dual variables, add the one
+    that gains most, until none does.
+    """
+    total = supply.sum(axis=0)
+    columns = [int(np.argmax(total))]
+    while True:
+        rows = np.column_stack([-supply[:, columns], demand])
+        time = np.append(np.ones(len(columns)), 0.0)
+        result = linprog(
+            c=np.append(np.zeros(len(columns)), -1.0),
+            A_ub=np.vstack([time, rows]),
+            b_ub=np.append(1.0, np.zeros(len(demand))),
+            options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+        )
+        if not result.success:
+            raise LLMGymError(f"The planning LP found no solution ({result.message}).")
+        time_price, *prices = -result.ineqlin.marginals
+        gain = prices @ supply - time_price
+        best = int(np.argmax(gain))
+        if gain[best] <= 1e-12 * abs(result.fun) or best in columns:
+            break
+        columns.append(best)
+    shares = {column: float(s) for column, s in zip(columns, result.x, strict=False) if s > 1e-12}
+    return float(result.x[-1]), dict(sorted(shares.items()))
