@@ -17,6 +17,7 @@ class AlwaysFull(TilePolicy):
 
     name: ClassVar[str] = "always_full"
     work_conserving: ClassVar[bool] = True
+    saturates: ClassVar[bool] = True
 
     def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
         return most

@@ -22,6 +22,7 @@ class Flush(TilePolicy):
     """
 
     name: ClassVar[str] = "flush"
+    saturates: ClassVar[bool] = True
     threshold: int = 512
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ class GreedyRate(TilePolicy):
     """k = argmax over 1..K of min(D + P, k*tile) / t(min(D + P, k*tile)); the smallest k at a tie."""
 
     name: ClassVar[str] = "greedy_rate"
+    saturates: ClassVar[bool] = True
 
     def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
         decodes, prefill = tokens_waiting(view)

@@ -30,6 +30,7 @@ class KFCFS(Policy):
     """
 
     name: ClassVar[str] = "k_fcfs"
+    saturates: ClassVar[bool] = True
     k: int | None = None
     order: str = "arrival"
 

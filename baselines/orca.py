@@ -20,6 +20,7 @@ class Orca(Policy):
 
     name: ClassVar[str] = "orca"
     work_conserving: ClassVar[bool] = True
+    saturates: ClassVar[bool] = True
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         prefills = fill(view, view.empty(), view.prefill, self.token_budget)

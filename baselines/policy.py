@@ -19,6 +19,8 @@ class Policy:
         name: registry name.
         work_conserving: whether every batch obeys Eqs. (8)-(9) of arXiv:2504.07347v3 with
             ``b_max = token_budget`` and no limit on requests.
+        saturates: whether its rate of departures under overload is its capacity (more waiting requests
+            never slow it down).
         batched: whether the policy takes a view with batch axes behind the slots as it is; else it is
             vmapped, as any plain function is.
         token_budget: the policy's own budget, if it is below the engine's.
@@ -26,6 +28,7 @@ class Policy:
 
     name: ClassVar[str]
     work_conserving: ClassVar[bool] = False
+    saturates: ClassVar[bool] = False
     batched: ClassVar[bool] = True
     token_budget: int | None = None
 

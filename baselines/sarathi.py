@@ -20,6 +20,7 @@ class SarathiServe(Policy):
 
     name: ClassVar[str] = "sarathi"
     work_conserving: ClassVar[bool] = True
+    saturates: ClassVar[bool] = True
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         decodes = fill(view, view.empty(), view.decode, self.token_budget)

@@ -20,6 +20,7 @@ class TileAlign(TilePolicy):
     """
 
     name: ClassVar[str] = "tile_align"
+    saturates: ClassVar[bool] = True
 
     def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
         decodes, prefill = tokens_waiting(view)

@@ -38,6 +38,7 @@ class Physics:
     token_budget: jax.Array
     max_num_seqs: jax.Array | None
     tick_ms: jax.Array
+    burst: jax.Array  # requests of each job type that arrive at time 0
     arrivals: tuple[Any, ...]
     lengths: tuple[Any, ...]
     slots: int = field(metadata={"static": True})
@@ -46,8 +47,11 @@ class Physics:
     lengths_known: bool = field(metadata={"static": True})
 
 
-def lower(scenario: Scenario) -> Physics:
-    """The scenario as traced parameters: one compilation serves every load and every constant."""
+def lower(scenario: Scenario, burst: int = 0) -> Physics:
+    """The scenario as traced parameters: one compilation serves every load and every constant.
+
+    With ``burst`` the first requests of each job type, that many, are there at time 0: a hot start.
+    """
     engine, workload = scenario.engine, scenario.workload
     ticks_per_s = 1000.0 / scenario.tick_ms
     if isinstance(workload, Replay):
@@ -65,6 +69,7 @@ def lower(scenario: Scenario) -> Physics:
         token_budget=jnp.int32(engine.token_budget),
         max_num_seqs=None if engine.max_num_seqs is None else jnp.int32(engine.max_num_seqs),
         tick_ms=jnp.float32(scenario.tick_ms),
+        burst=jnp.int32(burst),
         arrivals=arrivals,
         lengths=lengths,
         slots=scenario.slots,
@@ -108,7 +113,7 @@ def init(physics: Physics, key: jax.Array) -> State:
         present=none,
         backlog=none,
         clock=Wide.zeros(shape),
-        stream=streams.start(physics.arrivals, data),
+        stream=streams.start(physics.arrivals, data, physics.burst),
         totals=empty_totals(shape),
         steps=none,
     )
@@ -297,7 +302,9 @@ def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
 
     kept = jnp.where(wanted, state.drawn - state.joined, state.drawn)
     limit = jnp.where(wanted, fresh - kept, 0)
-    drawn, stream = streams.draw(physics.arrivals, physics.lengths, state.stream, fresh, limit)
+    drawn, stream = streams.draw(
+        physics.arrivals, physics.lengths, state.stream, physics.burst, fresh, limit
+    )
     row = rows(drawn.wait)
     old = slots + jnp.minimum(row + jnp.where(wanted, state.joined, 0), fresh - 1)
     new = jnp.clip(row - kept, 0, fresh - 1)

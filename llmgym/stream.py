@@ -53,14 +53,14 @@ def lengths_of(
     return prefill, decode
 
 
-def start(processes: tuple[Any, ...], key: jax.Array) -> Stream:
-    """The stream at time 0, from two key words (2, ...)."""
+def start(processes: tuple[Any, ...], key: jax.Array, burst: jax.Array) -> Stream:
+    """The stream at time 0, from two key words (2, ...). ``burst``: see ``draw``."""
     waits, memories = [], []
     for job_class, process in enumerate(processes):
         # The gap before the first arrival belongs to "arrival -1".
         word = words(key, job_class, jnp.full(key.shape[1:], -1, jnp.int32), 1)[0]
         wait, memory = process.first(word)
-        waits.append(jnp.minimum(wait, NEVER))
+        waits.append(jnp.where(burst > 0, 0, jnp.minimum(wait, NEVER)))
         memories.append(memory)
     wait = jnp.stack(waits)
     return Stream(key, jnp.zeros_like(wait), wait, jnp.stack(memories))
@@ -72,15 +72,24 @@ def pass_time(stream: Stream, ticks: jax.Array) -> Stream:
 
 
 def draw(
-    processes: tuple[Any, ...], lengths: tuple[Any, ...], stream: Stream, most: int, limit: jax.Array
+    processes: tuple[Any, ...],
+    lengths: tuple[Any, ...],
+    stream: Stream,
+    burst: jax.Array,
+    most: int,
+    limit: jax.Array,
 ) -> tuple[Drawn, Stream]:
-    """Take the next ``limit`` <= ``most`` requests off the stream, fewer where no more will come."""
+    """Take the next ``limit`` <= ``most`` requests off the stream, fewer where no more will come.
+
+    The first ``burst`` requests of each job type all arrive at time 0: a start from a backlog.
+    """
     ahead = jnp.arange(most, dtype=jnp.int32).reshape((-1,) + (1,) * limit.ndim)
     times, memories, fields = [], [], []
     for k, (process, length) in enumerate(zip(processes, lengths, strict=True)):
         index = stream.index[k] + ahead
         random = words(stream.key, k, index, 2)
         gaps, memory = process.gaps(stream.memory[k], stream.index[k], random[0])
+        gaps = jnp.where(index + 1 < burst, 0, gaps)
 
         def after(time: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array]:
             time = jnp.minimum(time + gap, NEVER)

@@ -63,11 +63,12 @@ def make_scenario(name: str, trace: Replay, what: str, slots: int) -> Scenario:
         slots=slots,
         name=name,
         description=(
-            f"{what}: {len(trace)} requests of one hour. Prompts and outputs come from "
-            "quantile tables that keep the trace's means and shorten its few longest requests, "
-            f"independently drawn (rank correlation in the trace: {rank:.2f}). Arrivals are Gamma "
-            "renewal with its rate and CV of gaps; replay the trace for its true pattern. It asks for "
-            f"{asked:.0f} tokens/s, this engine serves {capacity:.0f}: choose a load below 1."
+            f"{what}: {len(trace)} requests of one hour. Prompts and outputs come from quantile "
+            "tables that keep the trace's means and shorten its few longest requests; they are "
+            f"drawn independently (rank correlation in the trace: {rank:.2f}). Arrivals are a "
+            "Gamma renewal process with its rate and CV of gaps; replay the trace for its true "
+            f"pattern. It asks for {asked:.0f} tokens/s, this engine serves {capacity:.0f}: choose "
+            "a load below 1."
         ),
         source=(
             "Lengths and arrivals: Azure Public Dataset 2023 (CC-BY-4.0), summarised. "

@@ -28,7 +28,7 @@ class ActionEncoding(Protocol):
     space: gym.Space[Any] | None
 
     def mask(self, view: View) -> jax.Array:
-        """Which choices are feasible, flat over the dimensions (choices, ...); never all False."""
+        """Which choices are feasible, flat over the dimensions (choices, ...); some in each of them."""
 
     def expand(self, action: Any, view: View) -> Batch:
         """The batch that an action stands for."""
@@ -41,9 +41,12 @@ def tile_of(scenario: Scenario) -> int:
 
 def _tiles_mask(view: View, tile: int, most: int) -> jax.Array:
     """k tiles are feasible where the last of them would hold a token; one tile always is."""
-    waiting = jnp.sum(jnp.minimum(view.demand, tile * most), axis=0)
-    count = jnp.arange(most).reshape((-1,) + (1,) * waiting.ndim)
-    return (count == 0) | (count * tile < waiting)
+    if view.max_num_seqs is None:
+        tokens = jnp.sum(jnp.minimum(view.demand, tile * most), axis=0)
+    else:
+        tokens = tile_batch(view, view.token_budget).size
+    count = jnp.arange(most).reshape((-1,) + (1,) * tokens.ndim)
+    return (count == 0) | (count * tile < tokens)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,7 @@ class Tokens:
     @property
     def space(self) -> gym.spaces.MultiDiscrete:
         """The Gymnasium space."""
-        return gym.spaces.MultiDiscrete(
-            np.full(2 * len(self.scenario.class_names), self.levels)
-        )
+        return gym.spaces.MultiDiscrete(np.full(2 * len(self.scenario.class_names), self.levels))
 
     def _demands(self, view: View) -> list[jax.Array]:
         classes = range(len(self.scenario.class_names))
@@ -173,8 +174,9 @@ class Tokens:
 class Scores:
     """``action="scores"``: Box of a score in [-1, 1] for each of the first M requests present.
 
-    They are filled in order of falling score, each with all it can take; what is left of the budget
-    goes to the requests behind them, first come first served. The mask says which of the M exist.
+    They are filled in order of falling score, each with all it can take, while token budget and seats
+    last; what is left goes to the requests behind them, first come first served. The mask says which
+    of the M exist.
     """
 
     scenario: Scenario
@@ -197,11 +199,13 @@ class Scores:
         score = jnp.asarray(action, jnp.float32)
         slot, exists = first_rows(view.live, self.requests)
         wanted = jnp.where(exists, jnp.take_along_axis(view.demand, slot, axis=0), 0)
-        wanted = jnp.minimum(wanted, view.token_budget + 1)
+        wanted = jnp.minimum(wanted, view.token_budget + 1)  # more cannot matter
         # Position i comes before j if its score is higher, or equal and it arrived earlier.
         i, j = jnp.arange(self.requests)[:, None], jnp.arange(self.requests)[None, :]
         i, j = (x.reshape(x.shape + (1,) * (score.ndim - 1)) for x in (i, j))
         ahead = (score[:, None] > score[None]) | ((score[:, None] == score[None]) & (i < j))
+        if view.max_num_seqs is not None:
+            wanted = jnp.where(self._seated(view, slot, wanted > 0, ahead), wanted, 0)
         before = jnp.sum(jnp.where(ahead, wanted[:, None], 0), axis=0)
         given = jnp.clip(view.token_budget - before, 0, wanted)
         rank = prefix_sum(view.live) - 1
@@ -209,6 +213,15 @@ class Scores:
         place = jnp.clip(rank, 0, self.requests - 1)
         batch = Batch(jnp.where(ranked, jnp.take_along_axis(given, place, axis=0), 0))
         return fill(view, batch, jnp.where(ranked, 0, view.demand))
+
+    @staticmethod
+    def _seated(view: View, slot: jax.Array, wants: jax.Array, ahead: jax.Array) -> jax.Array:
+        """Which of the scored requests have a seat, or get one in order of their scores."""
+        seated = view.started if view.resident_limit else jnp.zeros_like(view.started)
+        newcomer = wants & ~jnp.take_along_axis(seated, slot, axis=0)
+        seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
+        earlier = jnp.sum((ahead & newcomer[:, None]).astype(jnp.int32), axis=0)
+        return ~newcomer | (earlier < seats)
 
 
 @dataclass(frozen=True)

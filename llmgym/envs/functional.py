@@ -7,6 +7,7 @@ The Gymnasium environments are thin shells around it. One environment has no bat
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym import dynamics
+from llmgym.arrivals import NEVER
 from llmgym.composition import Batch, View
 from llmgym.dynamics import Physics
 from llmgym.envs.actions import ActionEncoding, make_encoding
@@ -116,7 +118,7 @@ class FunctionalEngine:
         new = _remember(replace(state, engine=after), info.arrived, transition.duration_s)
         tick = physics.tick_ms
         # Nothing left to do and nothing to come: a replay is over.
-        over = (info.duration == 0) & (dynamics.next_arrival(physics, after) > 0)
+        over = (after.present == 0) & (dynamics.next_arrival(physics, after) >= NEVER)
         step_info = {
             "time_s": _seconds(after.clock, tick),
             "duration_ms": info.duration.astype(jnp.float32) * tick,
@@ -176,7 +178,17 @@ def functional(env_id: str, **settings: Any) -> FunctionalEngine:
     """
     if env_id not in IDS:
         raise unknown("environment", env_id, IDS)
-    try:
-        return IDS[env_id](**settings)
-    except TypeError as error:
-        raise LLMGymError(f"{env_id}: {error}.") from error
+    known = inspect.signature(IDS[env_id]).parameters
+    for name in settings:
+        if name not in known:
+            raise unknown(f"setting of {env_id}:", name, known)
+    return IDS[env_id](**settings)
+
+
+def array_form(env_id: str, **settings: Any) -> FunctionalEngine:
+    """The same for the Gymnasium environments, whose actions are arrays."""
+    if settings.get("action") == "batch":
+        raise LLMGymError(
+            'action="batch" is for llmgym.functional; in Gymnasium use tiles, split, tokens or scores.'
+        )
+    return functional(env_id, **settings)

@@ -8,7 +8,7 @@ import gymnasium as gym
 import jax
 import numpy as np
 
-from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
+from llmgym.envs.functional import EnvState, TimeStep, array_form
 from llmgym.envs.rendering import Renderer
 from llmgym.errors import LLMGymError, unknown
 
@@ -30,11 +30,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise unknown("render mode", render_mode, RENDER_MODES)
-        if settings.get("action") == "batch":
-            raise LLMGymError(
-                'action="batch" is for llmgym.functional; in Gymnasium use tiles, split, tokens or scores.'
-            )
-        self.core = FunctionalEngine(**settings)
+        self.core = array_form("llmgym/Engine-v0", **settings)
         self.render_mode = render_mode
         assert self.core.action_space is not None
         self.action_space = self.core.action_space
@@ -59,12 +55,12 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         super().reset(seed=seed)
         key = jax.random.key(int(self.np_random.integers(2**31)), impl="threefry2x32")
         self._state = self._init(key, self.core.params)
-        self._action_mask = np.asarray(self._mask(self._state, self.core.params))
+        self._action_mask = np.array(self._mask(self._state, self.core.params))
         if self._renderer is not None:
             self._renderer.reset()
-        return np.asarray(self._observe(self._state, self.core.params)), {
-            "action_mask": self._action_mask
-        }
+        # A copy, here and below: memory that JAX owns cannot be written to.
+        observation = np.array(self._observe(self._state, self.core.params))
+        return observation, {"action_mask": self._action_mask}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one batch."""
@@ -73,12 +69,12 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
             raise LLMGymError(f"Action {action!r} is not in {self.action_space}.")
         self._state, result = self._step(before, np.asarray(action), self.core.params)
         result: TimeStep = jax.device_get(result)
-        info = {k: v if np.ndim(v) else v.item() for k, v in result.info.items()}
+        info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
         self._action_mask = info["action_mask"]
         if self._renderer is not None:
             self._renderer.record(before, action, self._state, info)
         return (
-            np.asarray(result.observation),
+            np.array(result.observation),
             float(result.reward),
             False,
             bool(result.truncated),

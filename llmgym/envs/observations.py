@@ -7,6 +7,7 @@ range. ``Observation.names`` lists every entry; ``low`` and ``high`` bound it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -70,10 +71,16 @@ class Observation:
         high = np.array([bound for _, bound in self._layout], np.float32)
         return gym.spaces.Box(np.zeros_like(high), high, dtype=np.float32)
 
-    @property
+    @cached_property
     def _layout(self) -> list[tuple[str, float]]:
-        view = _blank_view(self.scenario)
-        return [(f.name, f.high) for f in self._features(view, jnp.float32(0))]
+        layout: list[tuple[str, float]] = []
+
+        def trace() -> None:
+            features = self._features(_blank_view(self.scenario), jnp.float32(0))
+            layout.extend((f.name, f.high) for f in features)
+
+        jax.eval_shape(trace)  # nothing is computed: names and bounds are known from the shapes
+        return layout
 
     def __call__(self, view: View, arrival_rate: jax.Array) -> jax.Array:
         """The vector (entries, ...) for a view and an estimate of the arrivals per second."""

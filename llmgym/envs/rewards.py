@@ -77,14 +77,15 @@ def goodput(step: Transition, targets: tuple[tuple[float | None, float | None], 
 
     A request has two deadlines: arrival + TTFT target for its first token, and first token + TPOT
     target * (output - 1) for its last. Every request counts once: +1 when it completes with both met,
-    -1 when its first missed deadline passes. A class without targets always meets them.
+    -1 when its first missed deadline passes, or when it is dropped at a full table. A class without
+    targets always meets them. ``targets``: (TTFT, TPOT) of each class in ticks, None where there is none.
     """
     end = step.after.clock.low
     # Requests present before the step, at its end; and those that came within it.
     old = _judge(step.info.table, step.info.finished, step, targets, end)
     came = step.after.table.live & (_since(end, step.after.table.arrival) < step.info.duration)
     new = _judge(step.after.table, jnp.zeros_like(came), step, targets, end, only=came)
-    return old + new
+    return old + new - step.info.dropped
 
 
 def _since(now: jax.Array, then: jax.Array) -> jax.Array:
@@ -100,7 +101,7 @@ def _judge(
     only: jax.Array | None = None,
 ) -> jax.Array:
     present = finished | table.live if only is None else only
-    ttft, tpot = (_per_class(table, [t[i] for t in targets], step.tick_ms) for i in range(2))
+    ttft, tpot = (_per_class(table, [t[i] for t in targets]) for i in range(2))
     duration = step.info.duration
     # Ages at the end of the step; a first token inside it came at its end.
     age, produced = _since(end, table.arrival), (table.decode < table.output) | finished
@@ -116,11 +117,10 @@ def _judge(
     return jnp.sum(value, axis=0)
 
 
-def _per_class(table: Table, targets: list[float | None], tick_ms: jax.Array) -> jax.Array:
+def _per_class(table: Table, targets: list[float | None]) -> jax.Array:
     ticks = jnp.zeros(table.job_class.shape, jnp.float32)
     for k, target in enumerate(targets):
-        limit = jnp.float32(jnp.inf) if target is None else target / tick_ms
-        ticks = jnp.where(table.job_class == k, limit, ticks)
+        ticks = jnp.where(table.job_class == k, jnp.inf if target is None else target, ticks)
     return ticks
 
 
@@ -134,6 +134,11 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
     targets of the scenario's classes and needs at least one. Raises LLMGymError on an unknown name.
     """
     if callable(reward):
+        if settings:
+            raise LLMGymError(
+                f"A reward that is a function takes no reward_settings, got {', '.join(settings)}; "
+                "bind them with functools.partial."
+            )
         return reward
     if reward not in REWARDS:
         raise unknown("reward", reward, REWARDS)
@@ -151,7 +156,12 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
             raise LLMGymError(
                 "Reward 'goodput' needs targets: set ttft_ms or tpot_ms of a job type of the scenario."
             )
-        return partial(goodput, targets=scenario.targets_ms)
+        # On the host, in double precision: a target of a whole number of ticks stays whole.
+        ticks = tuple(
+            tuple(None if target is None else target / scenario.tick_ms for target in pair)
+            for pair in scenario.targets_ms
+        )
+        return partial(goodput, targets=ticks)
     return {
         "holding_cost": holding_cost,
         "backlog_tokens": backlog_tokens,

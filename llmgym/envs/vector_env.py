@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llmgym.dynamics import Physics
-from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
+from llmgym.envs.functional import EnvState, TimeStep, array_form
 from llmgym.errors import LLMGymError, check_number
 
 
@@ -22,7 +22,8 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Autoreset in the same step: where an episode ends, the observation returned is the first of the
     next, and ``info["final_obs"]`` and ``info["final_info"]`` hold the last of the old, with masks
-    ``_final_obs`` and ``_final_info``. Every other key of ``info`` has its mask ``_key`` too.
+    ``_final_obs`` and ``_final_info``. The rest of ``info`` tells of the step just made, but for
+    ``action_mask``, which belongs to the observation; every key has its mask ``_key``.
 
     Args: ``num_envs`` and those of llmgym.envs.functional.FunctionalEngine.
     """
@@ -36,11 +37,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         check_number("num_envs", num_envs, low=1, high=2**20, integer=True)
         if render_mode is not None:
             raise LLMGymError("The vector environment does not render; gym.make one for that.")
-        if settings.get("action") == "batch":
-            raise LLMGymError(
-                'action="batch" is for llmgym.functional; in Gymnasium use tiles, split, tokens or scores.'
-            )
-        self.core = FunctionalEngine(**settings)
+        self.core = array_form("llmgym/Engine-v0", **settings)
         self.num_envs, self.render_mode = int(num_envs), None
         assert self.core.action_space is not None
         self.single_action_space = self.core.action_space
@@ -67,25 +64,26 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         keys: jax.Array,
         episode: jax.Array,
     ) -> tuple[EnvState, jax.Array, TimeStep, jax.Array, jax.Array]:
+        # Environments stand first outside, last inside.
         action = action.T if action.ndim > 1 else action
         state, result = self.core.step(state, action, params)
         done = result.truncated
         episode = episode + done.astype(jnp.int32)
 
-        def renew(state: EnvState) -> EnvState:
+        def renew(last: tuple[EnvState, Any, Any]) -> tuple[EnvState, Any, Any]:
             fresh = self.core.init(jax.vmap(jax.random.fold_in)(keys, episode), params)
-            return jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, state)
+            state = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, last[0])
+            return state, self.core.observe(state, params), self.core.action_mask(state, params)
 
         # Outside of vmap a cond is a branch: resets cost nothing in the steps that have none.
-        state = jax.lax.cond(jnp.any(done), renew, lambda s: s, state)
-        observation = self.core.observe(state, params).T
-        mask = self.core.action_mask(state, params).T
+        last = (state, result.observation, result.info["action_mask"])
+        state, observation, mask = jax.lax.cond(jnp.any(done), renew, lambda last: last, last)
         result = replace(
             result,
             observation=result.observation.T,
             info={k: v.T for k, v in result.info.items()},
         )
-        return state, episode, result, observation, mask
+        return state, episode, result, observation.T, mask.T
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -101,9 +99,10 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         self._episode = jnp.zeros(self.num_envs, jnp.int32)
         self._state, observation, mask = self._reset_all(self.core.params, self._keys)
-        self._action_mask = np.asarray(mask)
+        self._action_mask = np.array(mask)
         info = {"action_mask": self._action_mask, "_action_mask": np.ones(self.num_envs, bool)}
-        return np.asarray(observation), info
+        # A copy, here and below: memory that JAX owns cannot be written to.
+        return np.array(observation), info
 
     def _listed_seeds(self, seeds: list[int | None]) -> np.ndarray:
         if len(seeds) != self.num_envs:
@@ -121,19 +120,15 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._state, self._episode, result, observation, mask = self._advance(
             self.core.params, self._state, actions, self._keys, self._episode
         )
-        result = jax.device_get(result)
-        done, everywhere = np.asarray(result.truncated), np.ones(self.num_envs, bool)
-        info: dict[str, Any] = {}
-        for name, value in result.info.items():
-            info[name], info[f"_{name}"] = np.asarray(value), everywhere
-        self._action_mask = np.asarray(mask)
-        if done.any():
-            info["final_info"] = {k: v for k, v in info.items()}
-            info["final_obs"], info["_final_obs"] = np.asarray(result.observation), done
-            info["_final_info"] = done
+        done, self._action_mask = np.array(result.truncated), np.array(mask)
+        facts = {name: np.array(value) for name, value in result.info.items()}
+        info = _masked(facts, np.ones(self.num_envs, bool))
         info["action_mask"] = self._action_mask
+        if done.any():
+            final = {"final_obs": np.array(result.observation), "final_info": _masked(facts, done)}
+            info |= _masked(final, done)
         terminated = np.zeros(self.num_envs, bool)
-        return np.asarray(observation), np.asarray(result.reward), terminated, done, info
+        return np.array(observation), np.array(result.reward), terminated, done, info
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         actions = np.asarray(actions)
@@ -143,11 +138,15 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
         space = self.single_action_space
         if isinstance(space, gym.spaces.Box):
-            if not np.isfinite(actions).all():
-                raise LLMGymError("Actions must be finite.")
+            if not ((actions >= space.low) & (actions <= space.high)).all():
+                raise LLMGymError(f"Actions must be numbers inside {space}.")
             return actions.astype(np.float32)
         most = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec  # type: ignore[attr-defined]
-        if not np.issubdtype(actions.dtype, np.integer) or (actions < 0).any() or (actions >= most).any():
+        if (
+            not np.issubdtype(actions.dtype, np.integer)
+            or (actions < 0).any()
+            or (actions >= most).any()
+        ):
             raise LLMGymError(f"Actions must be whole numbers inside {space}.")
         return actions.astype(np.int32)
 
@@ -156,3 +155,8 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self._action_mask is None:
             raise LLMGymError("Call reset() first: there is no state to mask actions in.")
         return self._action_mask
+
+
+def _masked(values: dict[str, Any], where: np.ndarray) -> dict[str, Any]:
+    """Vector info: every value with its mask ``_key`` of the environments that it holds for."""
+    return values | {f"_{name}": where.copy() for name in values}

@@ -55,6 +55,7 @@ class Steps:
     requests: jax.Array  # in the batch
     present: jax.Array  # requests in the system at the decision
     backlog: jax.Array  # their tokens left
+    dropped: jax.Array  # requests dropped since the start
     finished: jax.Array | None  # number of the request that finished in a row, else -1
     job_class: jax.Array | None
     arrival: jax.Array | None  # low clock words
@@ -88,6 +89,7 @@ def run_chunk(
             requests=info.requests,
             present=state.present,
             backlog=state.backlog,
+            dropped=state.totals.dropped,
             finished=finished if detail else None,
             job_class=info.table.job_class if detail else None,
             arrival=info.table.arrival if detail else None,

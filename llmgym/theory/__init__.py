@@ -1,4 +1,4 @@
-"""What the theory says about a scenario, without simulating it: capacity, stability region, bounds."""
+"""What the theory says about a scenario without simulating it: capacity, region, bounds."""
 
 from llmgym.theory.bounds import (
     SarathiRate,

@@ -1,10 +1,11 @@
-"""Bounds and closed forms: what can be said about an engine's throughput without solving or simulating.
+"""Bounds and closed forms: what can be said about throughput without solving or simulating.
 
 Rates of requests are per second, rates of tokens per millisecond.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,9 @@ def rate_bound(
 ) -> float | np.ndarray:
     """Slack of the pathwise rate bound in tokens: never negative, whatever the policy.
 
-    Served tokens by time t are at most (b*/t_{b*})*t, with b* <= b_max the batch size of the largest
-    b/t_b. Theorem 2 of arXiv:2504.07347v3 states it for b* = b_max. Takes numbers or arrays.
+    Served tokens by time t are at most (b*/t_{b*})*t, with b* <= b_max the batch size of the
+    largest b/t_b. Theorem 2 of arXiv:2504.07347v3 states it for b* = b_max. Takes numbers or arrays
+    of one shape; a clock that counts whole ticks may fall short by half a tick a batch.
     """
     for name, value in (("served_tokens", served_tokens), ("elapsed_ms", elapsed_ms)):
         check_number(name, value)
@@ -41,7 +43,7 @@ def theorem2_capacity(scenario: Scenario) -> float:
 
 
 def fluid_growth(scenario: Scenario, rate_per_s: float) -> float:
-    """Growth of the backlog in tokens per millisecond at ``rate_per_s``, under a work-conserving policy.
+    """Growth of a work-conserving policy's backlog at ``rate_per_s``, in tokens per millisecond.
 
     The excess of lambda*(m_p + m_d) over b_max/t_{b_max}, or 0 (fluid limit of Theorem 2).
 
@@ -54,8 +56,8 @@ def fluid_growth(scenario: Scenario, rate_per_s: float) -> float:
         engine.seq_limit == "resident" or engine.max_num_seqs <= engine.token_budget
     ):
         raise LLMGymError(
-            f"max_num_seqs={engine.max_num_seqs} can keep batches from filling; the fluid growth of "
-            "Theorem 2 needs max_num_seqs=None."
+            f"max_num_seqs={engine.max_num_seqs} can keep batches from filling; the fluid growth "
+            "of Theorem 2 needs max_num_seqs=None."
         )
     return max(0.0, rate_per_s * _mean_tokens(scenario) / 1000.0 - _full_batch_rate(engine))
 
@@ -63,8 +65,8 @@ def fluid_growth(scenario: Scenario, rate_per_s: float) -> float:
 def faster_transformer_capacity(prefill: int, decode: int, engine: Engine) -> float:
     """Capacity of FasterTransformer, whole prompts of fixed size, in requests per second.
 
-    It runs in cycles of n = floor(b_max/v_p) prompts, at most k_max, prefilled in one batch and then
-    decoded to the end: n/(t_{n*v_p} + v_d*t_n). 0 where a prompt is above the budget.
+    It runs in cycles of n = floor(b_max/v_p) prompts, at most k_max, prefilled in one batch and
+    then decoded to the end: n/(t_{n*v_p} + v_d*t_n). 0 where a prompt is above the budget.
     """
     check_number("prefill", prefill, low=0, integer=True)
     check_number("decode", decode, low=0, integer=True)
@@ -84,8 +86,10 @@ def resident_cap_rate(cap: float, scenario: Scenario) -> float:
     """Capacity under a cap A on resident requests, staircase batch times, in requests per second.
 
     n = A/(m_d + 1) requests pass an iteration, in u = (m_p + m_d)*n/b_0 tiles:
-    n/(c + a*max(1, u)) while u <= b_max/b_0, above it the rate of full batches. The closed form of
-    :func:`llmgym.theory.capacity` with ``seq_limit="resident"``; the scenario's own cap is not used.
+    n/(c + a*max(1, u)) while u <= b_max/b_0, above it the rate of full batches. It bounds the LP of
+    :func:`llmgym.theory.capacity` with ``seq_limit="resident"`` from above and equals it for
+    A <= b_0; more seats than a tile holds can force dearer batches. The scenario's own cap is
+    ignored.
     """
     time, per_iteration, tiles = _under_cap(cap, scenario)
     capped = per_iteration / (time.c_ms + time.a_ms * max(1.0, tiles))
@@ -102,15 +106,15 @@ class SarathiRate(NamedTuple):
 def best_sarathi_under_cap(cap: float, scenario: Scenario) -> SarathiRate:
     """Sarathi-Serve at its best budget under a cap A on resident requests, staircase batch times.
 
-    The largest, over budgets B of whole tiles up to b_max, of min(rate of B, n/(c + a*ceil(u))): with
-    n and u as in :func:`resident_cap_rate` and u at most the tiles of B. An approximation: it takes
-    every iteration to hold the mean load, so fluctuations of the load move the true rate both ways.
+    The largest, over budgets B of whole tiles up to b_max, of min(rate of B, n/(c + a*ceil(u))),
+    with n and u as in :func:`resident_cap_rate`, ceil(u) at most the tiles of B. An approximation:
+    every iteration is taken to hold the mean load, and fluctuations move the true rate both ways.
     """
     time, per_iteration, tiles = _under_cap(cap, scenario)
     mean_tokens = _mean_tokens(scenario)
 
     def rate(budget: int) -> float:
-        opened = min(np.ceil(tiles), budget / time.tile)
+        opened = min(math.ceil(tiles), budget // time.tile)
         iteration_ms = time.c_ms + time.a_ms * opened
         full = budget / mean_tokens / float(time.ms(budget))
         return 1000.0 * min(full, per_iteration / iteration_ms)
@@ -121,15 +125,15 @@ def best_sarathi_under_cap(cap: float, scenario: Scenario) -> SarathiRate:
 
 
 def relaxation_time_s(load: float, capacity_per_s: float) -> float:
-    """How long a queue remembers, 1/(sqrt(lambda*) - sqrt(lambda))^2 seconds at lambda = load*lambda*.
+    """Relaxation time 1/(sqrt(lambda*) - sqrt(lambda))^2 at lambda = load*lambda*, in seconds.
 
-    The relaxation time of the M/M/1 queue: what a run's length must exceed many times over.
+    That of the M/M/1 queue: how long the system remembers, which a run must exceed many times.
     """
     check_number("load", load, above=0)
     check_number("capacity_per_s", capacity_per_s, above=0)
     if load >= 1:
         raise LLMGymError(f"load must be below 1, got {load!r}: a critical queue never relaxes.")
-    return 1.0 / (capacity_per_s * (1.0 - float(np.sqrt(load))) ** 2)
+    return 1.0 / (capacity_per_s * (1.0 - math.sqrt(load)) ** 2)
 
 
 def pollaczek_khinchine(arrival_rate_per_s: float, service_ms: float) -> float:
@@ -154,7 +158,7 @@ def _under_cap(cap: float, scenario: Scenario) -> tuple[Staircase, float, float]
     check_number("cap", cap, low=1)
     time, budget = scenario.engine.batch_time, scenario.engine.token_budget
     if not isinstance(time, Staircase):
-        raise LLMGymError(f"The closed form needs a Staircase batch time, got {time!r}; use capacity.")
+        raise LLMGymError(f"The closed form needs a Staircase, got {time!r}; use capacity.")
     if budget % time.tile:
         raise LLMGymError(
             f"The closed form needs a token budget of whole tiles, got {budget} with tiles of "

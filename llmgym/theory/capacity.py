@@ -1,8 +1,9 @@
 """The capacity of an engine: the static planning LP over batch compositions.
 
-In the long run an engine divides its time among batch compositions (x prefill, y decode tokens). The
-largest rate of requests whose tokens such a division can serve bounds the throughput of every policy;
-the LP finds it (Harrison 2000; Dai and Lin 2005, here with the batch times of arXiv:2504.07347v3).
+In the long run an engine divides its time among batch compositions (x prefill, y decode tokens).
+The largest rate of requests whose tokens such a division can serve bounds the throughput of every
+policy; the LP finds it (Harrison 2000; Dai and Lin 2005; here with the batch times and limits of
+arXiv:2504.07347v3).
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Capacity:
 
     Attributes:
         requests_per_s: lambda*, the largest rate of the scenario's mix of requests.
-        load_factor: the scenario's own arrival rate over lambda*. 1 is critical; infinite for a replay
-            whose requests all come at once.
+        load_factor: the scenario's own arrival rate over lambda*. 1 is critical; infinite for a
+            replay whose requests all come at once.
         bottleneck: name of the engine that binds.
         tokens_per_ms: prefill and decode tokens served at that rate.
-        compositions: batches of one optimal plan with their shares of time. A plan is seldom unique:
-            batches of equal size can be mixed token by token.
+        compositions: batches of one optimal plan with their shares of time. A plan is seldom
+            unique: batches of equal size can be mixed token by token.
     """
 
     requests_per_s: float
@@ -50,18 +51,18 @@ class Capacity:
 def capacity(scenario: Scenario) -> Capacity:
     """Capacity of a single-engine scenario by the static planning LP.
 
-    Maximise theta over the shares of time s >= 0 of all batches (x, y) of b = x + y <= b_max tokens::
+    Maximise theta over the shares of time s >= 0 of all batches (x, y), b = x + y <= b_max::
 
         sum s <= 1,    sum s*x/t_b >= theta*m_p,    sum s*y/t_b >= theta*m_d
 
-    with m_p, m_d the means over all arrivals. Without a cap on requests theta*(m_p + m_d) is the maximum
-    of b/t_b over b <= b_max, which is the limit of Theorem 2 where filling the budget is best.
+    with m_p, m_d the means over all arrivals. Without a cap on requests theta*(m_p + m_d) is the
+    maximum of b/t_b over b <= b_max: the limit of Theorem 2 where filling the budget is best.
 
-    ``max_num_seqs`` = k_max limits the batches: y <= k_max - 1 beside prefill (one request may bring all
-    of it), else y <= k_max. Where it counts *resident* requests (A = k_max), a request holds a seat
-    for m_d iterations of decoding and at least one of prefill, and Little's law adds the row
-    theta*(m_d + 1) <= A*sum s/t_b, the seats times the iterations per millisecond. Prefill takes its
-    seat in this average only; a request without a prompt needs no iteration for it.
+    ``max_num_seqs`` = k_max limits the batches: y <= k_max - 1 beside prefill (one request may
+    bring all of it), else y <= k_max. Where it counts *resident* requests (A = k_max), a request
+    holds a seat for m_d iterations of decoding and at least one of prefill, and Little's law adds
+    the row theta*(m_d + 1) <= A*sum s/t_b, the seats times the iterations per millisecond. Prefill
+    takes its seat in this average only; a request without a prompt needs no iteration for it.
 
     Raises:
         LLMGymError: the batch-time model gives times that are not positive and finite.
@@ -89,11 +90,11 @@ def capacity(scenario: Scenario) -> Capacity:
 
 
 def compositions(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
-    """The batches that an optimal plan needs: prefill tokens x and decode tokens y, one entry a batch.
+    """The batches that an optimal plan needs, as arrays of prefill tokens x and decode tokens y.
 
-    All batches of b tokens take the same time, so what one of them serves is linear in y, and a batch
-    between the fewest and the most decode tokens is a mix of those two extremes: 2*b_max batches do,
-    whatever the batch-time model.
+    All batches of b tokens take the same time, so what one of them serves is linear in y, and a
+    batch between the fewest and the most decode tokens is a mix of these two extremes: 2*b_max
+    batches suffice, whatever the batch-time model.
     """
     size = np.arange(1, engine.token_budget + 1)
     cap = engine.max_num_seqs
@@ -107,13 +108,13 @@ def compositions(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_ms(engine: Engine, tokens: np.ndarray) -> np.ndarray:
-    """t_b in milliseconds for batches of ``tokens``; LLMGymError unless all are positive and finite."""
+    """t_b in milliseconds for batches of ``tokens``; LLMGymError unless positive and finite."""
     ms = engine.batch_time.ms(tokens)
     bad = np.flatnonzero(~np.isfinite(ms) | (ms <= 0))
     if bad.size:
         raise LLMGymError(
-            f"{engine.batch_time!r} gives {ms[bad[0]]} ms for a batch of {tokens[bad[0]]} tokens; batch "
-            "times must be positive and finite up to the token budget."
+            f"{engine.batch_time!r} gives {ms[bad[0]]} ms for a batch of {tokens[bad[0]]} tokens; "
+            "batch times must be positive and finite up to the token budget."
         )
     return ms
 
@@ -133,11 +134,11 @@ def _share_with_prompt(scenario: Scenario) -> float:
 
 
 def _plan(supply: np.ndarray, demand: np.ndarray) -> tuple[float, dict[int, float]]:
-    """Largest theta with supply @ shares >= theta*demand and sum(shares) <= 1; the shares above zero.
+    """Largest theta with supply @ shares >= theta*demand, sum(shares) <= 1; and the shares above 0.
 
-    ``supply`` (resources, batches) is per millisecond of a batch, ``demand`` (resources,) per token.
-    Column generation: solve for a few batches, price all of them with the dual variables, add the one
-    that gains most, until none does.
+    ``supply`` (resources, batches) is what a millisecond of each batch provides, ``demand``
+    (resources,) what a token takes. Column generation: solve for a few batches, price all of them
+    with the dual variables, add the one that gains most, until none does.
     """
     total = supply.sum(axis=0)
     columns = [int(np.argmax(total))]

@@ -1,4 +1,4 @@
-"""The stability region of an engine that limits the requests in a batch (arXiv:2504.07347v3, section 6)."""
+"""The stability region under a limit on the requests in a batch (arXiv:2504.07347v3, section 6)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Polygon:
     """A convex region of token rates: all (lambda_p, lambda_d) >= 0 below and left of its vertices.
 
     Attributes:
-        vertices: float64 of shape (n, 2), tokens per millisecond of (prefill, decode), from the point
-            (max, 0) counterclockwise to (0, max). The origin is left out.
+        vertices: float64 of shape (n, 2), tokens per millisecond of (prefill, decode), from the
+            point (max, 0) counterclockwise to (0, max). The origin is left out.
     """
 
     vertices: np.ndarray
@@ -37,7 +37,7 @@ class Polygon:
         With ``direction`` = (m_p, m_d) it is the capacity in requests per millisecond.
         """
         if np.shape(direction) != (2,):
-            raise LLMGymError(f"direction must be two numbers (prefill, decode), got {direction!r}.")
+            raise LLMGymError(f"direction must be two numbers, got {direction!r}.")
         for name, value in zip(("direction[0]", "direction[1]"), direction, strict=True):
             check_number(name, value, low=0)
         if max(direction) <= 0:
@@ -56,11 +56,11 @@ class Polygon:
 def stability_polygon(engine: Engine | Scenario) -> Polygon:
     """Token rates that an engine with at most k_max requests in a batch can sustain.
 
-    The convex hull of (x, y)/t_{x+y} over the feasible batches, y <= k_max - 1 if x > 0 else k_max and
-    x + y <= b_max, and of what lies below it. Without k_max it is a triangle.
+    The convex hull of (x, y)/t_{x+y} over the feasible batches (y <= k_max - 1 if x > 0 else k_max,
+    x + y <= b_max) and of what lies below it. Without k_max it is a triangle.
 
     Raises:
-        LLMGymError: the cap counts resident requests; the region then depends on the output lengths.
+        LLMGymError: the cap counts resident requests: the region then depends on output lengths.
     """
     engine = _batch_limited(engine)
     prefill, decode = compositions(engine)
@@ -74,7 +74,7 @@ def stability_polygon(engine: Engine | Scenario) -> Polygon:
 
 
 def _kinks(vertices: np.ndarray) -> np.ndarray:
-    """The vertices where the boundary turns; whole tiles lie on one straight line, up to rounding."""
+    """Drop vertices where only rounding turns the boundary: whole tiles lie on a straight line."""
     step = np.diff(vertices, axis=0)
     step /= np.linalg.norm(step, axis=1, keepdims=True)
     turn = step[:-1, 0] * step[1:, 1] - step[:-1, 1] * step[1:, 0]
@@ -85,8 +85,9 @@ def staircase_corners(engine: Engine | Scenario) -> np.ndarray:
     """The corners A, B, C, D of the region for staircase batch times, from their formula.
 
     A = (b_max, 0)/t_{b_max}, B = (b_max - k_max + 1, k_max - 1)/t_{b_max},
-    C = (b_0 - k_max + 1, k_max - 1)/t_{b_0}, D = (0, k_max)/t_{k_max}; C is the one of section 6.2. For
-    k_max = b_0 it can lie inside the hull, for k_max = 1 A and B coincide.
+    C = (b_0 - k_max + 1, k_max - 1)/t_{b_0}, D = (0, k_max)/t_{k_max}; C is that of section 6.2.
+    C lies inside the hull where larger batches cost little more (c well above a) or k_max = b_0; A
+    and B coincide for k_max = 1. The polygon is right in every case.
 
     Returns:
         float64 of shape (4, 2), tokens per millisecond of (prefill, decode).
@@ -105,11 +106,11 @@ def staircase_corners(engine: Engine | Scenario) -> np.ndarray:
         )
     if budget % time.tile:
         raise LLMGymError(
-            f"The corners A-D need a token budget of whole tiles, got {budget} with tiles of {time.tile}; "
-            "use stability_polygon."
+            f"The corners A-D need a token budget of whole tiles, got {budget} with tiles of "
+            f"{time.tile}; use stability_polygon."
         )
-    beside = seqs - 1
-    batches = np.array([(budget, 0), (budget - beside, beside), (time.tile - beside, beside), (0, seqs)])
+    rest = seqs - 1
+    batches = np.array([(budget, 0), (budget - rest, rest), (time.tile - rest, rest), (0, seqs)])
     return batches / batch_ms(engine, batches.sum(axis=1))[:, None]
 
 
@@ -119,7 +120,7 @@ def _batch_limited(engine: Engine | Scenario) -> Engine:
         raise LLMGymError(f"Expected an Engine or a Scenario, got {engine!r}.")
     if engine.max_num_seqs is not None and engine.seq_limit == "resident":
         raise LLMGymError(
-            "With seq_limit='resident' the region depends on the output lengths and is no polygon of "
-            "token rates; use capacity(scenario), or seq_limit='batch'."
+            "With seq_limit='resident' the region depends on the output lengths and is no polygon "
+            "of token rates. Use capacity(scenario), or seq_limit='batch'."
         )
     return engine

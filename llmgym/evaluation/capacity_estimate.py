@@ -1,0 +1,163 @@
+"""The load that a policy can carry, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmgym import dynamics, policies
+from llmgym.errors import LLMGymError, check_number
+from llmgym.evaluation import rollout as rollouts
+from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
+from llmgym.evaluation.statistics import mean_interval
+from llmgym.scenario import Scenario, as_scenario
+from llmgym.theory.capacity import capacity
+from llmgym.workload import Replay
+
+OVERLOAD = 1.4
+"""Load at which a policy is saturated."""
+
+WARM_SHARE = 0.4
+"""Part of a saturated run that is left out."""
+
+
+@dataclass(frozen=True)
+class CapacityEstimate:
+    """Measured capacity: requests per second with a 95 % interval, and how it was measured."""
+
+    requests_per_s: float
+    low: float
+    high: float
+    method: str
+    replications: int
+
+
+def estimate_capacity(
+    scenario: Scenario | str,
+    policy: policies.PolicyLike,
+    method: str | None = None,
+    replications: int | None = None,
+    requests: int | None = None,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> CapacityEstimate:
+    """The largest arrival rate that the policy carries, scaling the scenario's own arrivals.
+
+    ``"saturation"``: offer 1.4 times the LP capacity on top of a full table, and divide the tokens
+    served by the mean tokens of a request; in a table that stays full this is the rate of departures,
+    with less noise. Valid where more waiting requests never slow a policy down, which a policy says of
+    itself (``saturates``). The interval includes one batch, the grain of the count.
+    ``"bisection"``: for all others, find the rate at which an engine that starts from a backlog serves
+    just what arrives, with common random numbers. Service is averaged over the second half of each
+    run, so a policy that slows down with more waiting requests is measured at its slowest.
+
+    Args:
+        method: one of the two; None: by the policy.
+        replications: 8 for saturation, 16 for bisection by default.
+        requests: arrivals per replication that are measured; 6,000 and 600 by default.
+
+    Raises LLMGymError on bad arguments, and for a replay.
+    """
+    scenario = as_scenario(scenario)
+    if isinstance(scenario.workload, Replay):
+        raise LLMGymError("Capacity is about an endless stream of arrivals; a replay is finite.")
+    chosen = policies.resolve(policy)
+    if method is None:
+        method = "saturation" if getattr(chosen, "saturates", False) else "bisection"
+    if method not in METHODS:
+        raise LLMGymError(f"Unknown method {method!r}; use one of {', '.join(METHODS)}.")
+    measure, usual_replications, usual_requests = METHODS[method]
+    replications = usual_replications if replications is None else replications
+    requests = usual_requests if requests is None else requests
+    check_number("replications", replications, low=2, integer=True)
+    check_number("requests", requests, low=10, integer=True)
+    per_replication = measure(
+        scenario, chosen, replications, requests, seed, progress or (lambda fraction: None)
+    )
+    mean, low, high = mean_interval(per_replication)
+    grain = mean * scenario.engine.token_budget / (requests * _request_tokens(scenario))
+    grain = grain if method == "saturation" else 0.0
+    return CapacityEstimate(mean, max(low - grain, 0.0), high + grain, method, replications)
+
+
+def _request_tokens(scenario: Scenario) -> float:
+    return scenario.mean_prefill + scenario.mean_decode
+
+
+def _saturated(
+    scenario: Scenario,
+    policy: rollouts.Policy,
+    replications: int,
+    requests: int,
+    seed: int,
+    progress: Callable[[float], None],
+) -> np.ndarray:
+    """Requests' worth of tokens served per second under overload, one value per replication."""
+    # The table must hold enough requests to fill every batch by itself.
+    slots = max(scenario.slots, min(2 * scenario.engine.token_budget, MOST_SLOTS))
+    limit = capacity(scenario).requests_per_s
+    scenario = replace(scenario.at_rate(OVERLOAD * limit), slots=slots)
+    physics, key = dynamics.lower(scenario, burst=slots), rollouts.keys(seed, replications)
+    horizon = round((requests / limit + slots / limit) / (1 - WARM_SHARE) * 1000 / scenario.tick_ms)
+    state = rollouts.start(physics, key)
+    levels = []
+    for stop in (round(WARM_SHARE * horizon), horizon):
+        for state, _ in rollouts.rollout(physics, policy, state, key, stop):
+            progress(float(state.clock.to_numpy().min()) / horizon)
+        totals = state.totals
+        served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
+        requests_served = served / _request_tokens(scenario)
+        levels.append((requests_served, state.clock.to_numpy() * scenario.tick_ms / 1000))
+    (before, start_s), (after, end_s) = levels
+    return np.asarray((after - before) / (end_s - start_s))
+
+
+def _bisected(
+    scenario: Scenario,
+    policy: rollouts.Policy,
+    replications: int,
+    requests: int,
+    seed: int,
+    progress: Callable[[float], None],
+    rounds: int = 8,
+) -> np.ndarray:
+    """The rate at which service equals arrivals, one value per replication."""
+    hot = hot_backlog(scenario)
+    limit, tokens = capacity(scenario).requests_per_s, _request_tokens(scenario)
+    scenario = replace(scenario, slots=max(scenario.slots, min(4 * hot, MOST_SLOTS)))
+    low, high, rate = 0.0, limit, 0.75 * limit
+    rates: list[float] = []
+    served: list[np.ndarray] = []
+    for n in range(rounds):
+        run = trend(
+            scenario.at_rate(rate), policy, requests / rate, replications, seed, burst=hot
+        )
+        rates.append(rate)
+        served.append(run.served * 1000 / tokens)
+        mean = float(served[-1].mean())
+        low, high = (rate, high) if mean >= rate else (low, rate)
+        progress((n + 1) / rounds)
+        if high - low < 0.002 * limit or abs(mean - rate) < 0.0005 * rate:
+            break
+        # Where service does not depend on the arrivals its rate is the answer; else halve.
+        rate = mean if low < mean < high else (low + high) / 2
+        if n >= rounds // 2:
+            rate = (low + high) / 2
+    return _crossings(np.array(rates), np.array(served))
+
+
+def _crossings(rates: np.ndarray, served: np.ndarray) -> np.ndarray:
+    """Where each replication's service meets the arrivals: a line through its two nearest rates."""
+    gap = np.abs(served.mean(axis=1) - rates)
+    first, *others = np.argsort(gap)[:2]
+    if not others or gap[first] < 0.0005 * rates[first]:
+        return served[first]
+    second = others[0]
+    excess_1, excess_2 = rates[first] - served[first], rates[second] - served[second]
+    share = np.clip(excess_1 / np.where(excess_1 == excess_2, np.inf, excess_1 - excess_2), -1, 1)
+    return np.asarray(rates[first] + share * (rates[second] - rates[first]))
+
+
+METHODS = {"saturation": (_saturated, 8, 6000), "bisection": (_bisected, 16, 600)}

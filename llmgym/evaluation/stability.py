@@ -1,0 +1,193 @@
+"""Is a policy stable at a load? Three verdicts, and the growth that they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmgym import dynamics, policies
+from llmgym.errors import LLMGymError, check_number
+from llmgym.evaluation import rollout as rollouts
+from llmgym.evaluation.statistics import mean_interval
+from llmgym.scenario import Scenario, as_scenario
+from llmgym.workload import Replay
+
+TOLERANCE = 0.005
+"""Growth below this fraction of the arriving tokens counts as none."""
+
+MOST_DOUBLINGS = 3
+MOST_SLOTS = 8192
+
+
+@dataclass(frozen=True)
+class Stability:
+    """A verdict on stability.
+
+    Attributes:
+        verdict: ``"stable"``, ``"unstable"`` or ``"undecided"``.
+        growth_tokens_per_ms: growth of unprocessed tokens over the second half of the horizon, from an
+            empty start, mean over replications; ``low`` and ``high`` its 95 % interval.
+        hot_growth_tokens_per_ms: the same from a start with a backlog of ``hot_requests``.
+        horizon_s: simulated seconds; replications: how many; dropped: requests that found the table full.
+        reason: in words.
+    """
+
+    verdict: str
+    growth_tokens_per_ms: float
+    low: float
+    high: float
+    hot_growth_tokens_per_ms: float
+    hot_requests: int
+    horizon_s: float
+    replications: int
+    dropped: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trend:
+    """What a set of replications did over the second half of their windows, one value for each.
+
+    The window of a replication ends at the horizon, at its first dropped request, or when a hot start
+    has drained to a quarter of its backlog.
+    """
+
+    growth: np.ndarray  # slope of the unprocessed tokens, tokens/ms (least squares)
+    served: np.ndarray  # tokens/ms
+    dropped: int
+
+
+def trend(
+    scenario: Scenario,
+    policy: rollouts.Policy,
+    horizon_s: float,
+    replications: int,
+    seed: int = 0,
+    burst: int = 0,
+) -> Trend:
+    """Growth and service of ``policy`` from an empty start, or from a backlog of ``burst`` requests.
+
+    Common random numbers: the same seed gives the same requests for every policy, and for every load
+    but for their spacing.
+    """
+    physics = dynamics.lower(scenario, burst)
+    key = rollouts.keys(seed, replications)
+    horizon = round(horizon_s * 1000 / scenario.tick_ms)
+    columns: dict[str, list[np.ndarray]] = {"time": [], "backlog": [], "dropped": [], "served": []}
+    state = rollouts.start(physics, key)
+    for state, steps in rollouts.rollout(physics, policy, state, key, horizon):
+        columns["time"].append(steps.start.to_numpy())
+        columns["backlog"].append(np.asarray(steps.backlog).astype(float))
+        columns["dropped"].append(np.asarray(steps.dropped))
+        columns["served"].append(np.asarray(steps.prefill_tokens + steps.decode_tokens))
+    time, backlog, dropped, served = (np.concatenate(c) for c in columns.values())
+    served = np.cumsum(served, axis=0, dtype=float) - served  # before the decision, as the others
+    rows = []
+    for time_i, backlog_i, dropped_i, served_i in zip(time.T, backlog.T, dropped.T, served.T, strict=True):
+        end = _window_end(time_i, backlog_i, dropped_i, float(horizon), burst > 0)
+        grid = np.linspace(end / 2, end, 400)
+        at = np.searchsorted(time_i, grid, side="right") - 1
+        slope = np.polyfit(grid - grid.mean(), backlog_i[at], 1)[0]
+        rate = (served_i[at[-1]] - served_i[at[0]]) / max(time_i[at[-1]] - time_i[at[0]], 1)
+        rows.append((slope / scenario.tick_ms, rate / scenario.tick_ms))
+    growth, rates = np.array(rows).T
+    return Trend(growth, rates, int(np.asarray(state.totals.dropped).sum()))
+
+
+def _window_end(
+    time: np.ndarray, backlog: np.ndarray, dropped: np.ndarray, horizon: float, hot: bool
+) -> float:
+    over = dropped > 0
+    if hot:
+        over = over | (backlog < backlog[0] / 4)
+    return float(min(time[over.argmax()], horizon)) if over.any() else horizon
+
+
+def stability(
+    scenario: Scenario | str,
+    policy: policies.PolicyLike,
+    load: float | None = None,
+    replications: int = 8,
+    horizon_s: float | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Stability:
+    """Whether the backlog under ``policy`` stays bounded.
+
+    Stable: from an empty start and from a backlog, the 95 % interval of the growth of unprocessed
+    tokens lies below TOLERANCE of the arriving tokens. Unstable: from an empty start it lies above. In
+    between the horizon doubles, at most three times; a table that fills is enlarged, and where it
+    still drops requests before a trend is clear the verdict is refused (``"undecided"``), since a full
+    table looks like stability.
+
+    Args:
+        load: fraction of the LP capacity; None: the scenario's own arrival rate.
+        horizon_s: first horizon; by default the time of 4,000 arrivals.
+
+    Raises LLMGymError on bad arguments, and for a replay, which is finite.
+    """
+    scenario = as_scenario(scenario).at_load(load)
+    if isinstance(scenario.workload, Replay):
+        raise LLMGymError("Stability is about an endless stream of arrivals; a replay is finite.")
+    check_number("replications", replications, low=2, integer=True)
+    if horizon_s is None:
+        horizon_s = 4000 / scenario.arrival_rate_per_s
+    check_number("horizon_s", horizon_s, above=0)
+    chosen = policies.resolve(policy)
+    arriving = scenario.arrival_rate_per_s * (scenario.mean_prefill + scenario.mean_decode) / 1000
+    limit = TOLERANCE * arriving
+    hot = hot_backlog(scenario)
+    scenario = replace(scenario, slots=max(scenario.slots, min(2 * hot, MOST_SLOTS)))
+    for _ in range(MOST_DOUBLINGS + 1):
+        if progress is not None:
+            progress(f"{horizon_s:.0f} s of simulated time, {scenario.slots} slots")
+        cold = trend(scenario, chosen, horizon_s, replications, seed)
+        warm = trend(scenario, chosen, horizon_s, replications, seed, burst=hot)
+        verdict, reason = _judge(cold, warm, limit)
+        result = _result(verdict, reason, cold, warm, hot, horizon_s)
+        if verdict != "undecided":
+            return result
+        horizon_s *= 2
+        if (cold.dropped or warm.dropped) and scenario.slots < MOST_SLOTS:
+            scenario = replace(scenario, slots=min(2 * scenario.slots, MOST_SLOTS))
+    return result
+
+
+def hot_backlog(scenario: Scenario) -> int:
+    """Requests that a hot start begins with: enough to fill batches by decodes alone, and then some."""
+    enough = 1.0 * scenario.engine.token_budget / len(scenario.job_types)
+    return int(np.clip(enough, 64, MOST_SLOTS // 4))
+
+
+def _judge(cold: Trend, hot: Trend, limit: float) -> tuple[str, str]:
+    _, cold_low, cold_high = mean_interval(cold.growth)
+    _, hot_low, hot_high = mean_interval(hot.growth)
+    if cold_low > limit:
+        return "unstable", "the backlog grows from an empty start"
+    if cold.dropped or hot.dropped:
+        return "undecided", "the request table filled up before a trend was clear"
+    if cold_high < limit and hot_high < limit:
+        return "stable", "no growth from an empty start nor from a backlog"
+    if cold_high < limit and hot_low > limit:
+        return "undecided", "bounded from an empty start, growing from a backlog"
+    return "undecided", "the interval of the growth holds the threshold"
+
+
+def _result(
+    verdict: str, reason: str, cold: Trend, hot: Trend, hot_requests: int, horizon_s: float
+) -> Stability:
+    mean, low, high = mean_interval(cold.growth)
+    return Stability(
+        verdict=verdict,
+        growth_tokens_per_ms=mean,
+        low=low,
+        high=high,
+        hot_growth_tokens_per_ms=float(hot.growth.mean()),
+        hot_requests=hot_requests,
+        horizon_s=horizon_s,
+        replications=cold.growth.size,
+        dropped=cold.dropped + hot.dropped,
+        reason=reason,
+    )

@@ -1,0 +1,399 @@
+"""Scenario files: they hold every scenario, name every fault, and the shipped ones are sound."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmgym import dynamics
+from llmgym.arrivals import ARRIVALS
+from llmgym.arrivals import Poisson as PoissonArrivals
+from llmgym.batch_time import BATCH_TIMES, CODELLAMA_34B_A100, Hinge
+from llmgym.errors import LLMGymError
+from llmgym.lengths import LENGTHS, Fixed
+from llmgym.scenario import Engine, Scenario
+from llmgym.scenario_files import dumps, load, loads, names, save, scenario
+from llmgym.traces import read_trace, summary
+from llmgym.workload import JobType, Paired, Replay, Stage, Workload
+
+ROOT = Path(__file__).parents[1]
+PLAIN = Scenario.single_engine(CODELLAMA_34B_A100, 512, Workload(PoissonArrivals(2.5), 129, 112))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality field by field, arrays included."""
+    if is_dataclass(a):
+        return type(a) is type(b) and all(
+            same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)
+        )
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(np.array_equal(a, b)) if isinstance(a, np.ndarray) else a == b
+
+
+positive = st.floats(1e-3, 1e3)
+tokens = st.integers(1, 4096)
+several = st.lists(tokens, min_size=1, max_size=60)
+KINDS = {
+    **{f"batch_time/{kind}": cls for kind, cls in BATCH_TIMES.items()},
+    **{f"arrivals/{kind}": cls for kind, cls in ARRIVALS.items()},
+    **{f"lengths/{kind}": cls for kind, cls in LENGTHS.items()},
+}
+ARGUMENTS = {
+    "batch_time/staircase": {"c_ms": positive, "a_ms": positive, "tile": tokens},
+    "batch_time/hinge": {"c_ms": positive, "a_ms_per_token": positive, "free_tokens": tokens},
+    "batch_time/affine": {"c_ms": positive, "a_ms_per_token": positive},
+    "arrivals/poisson": {"rate_per_s": positive},
+    "arrivals/deterministic": {"rate_per_s": positive},
+    "arrivals/gamma": {"rate_per_s": positive, "cv": st.floats(0.1, 100)},
+    "arrivals/mmpp": {
+        "rate_per_s": positive,
+        "weights": st.tuples(positive, positive),
+        "sojourn_s": st.tuples(positive, positive),
+    },
+    "lengths/fixed": {"tokens": tokens},
+    "lengths/geometric": {"mean_tokens": st.floats(1, 4096)},
+    "lengths/uniform": {"low": st.integers(0, 9), "high": st.integers(9, 99)},
+    "lengths/lognormal": {"mean_tokens": st.floats(1, 4096), "cv": st.floats(0.1, 3)},
+    "lengths/poisson": {"mean_tokens": positive},
+    "lengths/empirical": {"quantiles": st.lists(positive, min_size=2, max_size=60).map(sorted)},
+}
+
+
+def some(group: str) -> st.SearchStrategy[Any]:
+    """Any object of a group, such as lengths."""
+    kinds = [kind for kind in KINDS if kind.startswith(group)]
+    return st.one_of([st.builds(KINDS[kind], **ARGUMENTS[kind]) for kind in kinds])
+
+
+@st.composite
+def replays(draw) -> Replay:
+    prefill = draw(several)
+    times = draw(st.lists(st.floats(0, 1e6), min_size=len(prefill), max_size=len(prefill)))
+    return Replay(
+        sorted(times), prefill, prefill[::-1], draw(st.text()), draw(st.none() | positive)
+    )
+
+
+@st.composite
+def scenarios(draw) -> Scenario:
+    engine = draw(
+        st.builds(
+            Engine,
+            some("batch_time"),
+            tokens,
+            st.none() | tokens,
+            st.sampled_from(["batch", "resident"]),
+            st.text(),
+        )
+    )
+    paired = several.map(lambda prefill: Stage(paired=Paired(prefill, prefill[::-1])))
+    stages = st.builds(Stage, some("lengths"), some("lengths")) | paired
+    job_types = st.lists(
+        st.builds(
+            JobType,
+            some("arrivals"),
+            stages.map(lambda stage: (replace(stage, engine=engine.name),)),
+            st.text(),
+            st.none() | positive,
+            st.none() | positive,
+        ),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda job_type: job_type.name,
+    )
+    return Scenario(
+        (engine,),
+        draw(replays() | job_types.map(tuple)),
+        draw(tokens),
+        draw(positive),
+        draw(st.booleans()),
+        draw(st.text()),
+        draw(st.text()),
+        draw(st.text()),
+    )
+
+
+def test_every_kind_is_drawn():
+    assert KINDS.keys() == ARGUMENTS.keys()
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenarios())
+def test_round_trip(drawn):
+    text = dumps(drawn)
+    assert same(loads(text), drawn)
+    assert dumps(loads(text)) == text
+
+
+def test_a_change_is_seen():
+    """The equality of the round trip can fail."""
+    assert not same(PLAIN.override(slots=9), PLAIN)
+    assert not same(Replay([0.0], [1], [1]), Replay([0.0], [1], [2]))
+
+
+def test_lists_are_wrapped():
+    text = dumps(PLAIN.override(prefill_tokens=LENGTHS["empirical"](range(100))))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) < 45
+
+
+def test_numpy_and_jax_numbers_are_written():
+    odd = PLAIN.override(token_budget=np.int64(256), batch_time=Hinge(jnp.float32(2.5), 1, 64.0))
+    assert same(loads(dumps(odd)).engine, Engine(Hinge(2.5, 1, 64), 256))
+
+
+def test_unregistered_class_is_refused():
+    @dataclass(frozen=True)
+    class Mine(Fixed):
+        pass
+
+    with pytest.raises(LLMGymError, match=r"Mine cannot be written to TOML; .*fixed, geometric"):
+        dumps(PLAIN.override(prefill_tokens=Mine(3)))
+
+
+BASE = dumps(PLAIN)
+REPLAY = dumps(replace(PLAIN, workload=Replay([0.0, 1.0], [1, 2], [3, 4])))
+JOB = BASE[BASE.index("[[job_types]]") :]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("slots", "slot", r"s.toml: Unknown key 'slot'. Did you mean 'slots'\?"),
+        ("slots = 256", "slots = 'many'", "s.toml: slots must be a number, got 'many'"),
+        ("slots = 256", "slots = 2.5", "s.toml: slots must be a whole number, got 2.5"),
+        ("slots = 256", "slots = 0", "s.toml: slots must be at least 1"),
+        ("tick_ms = 0.01", "tick_ms = nan", "s.toml: tick_ms must be finite"),
+        ("= false", "= 0", "s.toml: lengths_known must be true or false, got 0"),
+        ('"custom"', "3", "s.toml: name must be a string in quotes, got 3"),
+        ("slots = 256", "slots =", "s.toml: this is not valid TOML: .*line 4"),
+        ("token_budget = 512", "", "table engine: the key 'token_budget' is missing"),
+        (
+            "token_budget = 512",
+            "token_budget = true",
+            "table engine: token_budget must be a number",
+        ),
+        (
+            "token_budget = 512",
+            f"token_budget = {2**63}",
+            "table engine: token_budget must be a num",
+        ),
+        ('"batch"', '"batches"', r"table engine: Unknown seq_limit .* Did you mean 'batch'\?"),
+        (
+            '"staircase"',
+            '"stairs"',
+            r"engine.batch_time: Unknown kind .* Did you mean 'staircase'\?",
+        ),
+        ('kind = "staircase"', "", "engine.batch_time: this must be a table with a kind, one of"),
+        ('"staircase"', "['staircase']", "engine.batch_time: kind must be a string"),
+        ("tile = 128", "tiles = 128", r"batch_time: Unknown key 'tiles'. Did you mean 'tile'\?"),
+        ("tile = 128", "", "batch_time: the key 'tile' is missing"),
+        ("a_ms = 35.47", "a_ms = -1", "batch_time: a_ms must be greater than 0"),
+        (
+            "[job_types.arrivals]",
+            "[job_types.arrival]",
+            "table job_types.0.: Unknown key 'arrival'",
+        ),
+        ("[job_types.decode]", "[job_types.decodes]", "job_types.0.: Unknown key 'decodes'. Did"),
+        ("rate_per_s = 2.5", "rate_per_s = 0", "job_types.0..arrivals: rate_per_s must be greater"),
+        ("[[job_types]]", "[job_types]", "job_types must be an array of tables"),
+        (JOB, "", r"s.toml: give the workload either as \[\[job_types\]\] or as \[replay\]"),
+        (JOB, JOB + JOB, "s.toml: Job types need different names"),
+        (JOB, "[[job_types]]\n", "table job_types.0.: A stage needs either prefill and decode"),
+        (JOB, REPLAY[REPLAY.index("[replay]") :] + JOB, "give the workload either"),
+    ],
+)
+def test_faults_are_named(old, new, fault):
+    assert old in BASE
+    with pytest.raises(LLMGymError, match=fault):
+        loads(BASE.replace(old, new, 1), source="s.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("[0.0, 1.0]", "[1.0, 0.0]", "table replay: arrival_s.1. = 0 is before"),
+        ("[0.0, 1.0]", "1.0", "table replay: arrival_s must be a list, got 1.0"),
+        ("[0.0, 1.0]", "['a', 1.0]", "table replay: arrival_s.0. must be a number, got 'a'"),
+        ("[1, 2]", "[1, 2.5]", "table replay: prefill_tokens.1. must be a whole number"),
+        ("[1, 2]", "[1]", "table replay: arrival_s has 2 entries"),
+        ("[3, 4]", "[3, -4]", "table replay: decode_tokens.1. is -4"),
+        ("arrival_s", "arrivals_s", "table replay: Unknown key 'arrivals_s'. Did you"),
+    ],
+)
+def test_faults_of_a_replay_are_named(old, new, fault):
+    assert old in REPLAY
+    with pytest.raises(LLMGymError, match=fault):
+        loads(REPLAY.replace(old, new, 1))
+
+
+JUNK = [-1, 0, 2.5, 2**40, 2**63, float("nan"), float("-inf"), "x", "", True, [], {}, [1, "a"]]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([BASE, REPLAY]), st.data())
+def test_a_damaged_file_is_read_or_refused(text, data):
+    """Whatever key is dropped or gets a value of any type, nothing but LLMGymError comes out."""
+    top = table = tomllib.loads(text)
+    while True:
+        key = data.draw(st.sampled_from(sorted(table)))
+        inner = table[key][0] if isinstance(table[key], list) else table[key]
+        if not isinstance(inner, dict) or data.draw(st.booleans()):
+            break
+        table = inner
+    if data.draw(st.booleans()):
+        table[key] = data.draw(st.sampled_from(JUNK))
+    else:
+        del table[key]
+    damaged = tomli_w.dumps(top)
+    try:
+        loads(damaged)
+    except LLMGymError:
+        with pytest.raises(LLMGymError, match=r"^s\.toml"):
+            loads(damaged, "s.toml")
+
+
+def test_replay_of_a_trace_beside_the_file(tmp_path):
+    (tmp_path / "trace.txt").write_text("arrival,prefill,decode\n1,10,3\n2,20,4\n3,30,5\n")
+    path = tmp_path / "s.toml"
+    head = REPLAY[: REPLAY.index("[replay]")]
+    path.write_text(head + '[replay]\ntrace = "trace.txt"\nlimit = 2\nname = "x"\ntpot_ms = 7\n')
+    assert same(load(path).workload, Replay([0.0, 1.0], [10, 20], [3, 4], "x", None, 7))
+    for line, fault in [
+        ('trace = "trace.tx"', "s.toml, table replay: .*trace.tx: No such file"),
+        ('trace = "trace.txt"\nformat = "azur"', "table replay: Unknown trace format 'azur'"),
+        ('trace = "trace.txt"\nlimits = 1', "table replay: Unknown key 'limits'"),
+        ("trace = 1", "table replay: trace must be a string"),
+    ]:
+        path.write_text(f"{head}[replay]\n{line}\n")
+        with pytest.raises(LLMGymError, match=fault):
+            load(path)
+
+
+def test_save_and_load(tmp_path):
+    path = tmp_path / "s.toml"
+    save(PLAIN, path)
+    save(PLAIN.override(slots=99, description="naïve"), path)
+    assert same(load(path), PLAIN.override(slots=99, description="naïve"))
+    assert [p.name for p in tmp_path.iterdir()] == ["s.toml"]
+
+
+def test_save_writes_all_or_nothing(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "file").write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    for target in ("folder.toml", "file/s.toml", "none/s.toml", "a\0b.toml"):
+        with pytest.raises(LLMGymError, match="Cannot write"):
+            save(PLAIN, tmp_path / target)
+    with pytest.raises(LLMGymError, match="Cannot write"):
+        save(PLAIN.override(name="\ud800"), tmp_path / "file")  # no UTF-8 for half a character
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "s.toml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "s.toml", tmp_path / "no.toml", tmp_path):
+        with pytest.raises(LLMGymError, match=f"Cannot read scenario {path}"):
+            load(path)
+
+
+def test_names():
+    assert names() == sorted(names())
+    assert {"paper-figure-1", "theorem-2", "corner-c", "md1", "llama-3-70b", "geometric"} < {
+        *names()
+    }
+    assert {"bursty", "capped", "two-class", "azure-conversation", "azure-code"} < {*names()}
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_scenario(name):
+    shipped = scenario(name)
+    text = (ROOT / "llmgym" / "scenarios" / f"{name}.toml").read_text(encoding="utf-8")
+    assert dumps(shipped) == text, "not in the form that save writes"
+    assert same(loads(text), shipped)
+    assert shipped.name == name
+    assert shipped.description.endswith(".")
+    assert shipped.source.endswith(".")
+    physics = dynamics.lower(shipped)
+    assert physics.slots == shipped.slots
+    assert len(physics.arrivals) == len(physics.lengths) == len(shipped.class_names)
+
+
+def test_shipped_numbers():
+    critical = scenario("theorem-2")
+    assert critical.arrival_rate_per_s == pytest.approx(512 / 0.15316 / 200, rel=1e-7)
+    corner = dynamics.lower(scenario("corner-c")).arrivals[0]
+    assert (int(corner.whole), int(corner.fraction)) == (46750, 0)
+    assert scenario("two-class").targets_ms == ((1000.0, 200.0), (60000.0, 1000.0))
+    assert scenario("md1").arrival_rate_per_s * 0.04675 == pytest.approx(0.8, rel=1e-5)
+
+
+def test_overrides_and_paths(tmp_path):
+    changed = scenario("paper-figure-1", token_budget=1024, prefill_tokens=7, arrival_rate_per_s=3)
+    assert (changed.engine.token_budget, changed.mean_prefill) == (1024, 7)
+    assert changed.arrival_rate_per_s == pytest.approx(3)
+    save(PLAIN, tmp_path / "mine.toml")
+    assert same(scenario(tmp_path / "mine.toml", slots=9), PLAIN.override(slots=9))
+
+
+def test_unknown_names():
+    with pytest.raises(
+        LLMGymError, match=r"Unknown scenario 'paper-fig-1'. Did you mean 'paper-figure"
+    ):
+        scenario("paper-fig-1")
+    with pytest.raises(LLMGymError, match=r"Unknown scenario setting 'slot'. Did you mean 'slots'"):
+        scenario("md1", slot=3)
+    with pytest.raises(LLMGymError, match="named by a string or a path, got 3"):
+        scenario(3)
+    with pytest.raises(LLMGymError, match=r"Cannot read scenario md\.toml"):
+        scenario("md.toml")
+
+
+AZURE = {
+    "azure-code": "AzureLLMInferenceTrace_code.csv",
+    "azure-conversation": "AzureLLMInferenceTrace_conv.csv",
+}
+
+
+@pytest.mark.parametrize("name", AZURE)
+def test_azure_scenario_summarises_its_trace(shared_data, name):
+    trace, job = read_trace(shared_data / "traces" / AZURE[name]), scenario(name).job_types[0]
+    for length, seen in [
+        (job.stages[0].prefill, np.asarray(trace.prefill_tokens)),
+        (job.stages[0].decode, np.asarray(trace.decode_tokens)),
+    ]:
+        drawn = length.draw(100_000)
+        assert length.mean == pytest.approx(seen.mean(), rel=1e-3)
+        assert drawn.mean() == pytest.approx(seen.mean(), rel=0.02)
+        assert drawn.std() == pytest.approx(seen.std(), rel=0.05)
+        assert np.quantile(drawn, 0.9) == pytest.approx(np.quantile(seen, 0.9), rel=0.03)
+    # The law of gaps on the device, also at a CV of 13: 10 standard errors of the mean are 13 %.
+    words = jax.random.bits(jax.random.key(0), (10**6,), jnp.uint32)
+    gaps = np.asarray(job.arrivals.sampler(1e5).gaps(words[0], words[0], words)[0]) / 1e5
+    facts = summary(trace)
+    assert gaps.mean() * facts["rate_per_s"] == pytest.approx(1, rel=0.01 * facts["gap_cv"])
+    assert gaps.std() / gaps.mean() == pytest.approx(facts["gap_cv"], rel=0.1)
+
+
+def test_azure_scenarios_are_what_the_tool_writes(shared_data, tmp_path):
+    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools/make_azure_scenarios.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.main([str(shared_data / "traces"), "--out", str(tmp_path)])
+    assert sorted(p.stem for p in tmp_path.iterdir()) == sorted(AZURE)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (ROOT / "llmgym" / "scenarios" / path.name).read_bytes()
