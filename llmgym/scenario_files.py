@@ -261,7 +261,7 @@ def _read_kind(place: _Place, base: type, table: Any) -> Any:
 def _scalar(place: _Place, key: str, wanted: type, value: Any) -> Any:
     """A string, boolean or finite number; a whole number may be written 128.0."""
     if wanted in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)):
             raise place.error(f"{key} must be a number, got {value!r}.")
         if abs(value) >= 2**63:
             raise place.error(f"{key} must be a number below 2**63 in size, got {value!r:.40}.")

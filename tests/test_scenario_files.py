@@ -152,7 +152,9 @@ def test_lists_are_wrapped():
 
 def test_numpy_and_jax_numbers_are_written():
     odd = PLAIN.override(token_budget=np.int64(256), batch_time=Hinge(jnp.float32(2.5), 1, 64.0))
-    assert same(loads(dumps(odd)).engine, Engine(Hinge(2.5, 1, 64), 256))
+    engine = loads(dumps(odd)).engine
+    assert same(engine, Engine(Hinge(2.5, 1, 64), 256))
+    assert type(engine.batch_time.free_tokens) is int
 
 
 def test_unregistered_class_is_refused():

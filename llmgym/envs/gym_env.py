@@ -72,7 +72,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
         self._action_mask = info["action_mask"]
         if self._renderer is not None:
-            self._renderer.record(before, action, self._state, info)
+            self._renderer.record(info)
         return (
             np.array(result.observation),
             float(result.reward),

@@ -29,7 +29,8 @@ class Stability:
         verdict: ``"stable"``, ``"unstable"`` or ``"undecided"``.
         growth_tokens_per_ms: growth of unprocessed tokens over the second half of the horizon, from an
             empty start, mean over replications; ``low`` and ``high`` its 95 % interval.
-        hot_growth_tokens_per_ms: the same from a start with a backlog of ``hot_requests``.
+        hot_growth_tokens_per_ms: arriving minus served tokens from a start with a backlog of
+            ``hot_requests``; ``hot_low`` and ``hot_high`` its 95 % interval.
         horizon_s: simulated seconds; replications: how many; dropped: requests that found the table full.
         reason: in words.
     """
@@ -39,6 +40,8 @@ class Stability:
     low: float
     high: float
     hot_growth_tokens_per_ms: float
+    hot_low: float
+    hot_high: float
     hot_requests: int
     horizon_s: float
     replications: int
@@ -116,15 +119,17 @@ def stability(
 ) -> Stability:
     """Whether the backlog under ``policy`` stays bounded.
 
-    Stable: from an empty start and from a backlog, the 95 % interval of the growth of unprocessed
-    tokens lies below TOLERANCE of the arriving tokens. Unstable: from an empty start it lies above. In
-    between the horizon doubles, at most three times; a table that fills is enlarged, and where it
-    still drops requests before a trend is clear the verdict is refused (``"undecided"``), since a full
-    table looks like stability.
+    Two starts are watched. From a backlog of ``hot_requests`` the drift is arriving minus served tokens;
+    from an empty start it is the slope of the unprocessed tokens. Stable: the backlog drains (the 95 %
+    interval of the drift lies below 0) and the empty start does not grow by more than TOLERANCE of the
+    arriving tokens. Unstable: the empty start grows by more than that and the backlog does not drain,
+    or both starts grow. In between the horizon doubles, at most three times; a table that fills is enlarged, and where it still drops
+    requests before a trend is clear the verdict is refused (``"undecided"``), since a full table looks
+    like stability.
 
     Args:
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
-        horizon_s: first horizon; by default the time of 4,000 arrivals.
+        horizon_s: first horizon; by default the time of 2,000 arrivals.
 
     Raises LLMGymError on bad arguments, and for a replay, which is finite.
     """
@@ -133,11 +138,10 @@ def stability(
         raise LLMGymError("Stability is about an endless stream of arrivals; a replay is finite.")
     check_number("replications", replications, low=2, integer=True)
     if horizon_s is None:
-        horizon_s = 4000 / scenario.arrival_rate_per_s
+        horizon_s = 2000 / scenario.arrival_rate_per_s
     check_number("horizon_s", horizon_s, above=0)
     chosen = policies.resolve(policy)
     arriving = scenario.arrival_rate_per_s * (scenario.mean_prefill + scenario.mean_decode) / 1000
-    limit = TOLERANCE * arriving
     hot = hot_backlog(scenario)
     scenario = replace(scenario, slots=max(scenario.slots, min(2 * hot, MOST_SLOTS)))
     for _ in range(MOST_DOUBLINGS + 1):
@@ -145,8 +149,8 @@ def stability(
             progress(f"{horizon_s:.0f} s of simulated time, {scenario.slots} slots")
         cold = trend(scenario, chosen, horizon_s, replications, seed)
         warm = trend(scenario, chosen, horizon_s, replications, seed, burst=hot)
-        verdict, reason = _judge(cold, warm, limit)
-        result = _result(verdict, reason, cold, warm, hot, horizon_s)
+        verdict, reason = _judge(cold, warm, arriving)
+        result = _result(verdict, reason, cold, warm, arriving, hot, horizon_s)
         if verdict != "undecided":
             return result
         horizon_s *= 2
@@ -161,30 +165,42 @@ def hot_backlog(scenario: Scenario) -> int:
     return int(np.clip(enough, 64, MOST_SLOTS // 4))
 
 
-def _judge(cold: Trend, hot: Trend, limit: float) -> tuple[str, str]:
-    _, cold_low, cold_high = mean_interval(cold.growth)
-    _, hot_low, hot_high = mean_interval(hot.growth)
-    if cold_low > limit:
-        return "unstable", "the backlog grows from an empty start"
+def _judge(cold: Trend, hot: Trend, arriving: float) -> tuple[str, str]:
+    _, cold_low, _ = mean_interval(cold.growth)
+    _, drift_low, drift_high = mean_interval(arriving - hot.served)
+    grows, drains = cold_low > TOLERANCE * arriving, drift_high < 0
+    if (grows or (cold_low > 0 and drift_low > 0)) and not drains:
+        return "unstable", "the backlog grows from an empty start and does not drain"
     if cold.dropped or hot.dropped:
         return "undecided", "the request table filled up before a trend was clear"
-    if cold_high < limit and hot_high < limit:
-        return "stable", "no growth from an empty start nor from a backlog"
-    if cold_high < limit and hot_low > limit:
-        return "undecided", "bounded from an empty start, growing from a backlog"
-    return "undecided", "the interval of the growth holds the threshold"
+    if drains and not grows:
+        return "stable", "a backlog drains, and an empty start does not grow"
+    if drains:
+        return "undecided", "a backlog drains, but an empty start still fills up"
+    if drift_low > 0:
+        return "undecided", "a backlog grows, but an empty start does not yet"
+    return "undecided", "a backlog neither grows nor drains clearly"
 
 
 def _result(
-    verdict: str, reason: str, cold: Trend, hot: Trend, hot_requests: int, horizon_s: float
+    verdict: str,
+    reason: str,
+    cold: Trend,
+    hot: Trend,
+    arriving: float,
+    hot_requests: int,
+    horizon_s: float,
 ) -> Stability:
+    drift, drift_low, drift_high = mean_interval(arriving - hot.served)
     mean, low, high = mean_interval(cold.growth)
     return Stability(
         verdict=verdict,
         growth_tokens_per_ms=mean,
         low=low,
         high=high,
-        hot_growth_tokens_per_ms=float(hot.growth.mean()),
+        hot_growth_tokens_per_ms=drift,
+        hot_low=drift_low,
+        hot_high=drift_high,
         hot_requests=hot_requests,
         horizon_s=horizon_s,
         replications=cold.growth.size,

@@ -1,0 +1,322 @@
+"""The command line: ``llmgym list | simulate | capacity | benchmark | speed``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from llmgym.errors import LLMGymError, UnservableWarning
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Reinforcement-learning environments for scheduling LLM inference.",
+)
+console = Console()
+messages = Console(stderr=True)
+
+ScenarioName = Annotated[
+    str, typer.Option("--scenario", "-s", help="A named scenario, or a TOML file.")
+]
+Load = Annotated[
+    float | None, typer.Option(help="Fraction of the LP capacity; by default the scenario's own rate.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: token_budget=1024. Repeatable."),
+]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """What there is: scenarios, policies, environments, action encodings, rewards."""
+    from llmgym import agents, baselines, scenario_files
+    from llmgym.envs.actions import ENCODINGS
+    from llmgym.envs.functional import IDS
+    from llmgym.envs.rewards import REWARDS
+
+    found = {
+        "scenarios": {n: scenario_files.scenario(n).description for n in scenario_files.names()},
+        "policies": {n: _first_line(baselines.POLICIES[n]) for n in baselines.names()},
+        "agents": {n: "" for n in agents.names()},
+        "environments": {n: _first_line(IDS[n]) for n in IDS},
+        "actions": {n: _first_line(ENCODINGS[n]) for n in ENCODINGS},
+        "rewards": {n: "" for n in REWARDS},
+    }
+    if as_json:
+        return _print_json(found)
+    for title, entries in found.items():
+        if entries:
+            table = Table(title=title, show_header=False, title_justify="left", expand=False)
+            for name, text in entries.items():
+                table.add_row(name, text)
+            console.print(table)
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+@app.command()
+def simulate(
+    scenario: ScenarioName = "paper-figure-1",
+    policy: Annotated[str, typer.Option("--policy", "-p", help="See `llmgym list`.")] = "sarathi",
+    load: Load = None,
+    duration_s: Annotated[float | None, typer.Option(help="Simulated seconds.")] = None,
+    warmup_s: Annotated[float, typer.Option(help="Seconds that averages leave out.")] = 0.0,
+    num_envs: Annotated[int, typer.Option(help="Independent replications.")] = 1,
+    trace: Annotated[Path | None, typer.Option(help="Replay this trace on the engine.")] = None,
+    settings: Set = None,
+    seed: Seed = 0,
+    out: Out = None,
+    allow_unservable: Annotated[
+        bool, typer.Option(help="Run even if the policy can never serve some of the requests.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run one policy and print its summary. --out writes requests.csv, batches.csv and summary.json."""
+    from llmgym.evaluation import benchmark
+    from llmgym.evaluation.files import to_json, write
+    from llmgym.evaluation.simulate import simulate as run_simulation
+    from llmgym.workload import Replay
+
+    chosen = _scenario(scenario, settings, trace)
+    if duration_s is None and not isinstance(chosen.workload, Replay):
+        duration_s = 600.0
+    if not allow_unservable:
+        warnings.simplefilter("error", UnservableWarning)
+    with _bar(as_json) as bar:
+        task = bar.add_task(f"{policy} on {chosen.name}", total=1.0)
+        run = run_simulation(
+            chosen,
+            benchmark.resolve(policy),
+            load=load,
+            duration_s=duration_s,
+            num_envs=num_envs,
+            seed=seed,
+            warmup_s=warmup_s,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    if out is not None:
+        write(out / "summary.json", to_json(run.summary))
+        write(out / "requests.csv", run.requests.to_csv(index=False))
+        write(out / "batches.csv", run.batches.to_csv(index=False))
+    if as_json:
+        return _print_json(run.summary)
+    console.print(_summary_table(f"{run.policy} on {chosen.name}", run.summary))
+
+
+def _summary_table(title: str, summary: dict[str, Any]) -> Table:
+    table = Table(title=title, show_header=False)
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{k} {v:.1f}" for k, v in value.items())
+        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
+    return table
+
+
+@app.command()
+def capacity(
+    scenario: ScenarioName = "paper-figure-1",
+    policy: Annotated[
+        str | None, typer.Option("--policy", "-p", help="Also measure the capacity of this policy.")
+    ] = None,
+    settings: Set = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The load that no policy can exceed (the planning LP), and what a policy reaches."""
+    from llmgym.evaluation import benchmark
+    from llmgym.evaluation.capacity_estimate import estimate_capacity
+    from llmgym.theory.capacity import capacity as limit_of
+
+    chosen = _scenario(scenario, settings, None)
+    limit = limit_of(chosen)
+    found: dict[str, Any] = {
+        "scenario": chosen.name,
+        "requests_per_s": limit.requests_per_s,
+        "tokens_per_ms": limit.tokens_per_ms,
+        "load_factor": limit.load_factor,
+        "bottleneck": limit.bottleneck,
+    }
+    if policy is not None:
+        with _bar(as_json) as bar:
+            task = bar.add_task(f"capacity of {policy}", total=1.0)
+            estimate = estimate_capacity(
+                chosen,
+                benchmark.resolve(policy),
+                seed=seed,
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        found["policy"] = {"name": policy, **asdict(estimate)}
+    if as_json:
+        return _print_json(found)
+    console.print(_summary_table(f"capacity of {chosen.name}", {k: v for k, v in found.items() if k != "policy"}))
+    if policy is not None:
+        console.print(
+            f"{policy}: {estimate.requests_per_s:.3f} requests/s "
+            f"[{estimate.low:.3f}, {estimate.high:.3f}] by {estimate.method}, "
+            f"{100 * estimate.requests_per_s / limit.requests_per_s:.1f} % of the limit"
+        )
+
+
+@app.command()
+def benchmark(
+    scenario: ScenarioName = "paper-figure-1",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", "-p", help="Repeatable; sarathi:token_budget=128 for settings."),
+    ] = None,
+    load: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A request trace, as the workload.")] = None,
+    replications: Annotated[int | None, typer.Option(help="Environments of each run.")] = None,
+    arrivals: Annotated[int | None, typer.Option(help="Requests of each latency run.")] = None,
+    settings: Set = None,
+    seed: Seed = 0,
+    out: Out = None,
+    repeat: Annotated[
+        Path | None, typer.Option(help="Repeat the benchmark of this result folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge policies: capacity against the limit, stability, latency. Resumes where it was stopped."""
+    from llmgym.evaluation import benchmark as benchmarks
+    from llmgym.evaluation import report
+
+    if repeat is not None:
+        chosen = benchmarks.from_config(repeat)
+    else:
+        base = _scenario(scenario, settings, trace)
+        given = {"replications": replications, "arrivals": arrivals}
+        names = tuple(policy) if policy else benchmarks.DEFAULT_POLICIES
+        chosen = benchmarks.Benchmark(
+            base,
+            benchmarks.servable(names, base),
+            tuple(load) if load else benchmarks.DEFAULT_LOADS,
+            seed=seed,
+            **{k: v for k, v in given.items() if v is not None},
+        )
+    out = out or Path("results") / f"benchmark-{chosen.scenario.name}"
+    with _bar(as_json, steps=True) as bar:
+        task = bar.add_task("starting", total=None)
+        results = benchmarks.run(
+            chosen,
+            out,
+            lambda done, total, label: bar.update(task, completed=done, total=total, description=label),
+        )
+    paths = report.publish(chosen, results, out)
+    if as_json:
+        return _print_json(report.rows(chosen, results))
+    console.print(report.tables(chosen, results))
+    console.print(f"Wrote {', '.join(str(p) for p in paths)}; raw numbers in {out / 'raw'}.")
+
+
+@app.command()
+def speed(
+    num_envs: Annotated[int | None, typer.Option(help="Environments of the batch.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Rows of the request table.")] = None,
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy in the loop.")] = None,
+    load: Annotated[float | None, typer.Option(help="Fraction of the LP capacity.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """How many steps per second: one measurement with options, a table of many without."""
+    from llmgym.evaluation import speed as speeds
+    from llmgym.evaluation.files import to_json, write
+
+    given = {"num_envs": num_envs, "slots": slots, "policy": policy, "load": load}
+    chosen = {k: v for k, v in given.items() if v is not None}
+    if chosen:
+        found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))
+    else:
+        with _bar(as_json, steps=True) as bar:
+            task = bar.add_task("starting", total=None)
+            found = speeds.table(
+                progress=lambda done, total, label: bar.update(
+                    task, completed=done, total=total, description=label
+                )
+            )
+    if out is not None:
+        write(out / "speed.json", to_json(found))
+    if as_json:
+        return _print_json(found)
+    console.print(
+        _summary_table("speed", found) if isinstance(found, dict) else speeds.rich_table(found)
+    )
+
+
+def _scenario(name: str, settings: list[str] | None, trace: Path | None) -> Any:
+    from llmgym import scenario_files
+    from llmgym.traces import read_trace
+
+    changes: dict[str, Any] = {}
+    for pair in settings or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LLMGymError(f"--set {pair}: write name=value.")
+        changes[key.strip()] = _value(value.strip())
+    if trace is not None:
+        changes |= {"workload": read_trace(trace), "name": trace.stem}
+        changes.setdefault("token_budget", 2048)
+        changes.setdefault("slots", 4096)
+    return scenario_files.scenario(name, **changes)
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("none", "true", "false"):
+        return {"none": None, "true": True, "false": False}[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _bar(quiet: bool, steps: bool = False) -> Progress:
+    counter = [MofNCompleteColumn()] if steps else []
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counter,
+        TimeElapsedColumn(),
+        console=messages,
+        disable=quiet,
+        transient=True,
+    )
+
+
+def _print_json(value: Any) -> None:
+    from llmgym.evaluation.files import to_json
+
+    typer.echo(to_json(value))
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except (LLMGymError, UnservableWarning) as error:
+        messages.print(f"llmgym: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        messages.print("Stopped. The same command resumes a benchmark.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

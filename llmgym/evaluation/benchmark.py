@@ -1,0 +1,256 @@
+"""The benchmark: for each policy its capacity, its verdicts and its latencies, resumable and repeatable.
+
+A result folder holds ``config.json`` (everything that the numbers depend on, with versions), one file
+for each measurement under ``raw/``, and the tables and pictures made from them. Measurements that are
+there are not made again, so an interrupted run resumes; a run from the ``config.json`` of another folder
+repeats its numbers bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llmgym import baselines, policies, scenario_files
+from llmgym.arrivals import Poisson
+from llmgym.errors import LLMGymError, check_number
+from llmgym.evaluation.capacity_estimate import estimate_capacity
+from llmgym.evaluation.files import to_json, write
+from llmgym.evaluation.simulate import Run, simulate
+from llmgym.evaluation.stability import stability
+from llmgym.scenario import Scenario
+from llmgym.theory.capacity import capacity
+from llmgym.workload import JobType, Paired, Replay, Stage
+
+DEFAULT_POLICIES = (*baselines.PAPER, "greedy_rate", "tile_align")
+DEFAULT_LOADS = (0.5, 0.7, 0.8, 0.95)
+VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark measures.
+
+    Args:
+        scenario: the engine and its workload. For a replay capacity and verdicts come from Poisson
+            arrivals with the trace's own pairs of lengths, latencies from the trace itself, its time
+            stretched to each load.
+        policies: names, or objects with a label; order of the rows.
+        loads: fractions of the LP capacity.
+        replications: environments of each measurement.
+        arrivals: requests per replication in the latency runs; the first third is warm-up.
+        capacity_requests: requests per replication of a capacity by bisection.
+    """
+
+    scenario: Scenario
+    policies: tuple[str, ...] = DEFAULT_POLICIES
+    loads: tuple[float, ...] = DEFAULT_LOADS
+    replications: int = 8
+    arrivals: int = 3000
+    capacity_requests: int = 400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise LLMGymError("A benchmark needs at least one policy.")
+        if not self.loads:
+            raise LLMGymError("A benchmark needs at least one load.")
+        for load in self.loads:
+            check_number("load", load, above=0)
+        check_number("replications", self.replications, low=2, integer=True)
+        check_number("arrivals", self.arrivals, low=30, integer=True)
+        check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
+        for name in self.policies:
+            resolve(name)
+
+    @property
+    def endless(self) -> Scenario:
+        """The scenario with arrivals that never end: itself, or the stand-in for a replay."""
+        workload = self.scenario.workload
+        if not isinstance(workload, Replay):
+            return self.scenario
+        stage = Stage(paired=Paired(workload.prefill_tokens, workload.decode_tokens))
+        job_type = JobType(
+            Poisson(workload.rate_per_s), (stage,), workload.name, workload.ttft_ms, workload.tpot_ms
+        )
+        return replace(self.scenario, workload=(job_type,))
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the numbers depend on, as JSON."""
+        settings = asdict(replace(self, scenario=None))  # type: ignore[arg-type]
+        return {
+            **settings,
+            "scenario": scenario_files.dumps(self.scenario),
+            "versions": {name: metadata.version(name) for name in VERSIONED},
+            "python": platform.python_version(),
+        }
+
+
+def resolve(name: str) -> Any:
+    """The policy of a row: ``name``, or ``name:setting=value,...`` such as ``sarathi:token_budget=128``."""
+    base, _, settings = name.partition(":")
+    if not settings:
+        return policies.resolve(base)
+    values: dict[str, Any] = {}
+    for pair in settings.split(","):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LLMGymError(f"Policy {name!r}: write settings as name:setting=value,setting=value.")
+        values[key.strip()] = int(value) if value.strip().lstrip("-").isdigit() else value.strip()
+    return baselines.make(base, **values)
+
+
+def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
+    """The names, with prompts split for those policies that could never serve the longest prompt."""
+    budget, longest = scenario.engine.token_budget, scenario.longest_prompt
+    rows = []
+    for name in names:
+        problem = policies.check(resolve(name), longest, budget)
+        rows.append(f"{name}{',' if ':' in name else ':'}prompts=split" if problem else name)
+    return tuple(rows)
+
+
+def from_config(path: Path) -> Benchmark:
+    """The benchmark of a result folder or of its ``config.json``."""
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(path.read_text())
+        scenario = scenario_files.loads(config["scenario"], source=str(path))
+        fields = ("replications", "arrivals", "capacity_requests", "seed")
+        return Benchmark(
+            scenario,
+            tuple(config["policies"]),
+            tuple(config["loads"]),
+            **{name: config[name] for name in fields},
+        )
+    except OSError as error:
+        raise LLMGymError(f"Cannot read {path}: {error.strerror}.") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise LLMGymError(f"{path} is not the configuration of a benchmark: {error!r}.") from error
+
+
+Task = tuple[str, str, Callable[[], dict[str, Any]]]
+"""Name of the file, what a person reads in the progress bar, and the measurement."""
+
+
+def tasks(benchmark: Benchmark) -> Iterator[Task]:
+    """All measurements, capacities first."""
+    yield "limit", "the limit that no policy exceeds", lambda: _limit(benchmark)
+    for name in benchmark.policies:
+        yield f"capacity-{slug(name)}", f"{name}: capacity", lambda n=name: _capacity(benchmark, n)
+    for load in benchmark.loads:
+        for name in benchmark.policies:
+            slug = f"{slug(name)}-{load:g}"
+            yield (
+                f"stability-{slug}",
+                f"{name} at load {load:g}: stability",
+                lambda n=name, x=load: _stability(benchmark, n, x),
+            )
+            yield (
+                f"latency-{slug}",
+                f"{name} at load {load:g}: latency",
+                lambda n=name, x=load: _latency(benchmark, n, x),
+            )
+
+
+def slug(name: str) -> str:
+    """The name of a policy as part of a file name."""
+    return "".join(c if c.isalnum() or c in "_.-" else "-" for c in name)
+
+
+def _limit(benchmark: Benchmark) -> dict[str, Any]:
+    limit = capacity(benchmark.endless)
+    return {"requests_per_s": limit.requests_per_s, "tokens_per_ms": limit.tokens_per_ms}
+
+
+def _capacity(benchmark: Benchmark, name: str) -> dict[str, Any]:
+    policy = resolve(name)
+    saturates = getattr(policy, "saturates", False)
+    estimate = estimate_capacity(
+        benchmark.endless,
+        policy,
+        requests=None if saturates else benchmark.capacity_requests,
+        replications=benchmark.replications,
+        seed=benchmark.seed,
+    )
+    return asdict(estimate)
+
+
+def _stability(benchmark: Benchmark, name: str, load: float) -> dict[str, Any]:
+    verdict = stability(
+        benchmark.endless,
+        resolve(name),
+        load=load,
+        replications=benchmark.replications,
+        seed=benchmark.seed,
+    )
+    return asdict(verdict)
+
+
+def _latency(benchmark: Benchmark, name: str, load: float) -> dict[str, Any]:
+    run = latency_run(benchmark, name, load)
+    return {"summary": run.summary, "trajectory": _thinned(run)}
+
+
+def latency_run(benchmark: Benchmark, name: str, load: float) -> Run:
+    """The run behind a row of latencies."""
+    rate = load * capacity(benchmark.endless).requests_per_s
+    scenario = benchmark.scenario.at_rate(rate)
+    if isinstance(scenario.workload, Replay):
+        span_s = len(scenario.workload) / rate
+        return simulate(scenario, resolve(name), duration_s=span_s, seed=benchmark.seed)
+    duration_s = benchmark.arrivals / rate
+    return simulate(
+        scenario,
+        resolve(name),
+        duration_s=duration_s,
+        warmup_s=duration_s / 3,
+        num_envs=benchmark.replications,
+        seed=benchmark.seed,
+    )
+
+
+def _thinned(run: Run, points: int = 200) -> dict[str, list[float]]:
+    """Requests in system over time, first environment, at equally spaced decisions."""
+    path = run.trajectory[run.trajectory.env == 0]
+    path = path.iloc[:: max(len(path) // points, 1)]
+    return {"time_s": (path.time_ms / 1000).tolist(), "in_system": path.in_system.tolist()}
+
+
+def run(
+    benchmark: Benchmark,
+    out: Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Make all measurements that are not in ``out`` yet; the results by file name.
+
+    Raises LLMGymError where ``out`` holds another benchmark or cannot be written.
+    """
+    config = to_json(benchmark.config())
+    existing = out / "config.json"
+    if existing.exists() and existing.read_text() != config:
+        raise LLMGymError(
+            f"{out} holds a benchmark with another configuration or other versions; choose another "
+            "--out folder, or delete it."
+        )
+    write(existing, config)
+    todo = list(tasks(benchmark))
+    results: dict[str, Any] = {}
+    for done, (name, label, measure) in enumerate(todo):
+        if progress is not None:
+            progress(done, len(todo), label)
+        path = out / "raw" / f"{name}.json"
+        if not path.exists():
+            write(path, to_json(measure()))
+        try:
+            results[name] = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise LLMGymError(f"{path} is damaged ({error}); delete it and run again.") from error
+    if progress is not None:
+        progress(len(todo), len(todo), "done")
+    return results

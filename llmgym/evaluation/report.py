@@ -1,0 +1,209 @@
+"""Tables and pictures of a benchmark, made from its raw results alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Group
+from rich.table import Table
+
+from llmgym.evaluation.benchmark import Benchmark, slug
+from llmgym.evaluation.files import write
+
+COLOURS = {
+    "faster_transformer": "#D55E00",
+    "vllm": "#E69F00",
+    "orca": "#56B4E9",
+    "sarathi": "#0072B2",
+    "greedy_rate": "#009E73",
+    "tile_align": "#CC79A7",
+    "flush": "#8C6D31",
+    "always_full": "#555555",
+    "k_fcfs": "#7A5195",
+    "random": "#999999",
+    "idle": "#BBBBBB",
+}
+"""One colour for each policy everywhere, distinct for the colour-blind (Okabe and Ito's palette first)."""
+
+MARKS = {"stable": "●", "unstable": "✗", "undecided": "?"}
+
+
+def colour(name: str) -> str:
+    """The colour of a policy; grey for one without its own."""
+    return COLOURS.get(name.partition(":")[0], "#333333")
+
+
+def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One flat record for each policy and load: the content of ``results.csv``."""
+    limit = results["limit"]["requests_per_s"]
+    records = []
+    for name in benchmark.policies:
+        estimate = results[f"capacity-{slug(name)}"]
+        for load in benchmark.loads:
+            verdict = results[f"stability-{slug(name)}-{load:g}"]
+            summary = results[f"latency-{slug(name)}-{load:g}"]["summary"]
+            record = {
+                "policy": name,
+                "load": load,
+                "arrival_rate_per_s": load * limit,
+                "limit_requests_per_s": limit,
+                "capacity_requests_per_s": estimate["requests_per_s"],
+                "capacity_low": estimate["low"],
+                "capacity_high": estimate["high"],
+                "capacity_method": estimate["method"],
+                "verdict": verdict["verdict"],
+                "growth_tokens_per_ms": verdict["growth_tokens_per_ms"],
+                "growth_low": verdict["low"],
+                "growth_high": verdict["high"],
+            }
+            for key in ("requests_per_s", "mean_in_system", "dropped", "unfinished"):
+                record[key] = summary[key]
+            for latency in ("ttft_ms", "tpot_ms", "e2e_ms"):
+                for part, value in summary[latency].items():
+                    record[f"{latency}_{part}"] = value
+            records.append(record)
+    return records
+
+
+def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
+    """Capacities and verdicts, then latencies, for the terminal."""
+    limit = results["limit"]["requests_per_s"]
+    first = Table(
+        title=f"{benchmark.scenario.name}: capacity, and stability at loads of the limit",
+        caption=f"limit {limit:.3f} requests/s ({results['limit']['tokens_per_ms']:.3f} tokens/ms);"
+        " ● stable  ✗ unstable  ? undecided",
+    )
+    for heading in ("policy", "capacity req/s", "95 % interval", "of limit", "method"):
+        first.add_column(heading, justify="left" if heading in ("policy", "method") else "right")
+    for load in benchmark.loads:
+        first.add_column(f"{load:g}", justify="center")
+    for name in benchmark.policies:
+        estimate = results[f"capacity-{slug(name)}"]
+        verdicts = (results[f"stability-{slug(name)}-{x:g}"]["verdict"] for x in benchmark.loads)
+        first.add_row(
+            name,
+            f"{estimate['requests_per_s']:.3f}",
+            f"{_number(estimate['low'], 3)} .. {_number(estimate['high'], 3)}",
+            f"{100 * estimate['requests_per_s'] / limit:.1f} %",
+            estimate["method"],
+            *(MARKS[v] for v in verdicts),
+        )
+    return Group(first, _latency_table(benchmark, results))
+
+
+def _latency_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
+    table = Table(
+        title="Latency of finished requests (those of an unstable row grow with the length of the run)"
+    )
+    for heading in ("load", "policy", "", "in system", "TTFT ms", "p99", "TPOT ms", "E2E s", "p99", "unfinished"):
+        table.add_column(heading, justify="left" if heading in ("policy", "") else "right")
+    for load in benchmark.loads:
+        for i, name in enumerate(benchmark.policies):
+            verdict = results[f"stability-{slug(name)}-{load:g}"]["verdict"]
+            s = results[f"latency-{slug(name)}-{load:g}"]["summary"]
+            table.add_row(
+                f"{load:g}" if i == 0 else "",
+                name,
+                MARKS[verdict],
+                _number(s["mean_in_system"], 1),
+                _number(s["ttft_ms"]["mean"], 0),
+                _number(s["ttft_ms"]["p99"], 0),
+                _number(s["tpot_ms"]["mean"], 1),
+                _number(s["e2e_ms"]["mean"], 2, 1000),
+                _number(s["e2e_ms"]["p99"], 2, 1000),
+                _number(s["unfinished"], 0),
+                end_section=i == len(benchmark.policies) - 1,
+            )
+    return table
+
+
+def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
+    return "-" if value is None else f"{value / unit:.{digits}f}"
+
+
+def picture(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
+    """Capacities, requests in system over time, and mean and p99 latency against load."""
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
+    _capacity_bars(axes[0, 0], benchmark, results)
+    _trajectories(axes[0, 1], benchmark, results)
+    _against_load(axes[1, 0], benchmark, results, "e2e_ms", "mean", "mean E2E latency (s)")
+    _against_load(axes[1, 1], benchmark, results, "ttft_ms", "p99", "p99 TTFT (s)")
+    figure.suptitle(f"{benchmark.scenario.name}: scheduling policies against the limit")
+    handles = [plt.Line2D([], [], color=colour(n), lw=3, label=n) for n in benchmark.policies]
+    figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
+    return figure
+
+
+def _capacity_bars(axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any]) -> None:
+    names = list(benchmark.policies)[::-1]
+    estimates = [results[f"capacity-{slug(n)}"] for n in names]
+    values = [e["requests_per_s"] for e in estimates]
+    errors = [[max(e["requests_per_s"] - e["low"], 0), max(e["high"] - e["requests_per_s"], 0)] for e in estimates]
+    axis.barh(names, values, color=[colour(n) for n in names])
+    axis.errorbar(values, names, xerr=list(zip(*errors, strict=True)), fmt="none", ecolor="black", capsize=3)
+    for name, value in zip(names, values, strict=True):
+        axis.annotate(f" {value:.2f}", (value, name), va="center", xytext=(4, 0), textcoords="offset points")
+    limit = results["limit"]["requests_per_s"]
+    axis.axvline(limit, color="black", ls="--", lw=1)
+    axis.set_xlim(0, 1.18 * limit)
+    axis.set_title(f"Capacity (requests/s); dashed: no policy exceeds {limit:.2f}", fontsize=10)
+
+
+def _trajectories(axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any]) -> None:
+    load = min(benchmark.loads, key=lambda x: abs(x - 0.8))
+    for name in benchmark.policies:
+        path = results[f"latency-{slug(name)}-{load:g}"]["trajectory"]
+        axis.plot(path["time_s"], path["in_system"], color=colour(name), lw=1.4)
+    axis.set_yscale("symlog", linthresh=10)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("time (s)")
+    axis.set_title(f"Requests in system at load {load:g}", fontsize=10)
+
+
+def _against_load(
+    axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any], latency: str, part: str, title: str
+) -> None:
+    for name in benchmark.policies:
+        points = []
+        for load in sorted(benchmark.loads):
+            verdict = results[f"stability-{slug(name)}-{load:g}"]["verdict"]
+            value = results[f"latency-{slug(name)}-{load:g}"]["summary"][latency][part]
+            if value is not None:
+                points.append((load, value / 1000, verdict))
+        if not points:
+            continue
+        x, y, verdicts = zip(*points, strict=True)
+        axis.plot(x, y, color=colour(name), lw=1.4)
+        for xi, yi, v in points:
+            axis.plot(xi, yi, "o" if v == "stable" else "x", color=colour(name), ms=6, mew=1.8)
+    axis.set_yscale("log")
+    axis.set_xlabel("load (fraction of the limit)")
+    axis.set_title(f"{title}; crosses: not stable, grows with the run", fontsize=10)
+
+
+def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Path]:
+    """Write results.csv, benchmark.png and benchmark.svg into ``out``; their paths."""
+    records = rows(benchmark, results)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]))
+    writer.writeheader()
+    writer.writerows(records)
+    paths = [out / "results.csv", out / "benchmark.png", out / "benchmark.svg"]
+    write(paths[0], text.getvalue())
+    figure = picture(benchmark, results)
+    for path in paths[1:]:
+        data = io.BytesIO()
+        # Without a date and with fixed ids the same results give the same file.
+        with plt.rc_context({"svg.hashsalt": "llmgym"}):
+            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            figure.savefig(data, format=path.suffix[1:], dpi=110, metadata=metadata)
+        write(path, data.getvalue())
+    plt.close(figure)
+    return paths
