@@ -311,7 +311,7 @@ def main() -> None:
     try:
         app()
     except (LLMGymError, UnservableWarning) as error:
-        messages.print(f"llmgym: {error}", style="red", highlight=False, markup=False)
+        messages.print(f"llmgym: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         messages.print("Stopped. The same command resumes a benchmark.")

@@ -148,10 +148,13 @@ class LogNormal(Length):
 
     @property
     def mean(self) -> float:
-        # E[X] = sum over n of P(X > n): 1 for n = 0, then the tail above n + 1/2.
-        law, n = self._law(), np.arange(1, 2**16)
-        rest = law.expect(lambda x: x - n[-1], lb=n[-1] + 0.5) if law.sf(n[-1]) > 1e-12 else 0.0
-        return float(1 + law.sf(n - 0.5 + 1).sum() + rest)
+        # E[max(1, round(X))] = 1 + sum over n >= 1 of P(X > n + 1/2); from `top` on the sum is the
+        # integral of the tail, E[(X - top)+], which a lognormal law has in closed form.
+        law, sigma, top = self._law(), np.sqrt(np.log1p(self.cv**2)), 2**16
+        depth = (np.log(self.mean_tokens / top) + np.array([1, -1]) * sigma**2 / 2) / sigma
+        above, beyond = stats.norm.cdf(depth)
+        rest = self.mean_tokens * above - top * beyond
+        return float(1 + law.sf(np.arange(1, top) + 0.5).sum() + rest)
 
     def sample(self, u: jax.Array) -> jax.Array:
         sigma = jnp.sqrt(jnp.log1p(jnp.square(self.cv)))

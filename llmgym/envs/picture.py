@@ -15,7 +15,7 @@ from llmgym.envs.rendering import Frame, Ran, round_up
 PREFILL, DECODE = "#E69F00", "#0072B2"
 """Orange and blue of Okabe and Ito, which colour-blind people tell apart."""
 
-PALE_PREFILL, PALE_DECODE = "#F7DDA6", "#A6CCE3"
+PALE_PREFILL, PALE_DECODE = "#F3D08A", "#A6CCE3"
 INK, FAINT = "#333333", "#BBBBBB"
 WIDTH, HEIGHT, DPI = 800, 480, 100
 
@@ -35,7 +35,7 @@ class Picture:
             )
             for ratios, up, low in (((4.4, 1), 0.83, 0.475), ((1, 1), 0.345, 0.095))
         )
-        self._queue = self._axes(top[0], "Requests, in order of arrival", "tokens")
+        self._queue = self._axes(top[0], "Requests in order of arrival", "tokens")
         self._batch = self._axes(top[1], "Batch just run", "tokens")
         self._system = self._axes(bottom[0], "Requests in system", "", "seconds ago")
         self._recent = self._axes(bottom[1], "Recent batches", "tokens", "seconds ago")
@@ -73,7 +73,7 @@ class Picture:
         entries = {
             "prefill: prompt left": PREFILL,
             "decode: generated": DECODE,
-            "pale: not in the batch": "#DDDDDD",
+            "pale: not in batch": "#DDDDDD",
         }
         self._queue.legend(
             handles=[Patch(color=color, label=label) for label, color in entries.items()],

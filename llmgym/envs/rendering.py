@@ -99,10 +99,11 @@ class Frame:
     @property
     def state_line(self) -> str:
         """The arrival rate and what is in the system."""
+        oldest = self.waited_s[self.prompt_left > 0].max(initial=0)
         return (
             f"arrivals {self.arrival_rate:.1f}/s | in system {self.prompt.size:,} | "
-            f"prompt tokens left {int(self.prompt_left.sum()):,} | completed {self.completed:,}"
-            + (f" | dropped {self.dropped:,}" if self.dropped else "")
+            f"prompt tokens left {int(self.prompt_left.sum()):,}, oldest {oldest:.1f} s | "
+            f"completed {self.completed:,}" + (f" | dropped {self.dropped:,}" * bool(self.dropped))
         )
 
     @property

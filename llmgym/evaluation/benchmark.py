@@ -145,14 +145,14 @@ def tasks(benchmark: Benchmark) -> Iterator[Task]:
         yield f"capacity-{slug(name)}", f"{name}: capacity", lambda n=name: _capacity(benchmark, n)
     for load in benchmark.loads:
         for name in benchmark.policies:
-            slug = f"{slug(name)}-{load:g}"
+            case = f"{slug(name)}-{load:g}"
             yield (
-                f"stability-{slug}",
+                f"stability-{case}",
                 f"{name} at load {load:g}: stability",
                 lambda n=name, x=load: _stability(benchmark, n, x),
             )
             yield (
-                f"latency-{slug}",
+                f"latency-{case}",
                 f"{name} at load {load:g}: latency",
                 lambda n=name, x=load: _latency(benchmark, n, x),
             )

@@ -1,0 +1,106 @@
+"""The command line: what it prints, and that bad input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmgym import cli
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    argv, sys.argv = sys.argv, ["llmgym", *arguments]
+    try:
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        sys.argv = argv
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+SMALL = ("--set", "slots=32", "--set", "token_budget=128")
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "list", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert {"sarathi", "vllm", "orca", "faster_transformer"} <= set(found["policies"])
+    assert "paper-figure-1" in found["scenarios"]
+    assert all(found["scenarios"].values())
+
+
+def test_capacity(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "capacity", "--json")
+    assert code == 0
+    assert json.loads(out)["requests_per_s"] == pytest.approx(13.871, abs=5e-4)
+
+
+def test_simulate_writes_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("simulate", *SMALL, "--load", "0.5", "--duration-s", "20", "--json")
+    code, out, _ = run(capsys, *arguments, "--out", str(tmp_path))
+    assert code == 0
+    summary = json.loads(out)
+    assert summary["completed"] > 0
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert len((tmp_path / "requests.csv").read_text().splitlines()) == summary["arrived"] + 1
+    again = json.loads(run(capsys, *arguments)[1])
+    assert again == summary
+    other = json.loads(run(capsys, *arguments, "--seed", "1")[1])
+    assert other != summary
+
+
+def test_simulate_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival,prefill,decode\n0,20,3\n0.5,10,2\n")
+    code, out, _ = run(capsys, "simulate", "--trace", str(trace), "--json")
+    assert code == 0
+    assert json.loads(out)["completed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("simulate", "-s", "paper-figur-1"), "Did you mean 'paper-figure-1'"),
+        (("simulate", "-p", "sarathy"), "Did you mean 'sarathi'"),
+        (("simulate", "--load", "0"), "load"),
+        (("simulate", "--load", "nan"), "load"),
+        (("simulate", "--load", "-1"), "load"),
+        (("simulate", "--duration-s", "-5"), "duration_s"),
+        (("simulate", "--num-envs", "0"), "num_envs"),
+        (("simulate", "--set", "token_budget"), "name=value"),
+        (("simulate", "--set", "token_budge=3"), "token_budget"),
+        (("simulate", "--set", "token_budget=-3"), "token_budget"),
+        (("simulate", "--set", "prefill_tokens=-3"), "prefill_tokens"),
+        (("simulate", "--trace", "no-such-file.csv"), "no-such-file.csv"),
+        (("simulate", "-p", "vllm", "--set", "prefill_tokens=600"), "prompts='split'"),
+        (("benchmark", "--load", "-1"), "load"),
+        (("benchmark", "-p", "sarathy"), "sarathi"),
+        (("benchmark", "--repeat", "no-such-folder"), "no-such-folder"),
+        (("capacity", "-s", "no-such-scenario"), "no-such-scenario"),
+    ],
+)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_unwritable_output(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ("simulate", *SMALL, "--load", "0.5", "--duration-s", "5")
+    code, _, err = run(capsys, *arguments, "--out", str(tmp_path / "file"))
+    assert code == 2
+    assert "Cannot write" in err
