@@ -13,7 +13,9 @@ from llmgym.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, Affine, BatchTime
 from llmgym.composition import Batch, View
 from llmgym.envs.functional import functional
 from llmgym.errors import LLMGymError, UnservableWarning
+from llmgym.evaluation.capacity_estimate import CapacityEstimate, estimate_capacity
 from llmgym.evaluation.simulate import Run, simulate
+from llmgym.evaluation.stability import Stability, stability
 from llmgym.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
 from llmgym.lengths import Poisson as PoissonLength
 from llmgym.scenario import Engine, Scenario

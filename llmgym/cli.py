@@ -29,7 +29,8 @@ ScenarioName = Annotated[
     str, typer.Option("--scenario", "-s", help="A named scenario, or a TOML file.")
 ]
 Load = Annotated[
-    float | None, typer.Option(help="Fraction of the LP capacity; by default the scenario's own rate.")
+    float | None,
+    typer.Option(help="Fraction of the LP capacity; by default the scenario's own rate."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
@@ -164,7 +165,11 @@ def capacity(
         found["policy"] = {"name": policy, **asdict(estimate)}
     if as_json:
         return _print_json(found)
-    console.print(_summary_table(f"capacity of {chosen.name}", {k: v for k, v in found.items() if k != "policy"}))
+    console.print(
+        _summary_table(
+            f"capacity of {chosen.name}", {k: v for k, v in found.items() if k != "policy"}
+        )
+    )
     if policy is not None:
         console.print(
             f"{policy}: {estimate.requests_per_s:.3f} requests/s "
@@ -215,7 +220,9 @@ def benchmark(
         results = benchmarks.run(
             chosen,
             out,
-            lambda done, total, label: bar.update(task, completed=done, total=total, description=label),
+            lambda done, total, label: bar.update(
+                task, completed=done, total=total, description=label
+            ),
         )
     paths = report.publish(chosen, results, out)
     if as_json:
@@ -228,7 +235,9 @@ def benchmark(
 def speed(
     num_envs: Annotated[int | None, typer.Option(help="Environments of the batch.")] = None,
     slots: Annotated[int | None, typer.Option(help="Rows of the request table.")] = None,
-    policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy in the loop.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", "-p", help="Policy in the loop.")
+    ] = None,
     load: Annotated[float | None, typer.Option(help="Fraction of the LP capacity.")] = None,
     seed: Seed = 0,
     out: Out = None,
@@ -311,7 +320,9 @@ def main() -> None:
     try:
         app()
     except (LLMGymError, UnservableWarning) as error:
-        messages.print(f"llmgym: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        messages.print(
+            f"llmgym: {error}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         messages.print("Stopped. The same command resumes a benchmark.")

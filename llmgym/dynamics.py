@@ -312,7 +312,15 @@ def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
     arrival = state.clock.low + drawn.wait.astype(jnp.uint32)
     none, never = jnp.zeros_like(drawn.prefill), jnp.zeros_like(arrival)
     coming = Table(
-        none, none, drawn.prefill, drawn.decode, arrival, never, arrival, drawn.request, drawn.job_class
+        none,
+        none,
+        drawn.prefill,
+        drawn.decode,
+        arrival,
+        never,
+        arrival,
+        drawn.request,
+        drawn.job_class,
     )
 
     def move(column: jax.Array, coming: jax.Array) -> jax.Array:

@@ -224,7 +224,9 @@ class Empirical(Length):
         values = tuple(float(q) for q in quantiles)
         object.__setattr__(self, "quantiles", values)
         if len(values) < 2:
-            raise LLMGymError("Empirical lengths need at least two quantiles (minimum and maximum).")
+            raise LLMGymError(
+                "Empirical lengths need at least two quantiles (minimum and maximum)."
+            )
         for i, value in enumerate(values):
             check_number(f"quantiles[{i}]", value, low=0, high=MAX_TOKENS)
         if np.any(np.diff(values) < 0):

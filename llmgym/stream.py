@@ -13,6 +13,7 @@ from llmgym.arrays import select
 from llmgym.arrivals import NEVER
 from llmgym.state import Stream
 
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Drawn:
@@ -127,7 +128,10 @@ def _merge(
         taken, count = carry
         heads = jnp.stack([_pick(times[k], taken[k]) for k in classes])
         best, soonest = jnp.argmin(heads, axis=0), jnp.min(heads, axis=0)
-        rows = [jnp.stack([_pick(f, jnp.minimum(taken[k], most - 1)) for f in fields[k]]) for k in classes]
+        rows = [
+            jnp.stack([_pick(f, jnp.minimum(taken[k], most - 1)) for f in fields[k]])
+            for k in classes
+        ]
         row = select(jnp.stack(rows), best)
         real = (soonest < NEVER) & (count < limit)
         taken = [taken[k] + (real & (best == k)).astype(jnp.int32) for k in classes]

@@ -129,7 +129,9 @@ class Stage:
                     f"{name} must be a length distribution or a whole number, got {length!r}."
                 )
         if self.mean_prefill + self.mean_decode <= 0:
-            raise LLMGymError("A stage with neither prefill nor decode tokens has nothing to serve.")
+            raise LLMGymError(
+                "A stage with neither prefill nor decode tokens has nothing to serve."
+            )
 
     @property
     def mean_prefill(self) -> float:
@@ -190,7 +192,9 @@ class JobType:
         if not isinstance(self.arrivals, Arrivals):
             raise LLMGymError(f"arrivals must be an arrival process, got {self.arrivals!r}.")
         if not self.stages:
-            raise LLMGymError(f"Job type {self.name!r} has no stage: give it at least one LLM call.")
+            raise LLMGymError(
+                f"Job type {self.name!r} has no stage: give it at least one LLM call."
+            )
         for name in ("ttft_ms", "tpot_ms"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0)

@@ -14,7 +14,7 @@ from workloads import POLICIES, Structure, random_workload, reference_engine, st
 from llmgym import dynamics
 from llmgym.evaluation.rollout import keys
 
-STEPS, REQUESTS, ENVS = 128, 1000, 4
+STEPS, REQUESTS, ENVS = 128, 1500, 4
 """A structure has ENVS random workloads for every policy."""
 
 

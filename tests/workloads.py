@@ -65,7 +65,9 @@ class Structure:
     @property
     def label(self) -> str:
         """Name of the test."""
-        lengths_label = self.prefill if self.prefill == "paired" else f"{self.prefill}_{self.decode}"
+        lengths_label = (
+            self.prefill if self.prefill == "paired" else f"{self.prefill}_{self.decode}"
+        )
         return f"{self.cap}-{self.arrivals}_{self.classes}-{lengths_label}-{self.batch_time}"
 
 
@@ -105,7 +107,8 @@ def random_workload(structure: Structure, seed: int) -> RandomWorkload:
     tile = 128 if structure.batch_time == "published" else 8
     budget = int(rng.integers(max(tile // 2, 6), 5 * tile))
     mean = float(rng.uniform(0.1, 1.0)) * tile
-    rate = rng.uniform(0.6, 1.5) * budget / float(batch_time.ms(budget)) * 1000 / (2 * mean)
+    per_batch = min(rng.uniform(0.6, 1.5) * budget / (2 * mean), 6)  # requests
+    rate = per_batch / float(batch_time.ms(budget)) * 1000
     zero = str(rng.choice(["none", "prefill", "decode"]))
     if structure.arrivals == "replay":
         workload: Any = _replay(rate, mean, zero, rng)

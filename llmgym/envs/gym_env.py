@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import jax
@@ -25,7 +25,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     Args: those of llmgym.envs.functional.FunctionalEngine, and ``render_mode``: "ansi" or "rgb_array".
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -67,8 +67,8 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         before = self.state
         if not self.action_space.contains(action):
             raise LLMGymError(f"Action {action!r} is not in {self.action_space}.")
-        self._state, result = self._step(before, np.asarray(action), self.core.params)
-        result: TimeStep = jax.device_get(result)
+        self._state, outcome = self._step(before, np.asarray(action), self.core.params)
+        result: TimeStep = jax.device_get(outcome)
         info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
         self._action_mask = info["action_mask"]
         if self._renderer is not None:

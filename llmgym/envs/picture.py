@@ -1,4 +1,4 @@
-"""The image of an engine ("rgb_array"): Matplotlib artists made once and moved from frame to frame."""
+"""The image of an engine ("rgb_array"): Matplotlib artists made once, moved from frame to frame."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Picture:
         self._add_legend()
         self._background: Any = None
         self._limits: tuple[float, ...] = ()
-        self._moving: list[tuple[Any, Any]] = []  # axes (or the figure) and artist, in drawing order
+        self._moving: list[
+            tuple[Any, Any]
+        ] = []  # axes (or the figure) and artist, in drawing order
         self._bars = {
             axes: {color: self._collection(axes, color) for color in colors}
             for axes, colors in (
@@ -54,10 +56,14 @@ class Picture:
         self._tiles = {axes: self._tile_lines(axes) for axes in (self._batch, self._recent)}
         self._count = self._line()
         self._title = self._text(0.015, 0.95, size=12, weight="bold")
-        self._clock = self._text(0.985, 0.95, size=12, weight="bold", ha="right", family="monospace")
+        self._clock = self._text(
+            0.985, 0.95, size=12, weight="bold", ha="right", family="monospace"
+        )
         self._state = self._text(0.015, 0.905, size=8.5)
         box = self._batch.get_position()
-        self._words = self._text(box.x0 + box.width / 2, box.y0 - 0.012, size=8, ha="center", va="top")
+        self._words = self._text(
+            box.x0 + box.width / 2, box.y0 - 0.012, size=8, ha="center", va="top"
+        )
 
     def _axes(self, cell: Any, title: str, ylabel: str, xlabel: str = "") -> Any:
         axes = self._figure.add_subplot(cell)
@@ -183,7 +189,7 @@ class Picture:
         self._bars[axes][PREFILL].set_verts(_bars(left, width, decode, prefill))
 
 
-def _bars(left: np.ndarray, width: Any, bottom: Any, height: np.ndarray) -> np.ndarray:
+def _bars(left: np.ndarray, width: Any, bottom: Any, height: np.ndarray) -> Any:
     """Corners (bars, 4, 2) of upright bars."""
     left, width, bottom, height = np.broadcast_arrays(left, width, bottom, height)
     x = np.stack([left, left + width, left + width, left], axis=1)

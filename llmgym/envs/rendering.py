@@ -1,7 +1,7 @@
 """What a person sees of an engine: a text panel ("ansi") or an image ("rgb_array").
 
-Both show the same facts (Frame): the queue in order of arrival, the batch just run by phase, the clock,
-the number in system and the recent batches. They exist only in environments with a render mode.
+Both show the same facts (Frame): the queue in order of arrival, the batch just run by phase, the
+clock, the number in system, recent batches. They exist only in environments with a render mode.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 class Ran(NamedTuple):
-    """One step that was run: its end and length in seconds, its tokens, requests left in the system."""
+    """One step: its end and length in seconds, its tokens, the requests in the system after it."""
 
     end_s: float
     duration_s: float
@@ -43,8 +43,8 @@ class Ran(NamedTuple):
 class Frame:
     """The facts of one picture.
 
-    Per-request arrays are in order of arrival: ``prompt``, ``prompt_left`` and ``generated`` in tokens,
-    ``waited_s`` since arrival, ``in_batch`` whether it was in the batch just run.
+    Per-request arrays are in order of arrival: ``prompt``, ``prompt_left`` and ``generated`` in
+    tokens, ``waited_s`` since arrival, ``in_batch`` whether it was in the batch just run.
     """
 
     scenario: Scenario
@@ -186,7 +186,9 @@ def round_up(value: float) -> float:
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 1.5, 2, 3, 5, 7, 10) if step * power >= value * (1 - 1e-9))
+    return next(
+        step * power for step in (1, 1.5, 2, 3, 5, 7, 10) if step * power >= value * (1 - 1e-9)
+    )
 
 
 def text_panel(frame: Frame) -> str:
@@ -204,7 +206,9 @@ def _batch_bar(frame: Frame) -> str:
     ran = frame.batch
     decode, prefill = (0, 0) if ran is None else (ran.decode, ran.prefill)
     ends = np.ceil(np.array([decode, decode + prefill]) * columns / frame.tile - 1e-9)
-    marks = "".join("d" if c < ends[0] else "p" if c < ends[1] else "." for c in range(most * columns))
+    marks = "".join(
+        "d" if c < ends[0] else "p" if c < ends[1] else "." for c in range(most * columns)
+    )
     tiles = [marks[k * columns : (k + 1) * columns] for k in range(most)]
     return f"[{'|'.join(tiles)}]"
 
@@ -243,8 +247,9 @@ def _prompt_lines(frame: Frame, most: int = 6) -> list[str]:
     for n in waiting[:most]:
         left, prompt = frame.prompt_left[n], frame.prompt[n]
         done = round(20 * (1 - left / prompt))
+        bar = "p" * done + "." * (20 - done)
         lines.append(
-            f"        #{n + 1:<5} [{'p' * done}{'.' * (20 - done)}] {left:>6} of {prompt:>6} tokens left, "
+            f"        #{n + 1:<5} [{bar}] {left:>6} of {prompt:>6} tokens left, "
             f"waited {frame.waited_s[n]:8.2f} s{' ^' if frame.in_batch[n] else ''}"
         )
     return lines

@@ -156,12 +156,13 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
             raise LLMGymError(
                 "Reward 'goodput' needs targets: set ttft_ms or tpot_ms of a job type of the scenario."
             )
+
         # On the host, in double precision: a target of a whole number of ticks stays whole.
-        ticks = tuple(
-            tuple(None if target is None else target / scenario.tick_ms for target in pair)
-            for pair in scenario.targets_ms
-        )
-        return partial(goodput, targets=ticks)
+        def in_ticks(target_ms: float | None) -> float | None:
+            return None if target_ms is None else target_ms / scenario.tick_ms
+
+        targets = tuple((in_ticks(ttft), in_ticks(tpot)) for ttft, tpot in scenario.targets_ms)
+        return partial(goodput, targets=targets)
     return {
         "holding_cost": holding_cost,
         "backlog_tokens": backlog_tokens,

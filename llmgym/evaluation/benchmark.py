@@ -76,7 +76,11 @@ class Benchmark:
             return self.scenario
         stage = Stage(paired=Paired(workload.prefill_tokens, workload.decode_tokens))
         job_type = JobType(
-            Poisson(workload.rate_per_s), (stage,), workload.name, workload.ttft_ms, workload.tpot_ms
+            Poisson(workload.rate_per_s),
+            (stage,),
+            workload.name,
+            workload.ttft_ms,
+            workload.tpot_ms,
         )
         return replace(self.scenario, workload=(job_type,))
 
@@ -100,7 +104,9 @@ def resolve(name: str) -> Any:
     for pair in settings.split(","):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise LLMGymError(f"Policy {name!r}: write settings as name:setting=value,setting=value.")
+            raise LLMGymError(
+                f"Policy {name!r}: write settings as name:setting=value,setting=value."
+            )
         values[key.strip()] = int(value) if value.strip().lstrip("-").isdigit() else value.strip()
     return baselines.make(base, **values)
 

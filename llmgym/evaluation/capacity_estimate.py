@@ -48,10 +48,11 @@ def estimate_capacity(
     ``"saturation"``: offer 1.4 times the LP capacity on top of a full table, and divide the tokens
     served by the mean tokens of a request; in a table that stays full this is the rate of departures,
     with less noise. Valid where more waiting requests never slow a policy down, which a policy says of
-    itself (``saturates``). The interval includes one batch, the grain of the count.
+    itself (``saturates``).
     ``"bisection"``: for all others, find the rate at which an engine that starts from a backlog serves
     just what arrives, with common random numbers. Service is averaged over the second half of each
     run, so a policy that slows down with more waiting requests is measured at its slowest.
+    Either interval includes one full batch, the grain of the count.
 
     Args:
         method: one of the two; None: by the policy.
@@ -77,8 +78,8 @@ def estimate_capacity(
         scenario, chosen, replications, requests, seed, progress or (lambda fraction: None)
     )
     mean, low, high = mean_interval(per_replication)
-    grain = mean * scenario.engine.token_budget / (requests * _request_tokens(scenario))
-    grain = grain if method == "saturation" else 0.0
+    measured = requests if method == "saturation" else requests / 2
+    grain = mean * scenario.engine.token_budget / (measured * _request_tokens(scenario))
     return CapacityEstimate(mean, max(low - grain, 0.0), high + grain, method, replications)
 
 
@@ -131,9 +132,7 @@ def _bisected(
     rates: list[float] = []
     served: list[np.ndarray] = []
     for n in range(rounds):
-        run = trend(
-            scenario.at_rate(rate), policy, requests / rate, replications, seed, burst=hot
-        )
+        run = trend(scenario.at_rate(rate), policy, requests / rate, replications, seed, burst=hot)
         rates.append(rate)
         served.append(run.served * 1000 / tokens)
         mean = float(served[-1].mean())

@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
@@ -72,25 +73,34 @@ def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
     return records
 
 
+def label(name: str) -> str:
+    """A policy's name as tables and pictures show it."""
+    return name.replace(":prompts=split", " (split)").replace("faster_transformer", "FasterTransf.")
+
+
+def _table(title: str, headings: str, caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(headings.split("|")):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
 def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
-    """Capacities and verdicts, then latencies, for the terminal."""
+    """Capacities and verdicts, then latencies, for a terminal of 80 columns."""
     limit = results["limit"]["requests_per_s"]
-    first = Table(
-        title=f"{benchmark.scenario.name}: capacity, and stability at loads of the limit",
-        caption=f"limit {limit:.3f} requests/s ({results['limit']['tokens_per_ms']:.3f} tokens/ms);"
+    first = _table(
+        f"{benchmark.scenario.name}: capacity, and stability at loads of the limit",
+        "policy|requests/s|+-|of limit|method|" + "|".join(f"{x:g}" for x in benchmark.loads),
+        f"limit {limit:.3f} requests/s ({results['limit']['tokens_per_ms']:.3f} tokens/ms);"
         " ● stable  ✗ unstable  ? undecided",
     )
-    for heading in ("policy", "capacity req/s", "95 % interval", "of limit", "method"):
-        first.add_column(heading, justify="left" if heading in ("policy", "method") else "right")
-    for load in benchmark.loads:
-        first.add_column(f"{load:g}", justify="center")
     for name in benchmark.policies:
         estimate = results[f"capacity-{slug(name)}"]
         verdicts = (results[f"stability-{slug(name)}-{x:g}"]["verdict"] for x in benchmark.loads)
         first.add_row(
-            name,
+            label(name),
             f"{estimate['requests_per_s']:.3f}",
-            f"{_number(estimate['low'], 3)} .. {_number(estimate['high'], 3)}",
+            f"{(estimate['high'] - estimate['low']) / 2:.3f}",
             f"{100 * estimate['requests_per_s'] / limit:.1f} %",
             estimate["method"],
             *(MARKS[v] for v in verdicts),
@@ -99,33 +109,38 @@ def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
 
 
 def _latency_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
-    table = Table(
-        title="Latency of finished requests (those of an unstable row grow with the length of the run)"
+    table = _table(
+        "Latencies of finished requests, mean and 99th percentile",
+        "policy||in sys.|TTFT s|p99|TPOT ms|E2E s|p99|left|dropped",
+        "in sys.: time average; left: unfinished per run. The latencies of an unstable row grow with"
+        " the length of the run, and end where the table is full and drops requests.",
     )
-    for heading in ("load", "policy", "", "in system", "TTFT ms", "p99", "TPOT ms", "E2E s", "p99", "unfinished"):
-        table.add_column(heading, justify="left" if heading in ("policy", "") else "right")
     for load in benchmark.loads:
-        for i, name in enumerate(benchmark.policies):
+        table.add_row(f"[bold]load {load:g}[/bold]")
+        for name in benchmark.policies:
             verdict = results[f"stability-{slug(name)}-{load:g}"]["verdict"]
             s = results[f"latency-{slug(name)}-{load:g}"]["summary"]
             table.add_row(
-                f"{load:g}" if i == 0 else "",
-                name,
+                f" {label(name)}",
                 MARKS[verdict],
                 _number(s["mean_in_system"], 1),
-                _number(s["ttft_ms"]["mean"], 0),
-                _number(s["ttft_ms"]["p99"], 0),
+                _number(s["ttft_ms"]["mean"], 2, 1000),
+                _number(s["ttft_ms"]["p99"], 2, 1000),
                 _number(s["tpot_ms"]["mean"], 1),
                 _number(s["e2e_ms"]["mean"], 2, 1000),
                 _number(s["e2e_ms"]["p99"], 2, 1000),
                 _number(s["unfinished"], 0),
-                end_section=i == len(benchmark.policies) - 1,
+                f"{s['dropped']}",
+                end_section=name == benchmark.policies[-1],
             )
     return table
 
 
 def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
-    return "-" if value is None else f"{value / unit:.{digits}f}"
+    if value is None:
+        return "-"
+    value /= unit
+    return f"{value:.{0 if abs(value) >= 100 else digits}f}"
 
 
 def picture(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
@@ -136,7 +151,9 @@ def picture(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
     _against_load(axes[1, 0], benchmark, results, "e2e_ms", "mean", "mean E2E latency (s)")
     _against_load(axes[1, 1], benchmark, results, "ttft_ms", "p99", "p99 TTFT (s)")
     figure.suptitle(f"{benchmark.scenario.name}: scheduling policies against the limit")
-    handles = [plt.Line2D([], [], color=colour(n), lw=3, label=n) for n in benchmark.policies]
+    handles = [
+        plt.Line2D([], [], color=colour(n), lw=3, label=label(n)) for n in benchmark.policies
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
     return figure
 
@@ -145,11 +162,27 @@ def _capacity_bars(axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any]
     names = list(benchmark.policies)[::-1]
     estimates = [results[f"capacity-{slug(n)}"] for n in names]
     values = [e["requests_per_s"] for e in estimates]
-    errors = [[max(e["requests_per_s"] - e["low"], 0), max(e["high"] - e["requests_per_s"], 0)] for e in estimates]
-    axis.barh(names, values, color=[colour(n) for n in names])
-    axis.errorbar(values, names, xerr=list(zip(*errors, strict=True)), fmt="none", ecolor="black", capsize=3)
+    errors = [
+        [max(e["requests_per_s"] - e["low"], 0), max(e["high"] - e["requests_per_s"], 0)]
+        for e in estimates
+    ]
+    axis.barh([label(n) for n in names], values, color=[colour(n) for n in names])
+    axis.errorbar(
+        values,
+        [label(n) for n in names],
+        xerr=list(zip(*errors, strict=True)),
+        fmt="none",
+        ecolor="black",
+        capsize=3,
+    )
     for name, value in zip(names, values, strict=True):
-        axis.annotate(f" {value:.2f}", (value, name), va="center", xytext=(4, 0), textcoords="offset points")
+        axis.annotate(
+            f" {value:.2f}",
+            (value, label(name)),
+            va="center",
+            xytext=(4, 0),
+            textcoords="offset points",
+        )
     limit = results["limit"]["requests_per_s"]
     axis.axvline(limit, color="black", ls="--", lw=1)
     axis.set_xlim(0, 1.18 * limit)
@@ -161,14 +194,33 @@ def _trajectories(axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any])
     for name in benchmark.policies:
         path = results[f"latency-{slug(name)}-{load:g}"]["trajectory"]
         axis.plot(path["time_s"], path["in_system"], color=colour(name), lw=1.4)
+    slots = benchmark.scenario.slots
+    if any(
+        results[f"latency-{slug(n)}-{load:g}"]["summary"]["dropped"] for n in benchmark.policies
+    ):
+        axis.axhline(slots, color="grey", ls=":", lw=1)
+        axis.annotate(
+            "table full: arrivals are dropped",
+            (1, slots),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color="grey",
+            fontsize=8,
+        )
     axis.set_yscale("symlog", linthresh=10)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 2 * slots)
     axis.set_xlabel("time (s)")
     axis.set_title(f"Requests in system at load {load:g}", fontsize=10)
 
 
 def _against_load(
-    axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any], latency: str, part: str, title: str
+    axis: plt.Axes,
+    benchmark: Benchmark,
+    results: dict[str, Any],
+    latency: str,
+    part: str,
+    title: str,
 ) -> None:
     for name in benchmark.policies:
         points = []
@@ -180,12 +232,14 @@ def _against_load(
         if not points:
             continue
         x, y, verdicts = zip(*points, strict=True)
-        axis.plot(x, y, color=colour(name), lw=1.4)
+        steady = [v == "stable" for v in verdicts]
+        line = [yi if ok else float("nan") for yi, ok in zip(y, steady, strict=True)]
+        axis.plot(x, line, color=colour(name), lw=1.4)
         for xi, yi, v in points:
             axis.plot(xi, yi, "o" if v == "stable" else "x", color=colour(name), ms=6, mew=1.8)
     axis.set_yscale("log")
     axis.set_xlabel("load (fraction of the limit)")
-    axis.set_title(f"{title}; crosses: not stable, grows with the run", fontsize=10)
+    axis.set_title(f"{title}; crosses: not stable, grow with the run", fontsize=10)
 
 
 def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Path]:

@@ -194,7 +194,9 @@ def simulate(
             if progress is not None and horizon < rollouts.FOREVER:
                 progress(min(float(state.clock.to_numpy().min()) / horizon, 1.0))
         warm = _levels(state) if stop < horizon else warm
-    raw = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if not k.startswith("request_")}
+    raw = {
+        k: np.concatenate([p[k] for p in parts]) for k in parts[0] if not k.startswith("request_")
+    }
     raw |= {f"warm_{k}": v for k, v in warm.items()}
     raw |= {f"end_{k}": v for k, v in _levels(state).items()}
     raw |= _requests(physics, state, [p for p in parts if record], key)
@@ -246,7 +248,12 @@ def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
         at = (step, row, env)
         finish = start[step, env] + kept["duration"][step, env]
         kept |= _columns(
-            env, steps.finished[at], steps.job_class[at], steps.arrival[at], steps.first_token[at], finish
+            env,
+            steps.finished[at],
+            steps.job_class[at],
+            steps.arrival[at],
+            steps.first_token[at],
+            finish,
         )
         kept["request_finish"] = finish.astype(float)
     return kept

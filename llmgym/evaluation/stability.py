@@ -88,7 +88,9 @@ def trend(
     time, backlog, dropped, served = (np.concatenate(c) for c in columns.values())
     served = np.cumsum(served, axis=0, dtype=float) - served  # before the decision, as the others
     rows = []
-    for time_i, backlog_i, dropped_i, served_i in zip(time.T, backlog.T, dropped.T, served.T, strict=True):
+    for time_i, backlog_i, dropped_i, served_i in zip(
+        time.T, backlog.T, dropped.T, served.T, strict=True
+    ):
         end = _window_end(time_i, backlog_i, dropped_i, float(horizon), burst > 0)
         grid = np.linspace(end / 2, end, 400)
         at = np.searchsorted(time_i, grid, side="right") - 1
