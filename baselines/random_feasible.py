@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.composition import Batch, View, fill, own_budget

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.errors import LLMGymError, check_number
+from llmgym.pytree import register
 
 NEVER = np.int32(2**30 - 1)
 """Ticks until an arrival that will not come. Gaps are capped below it (about three hours at 0.01 ms)."""
@@ -60,15 +61,12 @@ class Arrivals:
         raise TypeError("an arrival process must define sampler(ticks_per_s)")
 
 
-def _register(cls: Any) -> Any:
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
-
-
 def _unchanged(memory: jax.Array, count: int) -> jax.Array:
     return jnp.broadcast_to(memory, (count + 1, *memory.shape))
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class ExponentialGaps:
     """Device form of Poisson arrivals."""
 
@@ -84,7 +82,8 @@ class ExponentialGaps:
         return gap, _unchanged(memory, words.shape[0])
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class RegularGaps:
     """Device form of deterministic arrivals: ``whole + fraction / 2**32`` ticks, the fraction carried."""
 
@@ -105,7 +104,8 @@ class RegularGaps:
         return self.whole + carry, phases
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class GammaGaps:
     """Device form of Gamma-renewal arrivals."""
 
@@ -130,7 +130,8 @@ class GammaGaps:
         return self._gap(words), _unchanged(memory, words.shape[0])
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class ModulatedGaps:
     """Device form of a two-state Markov-modulated Poisson process; the memory is the state."""
 
@@ -177,7 +178,8 @@ class ModulatedGaps:
         return gap, jnp.concatenate([memory[None], after])
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class ListedGaps:
     """Device form of a replay: ``listed[n]`` ticks pass between arrivals n - 1 and n, then NEVER."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.errors import check_number
+from llmgym.pytree import register
 
 
 class BatchTime:
@@ -40,11 +41,8 @@ class BatchTime:
         return 1
 
 
-def _register(cls: Any) -> Any:
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
-
-
-@_register
+@register
+@dataclass(frozen=True)
 class Staircase(BatchTime):
     """t_b = c + a * ceil(b / tile): a fixed cost and one step per tile (arXiv:2504.07347v3, section 3).
 
@@ -69,7 +67,8 @@ class Staircase(BatchTime):
         return self.tile
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Hinge(BatchTime):
     """t_b = c + a * max(0, b - b_0): flat up to ``free_tokens``, then linear (arXiv:2504.07347v1)."""
 
@@ -87,7 +86,8 @@ class Hinge(BatchTime):
         return self.c_ms + self.a_ms_per_token * xp.maximum(tokens - self.free_tokens, 0)
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Affine(BatchTime):
     """t_b = c + a * b."""
 

@@ -52,10 +52,10 @@ def list_(as_json: Json = False) -> None:
     found = {
         "scenarios": {n: scenario_files.scenario(n).description for n in scenario_files.names()},
         "policies": {n: _first_line(baselines.POLICIES[n]) for n in baselines.names()},
-        "agents": {n: "" for n in agents.names()},
+        "agents": dict.fromkeys(agents.names(), ""),
         "environments": {n: _first_line(IDS[n]) for n in IDS},
         "actions": {n: _first_line(ENCODINGS[n]) for n in ENCODINGS},
-        "rewards": {n: "" for n in REWARDS},
+        "rewards": dict.fromkeys(REWARDS, ""),
     }
     if as_json:
         return _print_json(found)

@@ -7,20 +7,16 @@ whose request is gone holds no tokens; it may stand anywhere and takes part in n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llmgym.arrays import prefix_sum
 from llmgym.batch_time import BatchTime
+from llmgym.pytree import register
 
 
-def _register(cls: Any) -> Any:
-    return jax.tree_util.register_dataclass(cls)
-
-
-@_register
+@register
 @dataclass(frozen=True)
 class Batch:
     """The action in its canonical form: how many tokens of each slot's request go into the batch.
@@ -37,7 +33,7 @@ class Batch:
         return jnp.sum(self.tokens, axis=0)
 
 
-@_register
+@register
 @dataclass(frozen=True)
 class View:
     """What a policy sees of one engine. Per-slot arrays have shape (slots,); ages are in ticks.

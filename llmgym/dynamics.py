@@ -20,6 +20,7 @@ from llmgym.arrays import GROUP, prefix_sum, rows
 from llmgym.arrivals import NEVER
 from llmgym.batch_time import BatchTime
 from llmgym.composition import Batch, View, clip
+from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import State, Table, Totals, empty_table, empty_totals
 from llmgym.wide import Wide
@@ -29,7 +30,7 @@ COMPACT_EVERY = 16
 """Steps between compactions of the table. Empty rows are inert, so when it happens changes no result."""
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class Physics:
     """A scenario lowered to arrays. Every number is traced; sizes and structure are static."""
@@ -79,7 +80,7 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
     )
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class StepInfo:
     """What happened in one step. Per-slot arrays refer to ``table``, the requests at the batch's end."""

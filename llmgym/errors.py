@@ -37,7 +37,7 @@ def check_number(
     """Refuse a host number that is not finite or out of range; anything else (a traced array) passes."""
     if isinstance(value, (str, bytes, bool, type(None))):
         raise LLMGymError(f"{name} must be a number, got {value!r}.")
-    if not isinstance(value, (numbers.Real, np.ndarray)) or np.ndim(value) > 0:  # type: ignore[arg-type]
+    if not isinstance(value, (numbers.Real, np.ndarray)) or np.ndim(value) > 0:
         return
     number = float(value)  # type: ignore[arg-type]
     if not np.isfinite(number):

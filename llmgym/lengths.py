@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from llmgym.errors import LLMGymError, check_number
+from llmgym.pytree import register
 
 MAX_TOKENS = 2**20
 """Longest prompt or output of one request: keeps every sum over a request table inside 32 bits."""
@@ -51,15 +52,12 @@ class Length:
         return np.asarray(self.sampler().sample(jnp.asarray(u, jnp.float32)))
 
 
-def _register(cls: Any) -> Any:
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
-
-
 def _whole(x: jax.Array, low: int = 1) -> jax.Array:
     return jnp.clip(x, low, MAX_TOKENS).astype(jnp.int32)
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Fixed(Length):
     """Always ``tokens``; 0 is allowed (a request whose prompt is already processed, or with no output)."""
 
@@ -81,7 +79,8 @@ class Fixed(Length):
         return jnp.broadcast_to(jnp.asarray(self.tokens, jnp.int32), u.shape)
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Geometric(Length):
     """Geometric on 1, 2, ... with the given ``mean_tokens`` >= 1 (memoryless, like exponential service)."""
 
@@ -100,7 +99,8 @@ class Geometric(Length):
         return _whole(1 + jnp.floor(jnp.log(u) / jnp.log1p(-1.0 / self.mean_tokens)))
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Uniform(Length):
     """Uniform on the whole numbers ``low`` .. ``high``, both included."""
 
@@ -127,7 +127,8 @@ class Uniform(Length):
         return jnp.minimum(drawn, self.high)
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class LogNormal(Length):
     """Lognormal with the given mean and coefficient of variation before rounding to whole tokens >= 1.
 
@@ -162,7 +163,8 @@ class LogNormal(Length):
         return _whole(jnp.round(scale * jnp.exp(sigma * jax.scipy.special.ndtri(u))))
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class CumulativeTable:
     """Device form of a distribution on 0, 1, 2, ...: ``cdf[n]`` is the probability of at most n."""
 
@@ -172,7 +174,8 @@ class CumulativeTable:
         return jnp.searchsorted(self.cdf, u, side="left", method="compare_all").astype(jnp.int32)
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Poisson(Length):
     """Poisson with parameter ``mean_tokens``; a draw of 0 is lifted to 1, so no request is empty."""
 
@@ -196,7 +199,8 @@ class Poisson(Length):
         return self.sampler().sample(u)
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class QuantileTable:
     """Device form of an empirical distribution: linear between equally spaced quantiles."""
 

@@ -7,19 +7,16 @@ environment, (num_envs,) for a batch. Batch axes stand last (see ``llmgym.arrays
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from llmgym.pytree import register
 from llmgym.wide import Wide
 
 
-def _register(cls: Any) -> Any:
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
-
-
-@_register
+@register
+@dataclass(frozen=True)
 class Table:
     """The requests present, in order of arrival. A row with no tokens left is empty and inert.
 
@@ -52,7 +49,8 @@ class Table:
         return self.live & ((self.prefill < self.prompt) | (self.decode < self.output))
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Stream:
     """Arrivals to come, one row (axis 0) for each job type."""
 
@@ -62,7 +60,8 @@ class Stream:
     memory: jax.Array  # memory of the arrival process, uint32
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class Totals:
     """Exact running totals since the start."""
 
@@ -75,7 +74,8 @@ class Totals:
     request_ticks: Wide  # integral of the number of requests present over time
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class State:
     """Everything that ``dynamics.step`` carries."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +12,11 @@ from jax.extend.random import threefry2x32_p
 
 from llmgym.arrays import select
 from llmgym.arrivals import NEVER
+from llmgym.pytree import register
 from llmgym.state import Stream
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class Drawn:
     """Requests to come, in order of arrival (axis 0); only the first ``count`` are real."""
@@ -119,7 +121,7 @@ def _pick(column: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _merge(
-    times: list[jax.Array], fields: list[tuple[jax.Array, ...]], most: int, limit: jax.Array
+    times: list[jax.Array], fields: Sequence[tuple[jax.Array, ...]], most: int, limit: jax.Array
 ) -> tuple[Drawn, list[jax.Array]]:
     """The first ``limit`` requests over several job types; the lower class first at a tie."""
     classes = range(len(times))

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.pytree import register
 
-@jax.tree_util.register_dataclass
+
+@register
 @dataclass(frozen=True)
 class Wide:
     """A non-negative integer below 2**63: ``high * 2**32 + low``, both words uint32 of one shape."""

@@ -13,13 +13,11 @@ import numpy as np
 from llmgym.arrivals import NEVER, Arrivals, GapSampler, ListedGaps, uniform
 from llmgym.errors import LLMGymError, check_number
 from llmgym.lengths import MAX_TOKENS, Fixed, Length
+from llmgym.pytree import register
 
 
-def _register(cls: Any) -> Any:
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
-
-
-@_register
+@register
+@dataclass(frozen=True)
 class IndependentLengths:
     """Device form of independently drawn prompt and output lengths."""
 
@@ -31,7 +29,8 @@ class IndependentLengths:
         return self.prefill.sample(uniform(words[0])), self.decode.sample(uniform(words[1]))
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class JointLengths:
     """Device form of paired lengths: a row of a table drawn uniformly."""
 
@@ -44,7 +43,8 @@ class JointLengths:
         return jnp.take(self.prefill, row), jnp.take(self.decode, row)
 
 
-@_register
+@register
+@dataclass(frozen=True)
 class ListedLengths:
     """Device form of a replay: request n has the lengths in row n."""
 
@@ -162,7 +162,8 @@ class Stage:
         if self.paired is not None:
             prefill, decode = self.paired.prefill_tokens, self.paired.decode_tokens
             return JointLengths(jnp.asarray(prefill), jnp.asarray(decode))
-        assert self.prefill is not None and self.decode is not None
+        assert self.prefill is not None
+        assert self.decode is not None
         return IndependentLengths(_arrays(self.prefill.sampler()), _arrays(self.decode.sampler()))
 
 

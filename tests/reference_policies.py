@@ -11,7 +11,6 @@ from fractions import Fraction
 
 from reference import Engine, Plan, Policy, Request
 
-
 Tokens = dict[tuple[int, int], int]
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
 import pytest
 import reference_policies
 from recording import Recorded, record, requests
-from reference import Engine, Request, Simulator
+from reference import Request, Simulator
 from workloads import POLICIES, Structure, random_workload, reference_engine, structures
 
 from llmgym import dynamics

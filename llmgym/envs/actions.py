@@ -1,7 +1,7 @@
 """Action encodings: what an agent chooses, and how it expands to a Batch.
 
-Every encoding has a Gymnasium ``space``, a flat boolean ``mask`` of what is feasible (sum of the
-choices of each dimension, or one entry per request for ``scores``) and ``expand``. Arrays have batch
+Every encoding has a Gymnasium ``space``, a flat boolean ``mask`` of what is feasible (the choices of
+all dimensions in a row, or one entry per request for ``scores``) and ``expand``. Arrays have batch
 axes last: an action of a batch is (dimensions, num_envs) or (num_envs,).
 """
 
@@ -28,7 +28,7 @@ class ActionEncoding(Protocol):
     space: gym.Space[Any] | None
 
     def mask(self, view: View) -> jax.Array:
-        """Which choices are feasible, flat over the dimensions (choices, ...); some in each of them."""
+        """Which choices are feasible, flat over the dimensions (choices, ...); some in each."""
 
     def expand(self, action: Any, view: View) -> Batch:
         """The batch that an action stands for."""
@@ -53,7 +53,8 @@ def _tiles_mask(view: View, tile: int, most: int) -> jax.Array:
 class Tiles:
     """``action="tiles"``: Discrete(K); action k opens k + 1 tiles, filled with decodes first.
 
-    K = ceil(b_max / tile). Decodes that do not all fit take turns; prefill is first come first served.
+    K = ceil(b_max / tile). Decodes that do not all fit take turns; prefill is first come, first
+    served.
     """
 
     scenario: Scenario
@@ -83,10 +84,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Split:
-    """``action="split"``: MultiDiscrete([K, shares]); tiles to open, and how much of them prefill gets.
+    """``action="split"``: MultiDiscrete([K, shares]); tiles to open, and how much prefill gets.
 
-    The second choice s reserves s / (shares - 1) of the tokens for prefill: prefill fills up to that,
-    decodes fill the rest of the tiles, and room that they leave stays empty.
+    The second choice s reserves s / (shares - 1) of the tokens for prefill: prefill fills up to
+    that, decodes fill the rest of the tiles, and room that they leave stays empty.
     """
 
     scenario: Scenario
@@ -121,10 +122,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Tokens:
-    """``action="tokens"``: MultiDiscrete of prefill levels of each class, then decode levels of each.
+    """``action="tokens"``: MultiDiscrete of prefill levels of each class, then of decode levels.
 
-    Level n stands for n * quantum tokens (at most b_max), given FCFS inside class and phase. Where the
-    sum exceeds the budget decodes go first, then prefill, classes in their order.
+    Level n stands for n * quantum tokens (at most b_max), given FCFS inside class and phase. Where
+    the sum exceeds the budget decodes go first, then prefill, classes in their order.
     """
 
     scenario: Scenario
@@ -174,9 +175,9 @@ class Tokens:
 class Scores:
     """``action="scores"``: Box of a score in [-1, 1] for each of the first M requests present.
 
-    They are filled in order of falling score, each with all it can take, while token budget and seats
-    last; what is left goes to the requests behind them, first come first served. The mask says which
-    of the M exist.
+    They are filled in order of falling score, each with all it can take, while token budget and
+    seats last; what is left goes to the requests behind them, first come, first served. The mask
+    says which of the M exist.
     """
 
     scenario: Scenario
@@ -219,6 +220,7 @@ class Scores:
         """Which of the scored requests have a seat, or get one in order of their scores."""
         seated = view.started if view.resident_limit else jnp.zeros_like(view.started)
         newcomer = wants & ~jnp.take_along_axis(seated, slot, axis=0)
+        assert view.max_num_seqs is not None
         seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
         earlier = jnp.sum((ahead & newcomer[:, None]).astype(jnp.int32), axis=0)
         return ~newcomer | (earlier < seats)
@@ -226,7 +228,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Composition:
-    """``action="batch"``: the Batch itself, for the functional environment. The mask is the demand > 0."""
+    """``action="batch"``: the Batch itself, for the functional environment; mask: demand > 0."""
 
     scenario: Scenario
     name: ClassVar[str] = "batch"
@@ -243,8 +245,9 @@ ENCODINGS: dict[str, Any] = {e.name: e for e in (Tiles, Split, Tokens, Scores, C
 
 
 def make_encoding(action: str, scenario: Scenario, **settings: Any) -> ActionEncoding:
-    """The encoding ``action`` for a scenario; settings: shares (split), quantum (tokens), requests (scores).
+    """The encoding ``action`` for a scenario.
 
+    Settings: shares (split), quantum (tokens), requests (scores).
     Raises LLMGymError for an unknown encoding or setting.
     """
     if action not in ENCODINGS:

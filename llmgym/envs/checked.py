@@ -133,9 +133,11 @@ class CheckedEnv:
         sizes = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec.ravel())
         method = getattr(self.unchecked.unwrapped, "action_masks", None)
         everywhere = np.ones(self.num_envs, bool)
-        masks = [("action_masks()", None if method is None else method(), everywhere)]
-        known = info.get("_action_mask")  # the rows that mean something
-        masks.append(("info['action_mask']", info.get("action_mask"), known))
+        # Each with the environments that it speaks of.
+        masks = (
+            ("action_masks()", None if method is None else method(), everywhere),
+            ("info['action_mask']", info.get("action_mask"), info.get("_action_mask")),
+        )
         for name, mask, known in masks:
             if mask is None:
                 continue

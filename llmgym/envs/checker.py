@@ -105,7 +105,8 @@ def _run(
         actions = _random_actions(env, space, mask, alike)
         if last is not None and step == steps - 1:
             actions = last(actions)
-        batch = concatenate(space, actions, create_empty_array(space, env.num_envs))
+        empty: Any = create_empty_array(space, env.num_envs)
+        batch = concatenate(space, actions, empty)
         observation, reward, terminated, truncated, info = env.step(batch)
         # A copy: what came back may be a buffer that the next step overwrites.
         run.append(deepcopy(Moment(env.rows(observation), reward, terminated, truncated, info)))

@@ -1,8 +1,8 @@
 """``llmgym/Engine-v0`` as pure functions: ``init`` and ``step`` for jit, vmap and scan.
 
-The Gymnasium environments are thin shells around it. One environment has no batch axis; a batch made by
-``init`` from an array of keys has its axis last everywhere, which is several times faster than vmap
-(vmap over one environment works too, with its axis where vmap puts it).
+The Gymnasium environments are thin shells around it. One environment has no batch axis; a batch made
+by ``init`` from an array of keys has its axis last everywhere, which is several times faster than
+vmap (vmap over one environment works too, with its axis where vmap puts it).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from llmgym.envs.actions import ActionEncoding, make_encoding
 from llmgym.envs.observations import Observation
 from llmgym.envs.rewards import Reward, Transition, make_reward
 from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.pytree import register
 from llmgym.scenario import Scenario, as_scenario
 from llmgym.state import State
 from llmgym.wide import Wide
@@ -30,7 +31,7 @@ RATE_MEMORY_S = 60.0
 """Time constant of the arrival-rate estimate."""
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class EnvState:
     """State of an environment: the engine, and an estimate of its arrivals per second.
@@ -49,10 +50,10 @@ class EnvState:
         return self.weighted_arrivals / jnp.maximum(self.weight, 1e-6)
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class TimeStep:
-    """What one step gives back: observation, reward, whether the time limit cut it, and ``info``."""
+    """What one step gives back; ``truncated``: the time limit, or the end of a replay."""
 
     observation: jax.Array
     reward: jax.Array
@@ -66,7 +67,8 @@ class FunctionalEngine:
     Args:
         scenario: a Scenario or its name.
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
-        action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"`` or ``"batch"`` (a Batch; only here).
+        action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"`` or ``"batch"`` (a Batch; here
+            only).
         reward: a name (see llmgym.envs.rewards) or a function of a Transition.
         max_steps: decisions after which an episode is truncated. The task is continuing: it never
             terminates, so bootstrap at the cut.
@@ -172,7 +174,7 @@ IDS = {"llmgym/Engine-v0": FunctionalEngine}
 
 
 def functional(env_id: str, **settings: Any) -> FunctionalEngine:
-    """The functional form of a registered environment: ``functional("llmgym/Engine-v0", load=0.9)``.
+    """The functional form of an environment: ``functional("llmgym/Engine-v0", load=0.9)``.
 
     Settings are those of ``gym.make``. Raises LLMGymError for an unknown id or setting.
     """
@@ -189,6 +191,7 @@ def array_form(env_id: str, **settings: Any) -> FunctionalEngine:
     """The same for the Gymnasium environments, whose actions are arrays."""
     if settings.get("action") == "batch":
         raise LLMGymError(
-            'action="batch" is for llmgym.functional; in Gymnasium use tiles, split, tokens or scores.'
+            'action="batch" is for llmgym.functional; '
+            "in Gymnasium use tiles, split, tokens or scores."
         )
     return functional(env_id, **settings)

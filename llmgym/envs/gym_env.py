@@ -19,10 +19,12 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     """An LLM inference engine: every step composes the batch of one iteration.
 
     Action and observation: see llmgym.envs.actions and llmgym.envs.observations. Reward: see
-    llmgym.envs.rewards. Episodes are truncated after ``max_steps`` decisions, never terminated. ``info``
-    holds ``action_mask``, simulated time, tokens run, requests completed, arrived, dropped, in system.
+    llmgym.envs.rewards. Episodes are truncated after ``max_steps`` decisions, never terminated.
+    ``info`` holds ``action_mask``, simulated time, tokens run, requests completed, arrived, dropped,
+    in system.
 
-    Args: those of llmgym.envs.functional.FunctionalEngine, and ``render_mode``: "ansi" or "rgb_array".
+    Args: those of llmgym.envs.functional.FunctionalEngine, and ``render_mode``: "ansi" or
+    "rgb_array".
     """
 
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
@@ -88,5 +90,5 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         return self._action_mask
 
     def render(self) -> Any:
-        """Text ("ansi") or an image (height, width, 3) ("rgb_array") of the engine; None without a mode."""
+        """Text ("ansi") or a uint8 image (height, width, 3) ("rgb_array"); None without a mode."""
         return None if self._renderer is None else self._renderer.render(self.state)

@@ -1,7 +1,7 @@
 """What an agent observes: a documented vector with finite bounds.
 
-Counts enter as log1p, ages as log1p of seconds, so that both an idle and an overloaded engine stay in
-range. ``Observation.names`` lists every entry; ``low`` and ``high`` bound it.
+Counts enter as log1p, ages as log1p of seconds, so that both an idle and an overloaded engine stay
+in range. ``Observation.names`` lists every entry; ``low`` and ``high`` bound it.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Observation:
 
     - ``prefill_tokens``: log1p(P / tile), P prompt tokens left; ``decoding``: log1p(D).
     - ``decode_sawtooth``, ``work_sawtooth``: (D mod tile) / tile and ((D + P) mod tile) / tile.
-    - ``rate_k`` for k = 1..K tiles: tokens/ms of a batch of min(D + P, k * tile) tokens, as a fraction of
-      the best rate that any batch reaches.
+    - ``rate_k`` for k = 1..K tiles: tokens/ms of a batch of min(D + P, k * tile) tokens, as a
+      fraction of the best rate that any batch reaches.
     - ``oldest_prompt``: log1p of the age in seconds of the oldest request with prefill left.
     - ``oldest_gap``: log1p of the seconds since the longest unserved decode got a token.
     - ``arrival_rate``: log1p of the estimated arrivals per second (see ``EnvState``).
     - ``seat_slack``: free seats / k_max (1 without a limit); ``slot_slack``: free slots / slots.
-    - for each class c: ``waiting_c`` and ``decoding_c`` (log1p of requests), ``prefill_c`` (log1p tokens /
-      tile), ``age_c`` and ``gap_c`` (as the two ages above).
-    - for each of the first ``requests`` requests present, in order of arrival: ``present``, ``prefill``
-      (log1p tokens / tile), ``decoding``, ``generated`` (log1p), ``waited``, ``unserved`` (log1p seconds),
-      ``class``; zeros where there is none.
+    - for each class c: ``waiting_c`` and ``decoding_c`` (log1p of requests), ``prefill_c`` (log1p
+      tokens / tile), ``age_c`` and ``gap_c`` (as the two ages above).
+    - for each of the first ``requests`` requests present, in order of arrival: ``present``,
+      ``prefill`` (log1p tokens / tile), ``decoding``, ``generated`` (log1p), ``waited``,
+      ``unserved`` (log1p seconds), ``class``; zeros where there is none.
     """
 
     scenario: Scenario

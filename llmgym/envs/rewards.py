@@ -1,7 +1,7 @@
 """Rewards by name. A reward is a function ``reward(transition) -> float32`` of one decision epoch.
 
-Times are in seconds and costs in natural units (request-seconds, thousand tokens, requests), so that
-rewards of usual scenarios are of the order of 1 to 100 a step.
+Times are in seconds and costs in natural units (request-seconds, thousand tokens, requests), so
+that rewards of usual scenarios are of the order of 1 to 100 a step.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from llmgym.dynamics import StepInfo
 from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import State, Table
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class Transition:
     """What a reward may look at: the engine before and after the step, and what happened in it."""
@@ -42,8 +43,8 @@ Reward = Callable[[Transition], jax.Array]
 def holding_cost(step: Transition) -> jax.Array:
     """Minus the integral of the number of requests present, in request-seconds: -N * tau.
 
-    Requests that arrive within the step count from their arrival. By Little's law the average of this
-    reward per second is minus the arrival rate times the mean time in system.
+    Requests that arrive within the step count from their arrival. By Little's law the average of
+    this reward per second is minus the arrival rate times the mean time in system.
     """
     return -step.info.request_ticks * step.tick_ms / 1000
 
@@ -63,7 +64,7 @@ def weighted_holding(step: Transition, prefill_weight: float, decode_weight: flo
 
 
 def backlog_tokens(step: Transition) -> jax.Array:
-    """Minus the tokens left at the decision times the length of the step, in thousand token-seconds."""
+    """Minus tokens left at the decision times the length of the step, thousand token-seconds."""
     return -step.before.backlog.astype(jnp.float32) * step.duration_s / 1000
 
 
@@ -73,12 +74,13 @@ def throughput(step: Transition) -> jax.Array:
 
 
 def goodput(step: Transition, targets: tuple[tuple[float | None, float | None], ...]) -> jax.Array:
-    """Requests completed within their targets, minus those that missed one, at the instant of the miss.
+    """Requests completed within their targets, minus those that missed one, when it passes.
 
     A request has two deadlines: arrival + TTFT target for its first token, and first token + TPOT
-    target * (output - 1) for its last. Every request counts once: +1 when it completes with both met,
-    -1 when its first missed deadline passes, or when it is dropped at a full table. A class without
-    targets always meets them. ``targets``: (TTFT, TPOT) of each class in ticks, None where there is none.
+    target * (output - 1) for its last. Every request counts once: +1 when it completes with both
+    met, -1 when its first missed deadline passes, or when it is dropped at a full table. A class
+    without targets always meets them. ``targets``: (TTFT, TPOT) of each class in ticks, None where
+    there is none.
     """
     end = step.after.clock.low
     # Requests present before the step, at its end; and those that came within it.
@@ -130,8 +132,9 @@ REWARDS = ("holding_cost", "weighted_holding", "backlog_tokens", "throughput", "
 def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Reward:
     """The reward function that a name stands for, or the function itself.
 
-    Settings of ``weighted_holding``: prefill_weight and decode_weight (1.5 and 1). ``goodput`` takes the
-    targets of the scenario's classes and needs at least one. Raises LLMGymError on an unknown name.
+    Settings of ``weighted_holding``: prefill_weight and decode_weight (1.5 and 1). ``goodput`` takes
+    the targets of the scenario's classes and needs at least one. Raises LLMGymError on an unknown
+    name or setting.
     """
     if callable(reward):
         if settings:
@@ -154,7 +157,8 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
     if reward == "goodput":
         if all(target is None for pair in scenario.targets_ms for target in pair):
             raise LLMGymError(
-                "Reward 'goodput' needs targets: set ttft_ms or tpot_ms of a job type of the scenario."
+                "Reward 'goodput' needs targets: "
+                "set ttft_ms or tpot_ms of a job type of the scenario."
             )
 
         # On the host, in double precision: a target of a whole number of ticks stays whole.

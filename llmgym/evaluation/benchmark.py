@@ -12,6 +12,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -140,28 +141,30 @@ def from_config(path: Path) -> Benchmark:
         raise LLMGymError(f"{path} is not the configuration of a benchmark: {error!r}.") from error
 
 
-Task = tuple[str, str, Callable[[], dict[str, Any]]]
-"""Name of the file, what a person reads in the progress bar, and the measurement."""
+@dataclass(frozen=True)
+class Task:
+    """One measurement: the name of its file, what a person reads meanwhile, and how it is made."""
+
+    name: str
+    label: str
+    measure: Callable[[], dict[str, Any]]
 
 
 def tasks(benchmark: Benchmark) -> Iterator[Task]:
     """All measurements, capacities first."""
-    yield "limit", "the limit that no policy exceeds", lambda: _limit(benchmark)
+    yield Task("limit", "the limit that no policy exceeds", partial(_limit, benchmark))
     for name in benchmark.policies:
-        yield f"capacity-{slug(name)}", f"{name}: capacity", lambda n=name: _capacity(benchmark, n)
+        yield Task(
+            f"capacity-{slug(name)}", f"{name}: capacity", partial(_capacity, benchmark, name)
+        )
     for load in benchmark.loads:
         for name in benchmark.policies:
-            case = f"{slug(name)}-{load:g}"
-            yield (
-                f"stability-{case}",
-                f"{name} at load {load:g}: stability",
-                lambda n=name, x=load: _stability(benchmark, n, x),
-            )
-            yield (
-                f"latency-{case}",
-                f"{name} at load {load:g}: latency",
-                lambda n=name, x=load: _latency(benchmark, n, x),
-            )
+            for kind, measure in (("stability", _stability), ("latency", _latency)):
+                yield Task(
+                    f"{kind}-{slug(name)}-{load:g}",
+                    f"{name} at load {load:g}: {kind}",
+                    partial(measure, benchmark, name, load),
+                )
 
 
 def slug(name: str) -> str:
@@ -247,14 +250,14 @@ def run(
     write(existing, config)
     todo = list(tasks(benchmark))
     results: dict[str, Any] = {}
-    for done, (name, label, measure) in enumerate(todo):
+    for done, task in enumerate(todo):
         if progress is not None:
-            progress(done, len(todo), label)
-        path = out / "raw" / f"{name}.json"
+            progress(done, len(todo), task.label)
+        path = out / "raw" / f"{task.name}.json"
         if not path.exists():
-            write(path, to_json(measure()))
+            write(path, to_json(task.measure()))
         try:
-            results[name] = json.loads(path.read_text())
+            results[task.name] = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise LLMGymError(f"{path} is damaged ({error}); delete it and run again.") from error
     if progress is not None:

@@ -105,7 +105,8 @@ def _saturated(
     state = rollouts.start(physics, key)
     levels = []
     for stop in (round(WARM_SHARE * horizon), horizon):
-        for state, _ in rollouts.rollout(physics, policy, state, key, stop):
+        for after, _ in rollouts.rollout(physics, policy, state, key, stop):
+            state = after
             progress(float(state.clock.to_numpy().min()) / horizon)
         totals = state.totals
         served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()

@@ -19,6 +19,7 @@ from llmgym import dynamics
 from llmgym.composition import Batch
 from llmgym.dynamics import Physics
 from llmgym.policies import compose
+from llmgym.pytree import register
 from llmgym.state import State
 from llmgym.wide import Wide
 
@@ -43,7 +44,7 @@ def policy_key(key: jax.Array, steps: jax.Array) -> jax.Array:
     return one(key, steps) if key.ndim == 0 else jax.vmap(one)(key, steps)
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class Steps:
     """What is kept of every step; arrays (steps, num_envs), requests (steps, rows, num_envs)."""

