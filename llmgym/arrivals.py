@@ -18,20 +18,23 @@ import numpy as np
 from llmgym.errors import LLMGymError, check_number
 from llmgym.pytree import register
 
-NEVER = np.int32(2**30 - 1)
-"""Ticks until an arrival that will not come. Gaps are capped below it (about three hours at 0.01 ms)."""
+NEVER = np.int32(2**31 - 1)
+"""Ticks until an arrival that will not come."""
+
+FAR = np.int32(2**30)
+"""Ticks (three hours at 0.01 ms) that every gap stays below; later arrivals are not drawn in advance."""
 
 Self = TypeVar("Self", bound="Arrivals")
 
 
 def uniform(words: jax.Array) -> jax.Array:
-    """Random words (uint32) as float32 strictly between 0 and 1, on a grid of 2**-24 offset by half."""
-    return ((words >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-24)
+    """Random words (uint32) as float32 strictly between 0 and 1, on a grid of 2**-23 offset by half."""
+    return ((words >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
 
 
 def to_ticks(gap: jax.Array) -> jax.Array:
-    """A float gap in ticks as a whole number, capped just below NEVER."""
-    return jnp.minimum(jnp.round(gap), jnp.float32(NEVER - 128)).astype(jnp.int32)
+    """A float gap in ticks as a whole number, cut just below FAR."""
+    return jnp.minimum(jnp.round(gap), jnp.float32(FAR - 128)).astype(jnp.int32)
 
 
 class GapSampler(Protocol):

@@ -37,9 +37,11 @@ def check_number(
     """Refuse a host number that is not finite or out of range; anything else (a traced array) passes."""
     if isinstance(value, (str, bytes, bool, type(None))):
         raise LLMGymError(f"{name} must be a number, got {value!r}.")
-    if not isinstance(value, (numbers.Real, np.ndarray)) or np.ndim(value) > 0:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, numbers.Real):
         return
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     if not np.isfinite(number):
         raise LLMGymError(f"{name} must be finite, got {value!r}.")
     if integer and number != int(number):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 
 from llmgym.arrays import select
-from llmgym.arrivals import NEVER
+from llmgym.arrivals import FAR, NEVER
 from llmgym.pytree import register
 from llmgym.state import Stream
 
@@ -63,7 +63,7 @@ def start(processes: tuple[Any, ...], key: jax.Array, burst: jax.Array) -> Strea
         # The gap before the first arrival belongs to "arrival -1".
         word = words(key, job_class, jnp.full(key.shape[1:], -1, jnp.int32), 1)[0]
         wait, memory = process.first(word)
-        waits.append(jnp.where(burst > 0, 0, jnp.minimum(wait, NEVER)))
+        waits.append(jnp.where(burst > 0, 0, wait))
         memories.append(memory)
     wait = jnp.stack(waits)
     return Stream(key, jnp.zeros_like(wait), wait, jnp.stack(memories))
@@ -95,7 +95,9 @@ def draw(
         gaps = jnp.where(index + 1 < burst, 0, gaps)
 
         def after(time: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array]:
-            time = jnp.minimum(time + gap, NEVER)
+            # Past FAR the time stands still: sums stay inside 32 bits, and such arrivals wait.
+            later = jnp.where(gap == NEVER, NEVER, time + gap)
+            time = jnp.where(time >= FAR, time, later)
             return time, time
 
         _, later = jax.lax.scan(after, stream.wait[k], gaps)
@@ -105,7 +107,7 @@ def draw(
         fields.append((prefill, decode, index, jnp.full_like(index, k)))
 
     if len(times) == 1:
-        taken = [jnp.sum(((times[0][:-1] < NEVER) & (ahead < limit)).astype(jnp.int32), axis=0)]
+        taken = [jnp.sum(((times[0][:-1] < FAR) & (ahead < limit)).astype(jnp.int32), axis=0)]
         drawn = Drawn(taken[0], times[0][:-1], *fields[0])
     else:
         drawn, taken = _merge(times, fields, most, limit)
@@ -135,7 +137,7 @@ def _merge(
             for k in classes
         ]
         row = select(jnp.stack(rows), best)
-        real = (soonest < NEVER) & (count < limit)
+        real = (soonest < FAR) & (count < limit)
         taken = [taken[k] + (real & (best == k)).astype(jnp.int32) for k in classes]
         return (taken, count + real.astype(jnp.int32)), (soonest, *row)
 

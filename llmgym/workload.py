@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.arrivals import NEVER, Arrivals, GapSampler, ListedGaps, uniform
+from llmgym.arrivals import FAR, NEVER, Arrivals, GapSampler, ListedGaps, uniform
 from llmgym.errors import LLMGymError, check_number
 from llmgym.lengths import MAX_TOKENS, Fixed, Length
 from llmgym.pytree import register
@@ -26,7 +26,10 @@ class IndependentLengths:
 
     def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Lengths (int32) of the requests ``index`` from two random words each (axis 0)."""
-        return self.prefill.sample(uniform(words[0])), self.decode.sample(uniform(words[1]))
+        prefill = self.prefill.sample(uniform(words[0]))
+        decode = self.decode.sample(uniform(words[1]))
+        # Two distributions that both reach 0 can draw a request with nothing to do: it gets a token.
+        return jnp.where(prefill + decode == 0, 1, prefill), decode
 
 
 @register
@@ -108,7 +111,8 @@ class Paired:
 class Stage:
     """One LLM call of a job: the engine that serves it and its token lengths.
 
-    Give ``prefill`` and ``decode`` for independent lengths, or ``paired`` for joint ones.
+    Give ``prefill`` and ``decode`` for independent lengths, or ``paired`` for joint ones. A request that
+    draws 0 for both gets one prompt token, which the means leave out.
     """
 
     prefill: Length | None = None
@@ -306,10 +310,10 @@ class Replay:
         """Device form of the arrival times. Raises LLMGymError on a gap the clock cannot hold."""
         ticks = np.rint(np.asarray(self.arrival_s) * ticks_per_s).astype(np.int64)
         gaps = np.diff(ticks, prepend=0)
-        if gaps.max() >= NEVER:
+        if gaps.max() >= FAR:
             raise LLMGymError(
                 f"Two requests are {gaps.max() / ticks_per_s:.0f} s apart; the longest gap is "
-                f"{NEVER / ticks_per_s:.0f} s. Use a larger tick_ms, or cut the trace there."
+                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or cut the trace there."
             )
         return ListedGaps(jnp.asarray(np.append(gaps, NEVER), jnp.int32))
 

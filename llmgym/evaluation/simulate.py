@@ -248,21 +248,18 @@ def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
         step, row, env = np.nonzero(steps.finished >= 0)
         at = (step, row, env)
         finish = start[step, env] + kept["duration"][step, env]
-        details = (steps.finished, steps.job_class, steps.arrival, steps.first_token)
-        kept |= _columns(env, *(np.asarray(column)[at] for column in details), finish)
+        columns = (steps.finished, steps.job_class, steps.arrival, steps.first_token)
+        kept |= _columns(env, [np.asarray(column)[at] for column in columns], finish)
         kept["request_finish"] = finish.astype(float)
     return kept
 
 
-def _columns(
-    env: np.ndarray,
-    number: np.ndarray,
-    job_class: np.ndarray,
-    arrival: np.ndarray,
-    first: np.ndarray,
-    now: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Request columns, with low clock words made absolute: all lie less than 2**32 ticks before ``now``."""
+def _columns(env: np.ndarray, details: list[np.ndarray], now: np.ndarray) -> dict[str, np.ndarray]:
+    """Request columns from number, class, arrival and first token of each.
+
+    The low clock words of the two times become absolute: all lie less than 2**32 ticks before ``now``.
+    """
+    number, job_class, arrival, first = details
 
     def absolute(low: np.ndarray) -> np.ndarray:
         return now - ((now - low.astype(np.int64)) & 0xFFFFFFFF)
@@ -284,9 +281,10 @@ def _requests(
     live = (table["prefill"] > 0) | (table["decode"] > 0)
     row, env = np.nonzero(live) if parts else (np.zeros(0, int), np.zeros(0, int))
     at = (row, env)
+    details = [table[name][at] for name in ("request", "job_class", "arrival", "first_token")]
     left = _columns(
         env,
-        *(table[name][at] for name in ("request", "job_class", "arrival", "first_token")),
+        details,
         state.clock.to_numpy()[env],
     )
     produced = table["decode"][at] < table["output"][at]

@@ -77,37 +77,46 @@ class SB3VecEnv(VecEnv):
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         observation, reward, terminated, truncated, info = self.vector_env.step(self._actions)
         done = terminated | truncated
-        final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", {})
-        info |= {"TimeLimit.truncated": truncated & ~terminated}
         infos = unbatch_info(info, self.num_envs)
         for i in np.flatnonzero(done):
-            # The adapter's own entries, on top of the last step's rather than the reset's.
-            infos[i] |= info_of(final_info, i) | {"terminal_observation": final_obs[i]}
+            final = infos[i].pop("final_info", {})
+            infos[i] |= final | {"terminal_observation": infos[i].pop("final_obs")}
+        for row, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            row["TimeLimit.truncated"] = cut
         return observation, reward.astype(np.float32), done, infos
 
     def close(self) -> None:
         self.vector_env.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        frames = self.vector_env.render() if self.render_mode == "rgb_array" else None
+        frames: Any = self.vector_env.render() if self.render_mode == "rgb_array" else None
         return [None] * self.num_envs if frames is None else list(frames)
 
+    def _owner(self, name: str) -> Any:
+        """The vector environment, or the one under its wrappers, that has an attribute."""
+        envs = (self.vector_env, self.vector_env.unwrapped)
+        return next((env for env in envs if hasattr(env, name)), None)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of the vector environment for each index; else of its sub-environments."""
-        chosen, inner = self._get_indices(indices), self.vector_env.unwrapped
-        for env in (self.vector_env, inner):
-            if hasattr(env, attr_name):
-                return [getattr(env, attr_name) for _ in chosen]
-        if not hasattr(inner, "get_attr"):
-            raise AttributeError(f"{inner} has no attribute {attr_name!r}")
-        values = inner.get_attr(attr_name)
-        return [values[i] for i in chosen]
+        """An attribute of the vector environment, for each index; or of its sub-environments."""
+        owner, inner = self._owner(attr_name), self.vector_env.unwrapped
+        if owner is not None:
+            values = [getattr(owner, attr_name)] * self.num_envs
+        elif hasattr(inner, "get_attr"):
+            values = inner.get_attr(attr_name)
+        else:
+            raise AttributeError(f"{inner} has no attribute {attr_name!r}.")
+        return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of the vector environment, which all environments share."""
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise LLMGymError("The environments are one object: set an attribute for all of them.")
-        setattr(self.vector_env.unwrapped, attr_name, value)
+        inner = self.vector_env.unwrapped
+        if self._owner(attr_name) is None and hasattr(inner, "set_attr"):
+            inner.set_attr(attr_name, value)
+        else:
+            setattr(inner, attr_name, value)
 
     def env_method(
         self,
@@ -116,10 +125,18 @@ class SB3VecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of the vector environment, whose result has an entry for each index."""
-        method = self.get_attr(method_name, 0)[0]
-        result = method(*method_args, **method_kwargs)
-        return [result[i] for i in self._get_indices(indices)]
+        """Call a method of the vector environment, or of its sub-environments.
+
+        Its result has an entry for each environment; those of the indices are returned.
+        """
+        owner, inner = self._owner(method_name), self.vector_env.unwrapped
+        if owner is not None:
+            results = getattr(owner, method_name)(*method_args, **method_kwargs)
+        elif hasattr(inner, "call"):
+            results = inner.call(method_name, *method_args, **method_kwargs)
+        else:
+            raise AttributeError(f"{inner} has no method {method_name!r}.")
+        return [results[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
@@ -128,31 +145,24 @@ class SB3VecEnv(VecEnv):
 
 
 def unbatch_info(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """The infos of the single environments: what each key's mask ``_key`` says that they have."""
-    keys = [key for key in info if not key.startswith("_")]
-    everywhere = [
-        k for k in keys if isinstance(info[k], np.ndarray) and np.all(info.get(f"_{k}", True))
-    ]
-    # Columns to Python lists, then rows to dicts: under a microsecond for each environment.
-    columns = [info[k].tolist() if info[k].ndim == 1 else list(info[k]) for k in everywhere]
-    infos = [dict(zip(everywhere, row, strict=True)) for row in zip(*columns, strict=True)]
-    infos = infos or [{} for _ in range(num_envs)]
-    rest = {
-        f"{dash}{k}": info[f"{dash}{k}"] for k in keys if k not in everywhere for dash in ("", "_")
-    }
-    for i in range(num_envs) if rest else ():
-        infos[i] |= info_of(rest, i)
-    return infos
+    """Info of a vector environment as one dict for each environment, with Python numbers.
 
-
-def info_of(info: dict[str, Any], env: int) -> dict[str, Any]:
-    """The info of one environment out of the batched one."""
-    found = {}
+    An environment has the keys whose mask ``_key`` says so. Key by key, which takes about a
+    microsecond for each environment.
+    """
+    infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for key, value in info.items():
-        if key.startswith("_") or not info.get(f"_{key}", np.True_ | np.zeros(env + 1, bool))[env]:
+        if key.startswith("_"):
             continue
         if isinstance(value, dict):
-            found[key] = info_of(value, env)
+            column = unbatch_info(value, num_envs)
         else:
-            found[key] = value[env].item() if np.ndim(value[env]) == 0 else value[env]
-    return found
+            column = value.tolist() if value.ndim == 1 else list(value)
+        mask = info.get(f"_{key}")
+        if mask is None or mask.all():
+            for row, entry in zip(infos, column, strict=True):
+                row[key] = entry
+        else:
+            for i in np.flatnonzero(mask):
+                infos[i][key] = column[i]
+    return infos
