@@ -281,7 +281,7 @@ def _scenario(name: str, settings: list[str] | None, trace: Path | None) -> Any:
     if trace is not None:
         changes |= {"workload": read_trace(trace), "name": trace.stem}
         changes.setdefault("token_budget", 2048)
-        changes.setdefault("slots", 4096)
+        changes.setdefault("slots", 2048)
     return scenario_files.scenario(name, **changes)
 
 

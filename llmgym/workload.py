@@ -291,6 +291,11 @@ class Replay:
         scaled = np.asarray(self.arrival_s) * (self.rate_per_s / rate_per_s)
         return replace(self, arrival_s=scaled)
 
+    def first(self, count: int) -> Replay:
+        """The first ``count`` requests, or all of them if there are fewer."""
+        columns = ("arrival_s", "prefill_tokens", "decode_tokens")
+        return replace(self, **{name: getattr(self, name)[:count] for name in columns})
+
     @property
     def mean_prefill(self) -> float:
         """Mean prompt length in tokens."""

@@ -70,7 +70,9 @@ def trace(
             "job_class": info.table.job_class,
             "finished": info.finished,
             "first_token": info.table.first_token,
-            "dropped": info.dropped,
+            "arrival": info.table.arrival,
+            "lengths": jnp.stack([info.table.prompt, info.table.output]),
+            "present": info.table.live,
         }
 
     return jax.lax.scan(body, state, None, length=steps)

@@ -90,6 +90,19 @@ def structures() -> list[Structure]:
     return found
 
 
+MIXED = Structure(
+    cap=None,
+    arrivals="poisson",
+    prefill="geometric",
+    decode="uniform",
+    classes=2,
+    batch_time="staircase",
+    slots=13,
+    fresh=19,
+)
+"""The structure of property tests: two job types, in a small table."""
+
+
 @dataclass(frozen=True)
 class RandomWorkload:
     """A scenario, a number of requests that are there at the start, and settings for policies."""

@@ -44,7 +44,8 @@ class Benchmark:
         policies: names, or objects with a label; order of the rows.
         loads: fractions of the LP capacity.
         replications: environments of each measurement.
-        arrivals: requests per replication in the latency runs; the first third is warm-up.
+        arrivals: requests per replication in the latency runs; the first third is warm-up. Of a replay
+            the first so many requests, one run, no warm-up.
         capacity_requests: requests per replication of a capacity by bisection.
     """
 
@@ -53,7 +54,7 @@ class Benchmark:
     loads: tuple[float, ...] = DEFAULT_LOADS
     replications: int = 8
     arrivals: int = 3000
-    capacity_requests: int = 400
+    capacity_requests: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,7 +84,8 @@ class Benchmark:
             workload.ttft_ms,
             workload.tpot_ms,
         )
-        return replace(self.scenario, workload=(job_type,))
+        # Verdicts enlarge the table where they need to; the trace's own run needs a large one at once.
+        return replace(self.scenario, workload=(job_type,), slots=min(self.scenario.slots, 1024))
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
@@ -211,7 +213,9 @@ def latency_run(benchmark: Benchmark, name: str, load: float) -> Run:
     rate = load * capacity(benchmark.endless).requests_per_s
     scenario = benchmark.scenario.at_rate(rate)
     if isinstance(scenario.workload, Replay):
-        span_s = len(scenario.workload) / rate
+        replay = scenario.workload.first(benchmark.arrivals)
+        scenario = replace(scenario, workload=replay)
+        span_s = replay.arrival_s[-1] + 1.0
         return simulate(scenario, resolve(name), duration_s=span_s, seed=benchmark.seed)
     duration_s = benchmark.arrivals / rate
     return simulate(

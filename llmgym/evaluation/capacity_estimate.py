@@ -57,7 +57,7 @@ def estimate_capacity(
     Args:
         method: one of the two; None: by the policy.
         replications: 8 for saturation, 16 for bisection by default.
-        requests: arrivals per replication that are measured; 6,000 and 600 by default.
+        requests: arrivals per replication that are measured; 6,000 and 300 by default.
 
     Raises LLMGymError on bad arguments, and for a replay.
     """
@@ -78,8 +78,7 @@ def estimate_capacity(
         scenario, chosen, replications, requests, seed, progress or (lambda fraction: None)
     )
     mean, low, high = mean_interval(per_replication)
-    measured = requests if method == "saturation" else requests / 2
-    grain = mean * scenario.engine.token_budget / (measured * _request_tokens(scenario))
+    grain = mean * scenario.engine.token_budget / (requests * _request_tokens(scenario))
     return CapacityEstimate(mean, max(low - grain, 0.0), high + grain, method, replications)
 
 
@@ -96,8 +95,10 @@ def _saturated(
     progress: Callable[[float], None],
 ) -> np.ndarray:
     """Requests' worth of tokens served per second under overload, one value per replication."""
-    # The table must hold enough requests to fill every batch by itself.
-    slots = max(scenario.slots, min(2 * scenario.engine.token_budget, MOST_SLOTS))
+    # A full table must fill every batch: n decodes a step end n/m_d requests, whose successors bring
+    # n*m_p/m_d prompt tokens. Four times as many, as requests of equal length move in waves.
+    share = scenario.mean_decode / _request_tokens(scenario)
+    slots = int(np.clip(4 * scenario.engine.token_budget * share, 128, MOST_SLOTS))
     limit = capacity(scenario).requests_per_s
     scenario = replace(scenario.at_rate(OVERLOAD * limit), slots=slots)
     physics, key = dynamics.lower(scenario, burst=slots), rollouts.keys(seed, replications)
@@ -133,7 +134,10 @@ def _bisected(
     rates: list[float] = []
     served: list[np.ndarray] = []
     for n in range(rounds):
-        run = trend(scenario.at_rate(rate), policy, requests / rate, replications, seed, burst=hot)
+        # The first half, left out, is long enough to process the prompts of the whole backlog twice;
+        # the second holds twice the requests asked for.
+        horizon_s = 4 * hot * len(scenario.job_types) / limit + 2 * requests / rate
+        run = trend(scenario.at_rate(rate), policy, horizon_s, replications, seed, burst=hot)
         rates.append(rate)
         served.append(run.served * 1000 / tokens)
         mean = float(served[-1].mean())
@@ -160,4 +164,4 @@ def _crossings(rates: np.ndarray, served: np.ndarray) -> np.ndarray:
     return np.asarray(rates[first] + share * (rates[second] - rates[first]))
 
 
-METHODS = {"saturation": (_saturated, 8, 6000), "bisection": (_bisected, 16, 600)}
+METHODS = {"saturation": (_saturated, 8, 6000), "bisection": (_bisected, 16, 300)}

@@ -131,7 +131,8 @@ def stability(
 
     Args:
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
-        horizon_s: first horizon; by default the time of 2,000 arrivals.
+        horizon_s: first horizon; by default the time of 2,000 arrivals, or of four times the
+            backlog of the hot start if that is longer.
 
     Raises LLMGymError on bad arguments, and for a replay, which is finite.
     """
@@ -139,12 +140,13 @@ def stability(
     if isinstance(scenario.workload, Replay):
         raise LLMGymError("Stability is about an endless stream of arrivals; a replay is finite.")
     check_number("replications", replications, low=2, integer=True)
-    if horizon_s is None:
-        horizon_s = 2000 / scenario.arrival_rate_per_s
-    check_number("horizon_s", horizon_s, above=0)
     chosen = policies.resolve(policy)
     arriving = scenario.arrival_rate_per_s * (scenario.mean_prefill + scenario.mean_decode) / 1000
     hot = hot_backlog(scenario)
+    if horizon_s is None:
+        arrivals = max(2000, 4 * hot * len(scenario.job_types))
+        horizon_s = arrivals / scenario.arrival_rate_per_s
+    check_number("horizon_s", horizon_s, above=0)
     scenario = replace(scenario, slots=max(scenario.slots, min(2 * hot, MOST_SLOTS)))
     for _ in range(MOST_DOUBLINGS + 1):
         if progress is not None:
@@ -162,9 +164,12 @@ def stability(
 
 
 def hot_backlog(scenario: Scenario) -> int:
-    """Requests that a hot start begins with: enough to fill batches by decodes alone, and then some."""
-    enough = 1.0 * scenario.engine.token_budget / len(scenario.job_types)
-    return int(np.clip(enough, 64, MOST_SLOTS // 4))
+    """Requests of each job type that a hot start begins with: enough to fill a batch with decodes.
+
+    At most 512, beyond which a table costs more than it tells.
+    """
+    enough = scenario.engine.token_budget / len(scenario.job_types)
+    return int(np.clip(enough, 64, 512))
 
 
 def _judge(cold: Trend, hot: Trend, arriving: float) -> tuple[str, str]:

@@ -45,7 +45,7 @@ def test_idle_has_no_capacity() -> None:
 
 @pytest.mark.slow
 def test_faster_transformer_meets_its_closed_form() -> None:
-    estimate = estimate_capacity(FIGURE_1, "faster_transformer", requests=300)
+    estimate = estimate_capacity(FIGURE_1, "faster_transformer", requests=200)
     assert estimate.method == "bisection"
     assert estimate.requests_per_s == pytest.approx(0.557, abs=0.002)
 
