@@ -42,7 +42,7 @@ def settings(action: str) -> dict[str, Any]:
 
 
 @cache
-def single_env(action: str = "tiles") -> EngineEnv:
+def single_env(action: str) -> EngineEnv:
     """The environment of gym.make, without its wrappers."""
     env = gym.make("llmgym/Engine-v0", **settings(action)).unwrapped
     assert isinstance(env, EngineEnv)
@@ -50,7 +50,7 @@ def single_env(action: str = "tiles") -> EngineEnv:
 
 
 @cache
-def vector_env(action: str = "tiles") -> EngineVectorEnv:
+def vector_env(action: str) -> EngineVectorEnv:
     """The environment of gym.make_vec."""
     env = gym.make_vec("llmgym/Engine-v0", num_envs=NUM_ENVS, **settings(action))
     assert isinstance(env, EngineVectorEnv)

@@ -122,7 +122,7 @@ def random_workload(structure: Structure, seed: int) -> RandomWorkload:
     mean = float(rng.uniform(0.1, 1.0)) * tile
     per_batch = min(rng.uniform(0.6, 1.5) * budget / (2 * mean), 6)  # requests
     rate = per_batch / float(batch_time.ms(budget)) * 1000
-    zero = str(rng.choice(["none", "prefill", "decode"]))
+    zero = str(rng.choice(["none", "prefill", "decode", "both"]))
     if structure.arrivals == "replay":
         workload: Any = _replay(rate, mean, zero, rng)
     else:
@@ -204,7 +204,8 @@ def _job_type(
         length: dict[str, Any] = {"paired": Paired(*_pairs(12, mean, rng))}
     else:
         kinds = {"prefill": structure.prefill, "decode": structure.decode}
-        length = {k: _length(v, mean, k == zero, rng) for k, v in kinds.items()}
+        may = {k: zero in (k, "both") and not (zero == "both" and v == "fixed") for k, v in kinds.items()}
+        length = {k: _length(v, mean, may[k], rng) for k, v in kinds.items()}
     return Workload(process[kind](), **length, name=f"class_{job}")
 
 

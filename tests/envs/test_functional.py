@@ -1,0 +1,129 @@
+"""The functional form: the same run under jit, vmap and scan, and one compilation for all loads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from env_samples import MAX_STEPS, SCENARIO, settings, single_env
+
+import llmgym
+from llmgym import LLMGymError, dynamics
+from llmgym.composition import Batch
+from llmgym.dynamics import Physics
+from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def core() -> FunctionalEngine:
+    made = llmgym.functional("llmgym/Engine-v0", **settings("tiles"))
+    assert isinstance(made, FunctionalEngine)
+    return made
+
+
+@pytest.fixture(scope="module")
+def actions() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4, MAX_STEPS)
+
+
+def key_of(seed: int) -> jax.Array:
+    """The key that EngineEnv.reset(seed=seed) makes."""
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    return jax.random.key(int(rng.integers(2**31)), impl="threefry2x32")
+
+
+@pytest.fixture(scope="module")
+def gym_runs(actions: np.ndarray) -> list[list[tuple[Any, ...]]]:
+    """The same actions through EngineEnv, whose step is jitted by itself."""
+    env, runs = single_env("tiles"), []
+    for seed in SEEDS:
+        env.reset(seed=seed)
+        runs.append([env.step(int(action)) for action in actions])
+    return runs
+
+
+def assert_same(run: list[tuple[Any, ...]], steps: TimeStep) -> None:
+    np.testing.assert_array_equal(np.array([s[0] for s in run]), steps.observation)
+    np.testing.assert_array_equal(np.array([s[1] for s in run], np.float32), steps.reward)
+    np.testing.assert_array_equal(np.array([s[3] for s in run]), steps.truncated)
+    for name, values in steps.info.items():
+        np.testing.assert_array_equal(np.array([s[4][name] for s in run]), values, err_msg=name)
+
+
+def test_scan_equals_gym_env(
+    core: FunctionalEngine, actions: np.ndarray, gym_runs: list[Any]
+) -> None:
+    @jax.jit
+    def run(key: jax.Array, params: Physics) -> TimeStep:
+        def body(state: EnvState, action: jax.Array) -> tuple[EnvState, TimeStep]:
+            return core.step(state, action, params)
+
+        return jax.lax.scan(body, core.init(key, params), jnp.asarray(actions))[1]
+
+    for seed, expected in zip(SEEDS, gym_runs, strict=True):
+        assert_same(expected, jax.device_get(run(key_of(seed), core.params)))
+
+
+def test_vmap_equals_gym_env(
+    core: FunctionalEngine, actions: np.ndarray, gym_runs: list[Any]
+) -> None:
+    keys = jnp.stack([key_of(seed) for seed in SEEDS])
+    states = jax.jit(jax.vmap(core.init, (0, None)))(keys, core.params)
+    step, results = jax.jit(jax.vmap(core.step, (0, None, None))), []
+    for action in actions:
+        states, result = step(states, action, core.params)
+        results.append(jax.device_get(result))
+    for i, expected in enumerate(gym_runs):
+        assert_same(expected, jax.tree.map(lambda *x, i=i: np.stack([v[i] for v in x]), *results))
+
+
+def test_one_compilation_serves_all_loads(core: FunctionalEngine) -> None:
+    step, init = jax.jit(core.step), jax.jit(core.init)
+    costs = []
+    for load in (0.2, 0.8, 1.4):
+        params = dynamics.lower(SCENARIO.at_load(load))
+        state, cost = init(key_of(0), params), 0.0
+        for _ in range(100):
+            state, result = step(state, jnp.int32(3), params)
+            cost -= float(result.reward) / 1000
+        costs.append(cost / float(result.info["time_s"]))
+    assert step._cache_size() == init._cache_size() == 1
+    assert costs[0] < costs[1] < costs[2]
+
+
+def test_a_batch_is_an_action() -> None:
+    core = llmgym.functional("llmgym/Engine-v0", scenario=SCENARIO, action="batch")
+    sarathi = llmgym.baselines.make("sarathi")
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        def body(state: Any, _: None) -> Any:
+            view = core.view(state)
+            batch = sarathi(key, view)
+            state, result = core.step(state, batch)
+            return state, (result.info["clipped"], batch.size, result.info["prefill_tokens"]
+                           + result.info["decode_tokens"], core.action_mask(state).any())  # fmt: skip
+
+        return jax.lax.scan(body, core.init(key), None, length=200)[1]
+
+    clipped, asked, ran, _ = run(key_of(0))
+    assert not clipped.any()
+    np.testing.assert_array_equal(asked, ran)
+    assert ran.sum() > 0
+    assert core.action_space is None
+    # Tokens as a plain array stand for the Batch, and are clipped to what there is.
+    state = core.init(key_of(0))
+    rows = core.view(state).prefill.shape
+    assert isinstance(core.expand(state, jnp.full(rows, 5)), Batch)
+
+
+def test_unknown_id_and_setting_raise_with_the_nearest_match() -> None:
+    with pytest.raises(LLMGymError, match="Did you mean 'llmgym/Engine-v0'"):
+        llmgym.functional("llmgym/Engine-v1")
+    with pytest.raises(LLMGymError, match="Did you mean 'max_steps'"):
+        llmgym.functional("llmgym/Engine-v0", max_step=3)
