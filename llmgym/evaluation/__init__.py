@@ -1,0 +1,1 @@
+"""Running policies, judging them, and reporting what was found."""
