@@ -19,7 +19,11 @@ SCENARIO = llmgym.Scenario.single_engine(
     batch_time=llmgym.Staircase(c_ms=5.0, a_ms=20.0, tile=64),
     token_budget=256,
     workload=llmgym.Workload(
-        llmgym.Poisson(10.0), llmgym.Geometric(60), llmgym.Geometric(20), ttft_ms=200.0, tpot_ms=60.0
+        llmgym.Poisson(10.0),
+        llmgym.Geometric(60),
+        llmgym.Geometric(20),
+        ttft_ms=200.0,
+        tpot_ms=60.0,
     ),
     slots=32,
     name="small",

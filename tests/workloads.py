@@ -124,7 +124,7 @@ def random_workload(structure: Structure, seed: int) -> RandomWorkload:
     rate = per_batch / float(batch_time.ms(budget)) * 1000
     zero = str(rng.choice(["none", "prefill", "decode", "both"]))
     if structure.arrivals == "replay":
-        workload: Any = _replay(rate, mean, zero, rng)
+        workload: Any = _replay(rate, mean, rng)
     else:
         workload = tuple(
             _job_type(structure, i, rate / structure.classes, mean, zero, rng)
@@ -181,7 +181,7 @@ def _pairs(count: int, mean: float, rng: np.random.Generator) -> tuple[np.ndarra
     return prefill, np.where(prefill + decode == 0, 1, decode)
 
 
-def _replay(rate: float, mean: float, zero: str, rng: np.random.Generator) -> Replay:
+def _replay(rate: float, mean: float, rng: np.random.Generator) -> Replay:
     """Gaps of all sizes: many requests at one instant, lulls in which the engine runs dry."""
     gaps = rng.exponential(1 / rate, REPLAYED) * rng.choice([0, 0.5, 1, 5], REPLAYED)
     gaps[rng.integers(0, REPLAYED, 4)] += 40 / rate
@@ -204,8 +204,9 @@ def _job_type(
         length: dict[str, Any] = {"paired": Paired(*_pairs(12, mean, rng))}
     else:
         kinds = {"prefill": structure.prefill, "decode": structure.decode}
-        may = {k: zero in (k, "both") and not (zero == "both" and v == "fixed") for k, v in kinds.items()}
-        length = {k: _length(v, mean, may[k], rng) for k, v in kinds.items()}
+        if "fixed" in kinds.values() and zero == "both":
+            zero = "none"  # nothing to serve at all
+        length = {k: _length(v, mean, zero in (k, "both"), rng) for k, v in kinds.items()}
     return Workload(process[kind](), **length, name=f"class_{job}")
 
 

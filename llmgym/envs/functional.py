@@ -103,9 +103,14 @@ class FunctionalEngine:
         self.action_space = self.encoding.space
         self.observation_space = self.observation.space
 
+    def _physics(self, params: Physics | None) -> Physics:
+        # Behind a barrier: constants that the compiler folds round differently in the last digit
+        # from traced ones, and a run must not depend on how it was compiled.
+        return params or jax.lax.optimization_barrier(self.params)
+
     def init(self, key: jax.Array, params: Physics | None = None) -> EnvState:
         """An empty engine. ``key``: a JAX random key, or an array of them for a batch."""
-        engine = dynamics.init(params or self.params, key)
+        engine = dynamics.init(self._physics(params), key)
         none = jnp.zeros(engine.present.shape, jnp.float32)
         return EnvState(engine, none, none)
 
@@ -113,7 +118,7 @@ class FunctionalEngine:
         self, state: EnvState, action: Any, params: Physics | None = None
     ) -> tuple[EnvState, TimeStep]:
         """One decision epoch. Does not reset: do so where ``truncated`` is set."""
-        physics = params or self.params
+        physics = self._physics(params)
         batch = self.encoding.expand(action, dynamics.view(physics, state.engine))
         after, info = dynamics.step(physics, state.engine, batch)
         transition = Transition(state.engine, info, after, physics.tick_ms)
@@ -144,7 +149,7 @@ class FunctionalEngine:
 
     def view(self, state: EnvState, params: Physics | None = None) -> View:
         """What a policy of llmgym.baselines sees."""
-        return dynamics.view(params or self.params, state.engine)
+        return dynamics.view(self._physics(params), state.engine)
 
     def action_mask(self, state: EnvState, params: Physics | None = None) -> jax.Array:
         """Feasible choices, flat (choices, ...)."""

@@ -12,8 +12,6 @@ from env_samples import MAX_STEPS, SCENARIO, settings, single_env
 
 import llmgym
 from llmgym import LLMGymError, dynamics
-from llmgym.composition import Batch
-from llmgym.dynamics import Physics
 from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
 
 SEEDS = (0, 1, 2)
@@ -58,15 +56,10 @@ def assert_same(run: list[tuple[Any, ...]], steps: TimeStep) -> None:
 def test_scan_equals_gym_env(
     core: FunctionalEngine, actions: np.ndarray, gym_runs: list[Any]
 ) -> None:
-    @jax.jit
-    def run(key: jax.Array, params: Physics) -> TimeStep:
-        def body(state: EnvState, action: jax.Array) -> tuple[EnvState, TimeStep]:
-            return core.step(state, action, params)
-
-        return jax.lax.scan(body, core.init(key, params), jnp.asarray(actions))[1]
-
+    run = jax.jit(lambda state: jax.lax.scan(core.step, state, jnp.asarray(actions))[1])
     for seed, expected in zip(SEEDS, gym_runs, strict=True):
-        assert_same(expected, jax.device_get(run(key_of(seed), core.params)))
+        start = single_env("tiles")._init(key_of(seed), core.params)
+        assert_same(expected, jax.device_get(run(start)))
 
 
 def test_vmap_equals_gym_env(
@@ -82,9 +75,9 @@ def test_vmap_equals_gym_env(
         assert_same(expected, jax.tree.map(lambda *x, i=i: np.stack([v[i] for v in x]), *results))
 
 
-def test_one_compilation_serves_all_loads(core: FunctionalEngine) -> None:
-    step, init = jax.jit(core.step), jax.jit(core.init)
-    costs = []
+def test_one_compilation_serves_all_loads() -> None:
+    env, costs = single_env("tiles"), []
+    init, step = env._init, env._step  # jitted, with the parameters as an argument
     for load in (0.2, 0.8, 1.4):
         params = dynamics.lower(SCENARIO.at_load(load))
         state, cost = init(key_of(0), params), 0.0
@@ -101,25 +94,21 @@ def test_a_batch_is_an_action() -> None:
     sarathi = llmgym.baselines.make("sarathi")
 
     @jax.jit
-    def run(key: jax.Array) -> Any:
-        def body(state: Any, _: None) -> Any:
-            view = core.view(state)
-            batch = sarathi(key, view)
-            state, result = core.step(state, batch)
-            return state, (result.info["clipped"], batch.size, result.info["prefill_tokens"]
-                           + result.info["decode_tokens"], core.action_mask(state).any())  # fmt: skip
+    def run(state: EnvState) -> Any:
+        def body(state: EnvState, _: None) -> Any:
+            batch = sarathi(key_of(0), core.view(state))
+            after, result = core.step(state, batch)
+            done = result.info["prefill_tokens"] + result.info["decode_tokens"]
+            wanted = (core.action_mask(state) == (core.view(state).demand > 0)).all()
+            return after, (result.info["clipped"], batch.size, done, wanted)
 
-        return jax.lax.scan(body, core.init(key), None, length=200)[1]
+        return jax.lax.scan(body, state, None, length=200)[1]
 
-    clipped, asked, ran, _ = run(key_of(0))
-    assert not clipped.any()
+    clipped, asked, ran, masked = run(single_env("tiles")._init(key_of(0), core.params))
+    assert not clipped.any() and masked.all()
     np.testing.assert_array_equal(asked, ran)
     assert ran.sum() > 0
     assert core.action_space is None
-    # Tokens as a plain array stand for the Batch, and are clipped to what there is.
-    state = core.init(key_of(0))
-    rows = core.view(state).prefill.shape
-    assert isinstance(core.expand(state, jnp.full(rows, 5)), Batch)
 
 
 def test_unknown_id_and_setting_raise_with_the_nearest_match() -> None:

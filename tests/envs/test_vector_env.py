@@ -7,7 +7,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_samples import ACTIONS, MAX_STEPS, NUM_ENVS, random_masked, settings, single_env, vector_env
+from env_samples import (
+    ACTIONS,
+    MAX_STEPS,
+    NUM_ENVS,
+    random_masked,
+    settings,
+    single_env,
+    vector_env,
+)
 
 from llmgym import LLMGymError
 from llmgym.envs.checker import check_vector_env

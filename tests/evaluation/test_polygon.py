@@ -33,7 +33,7 @@ def scenario(edge: str, share: float, scale: float) -> llmgym.Scenario:
     start = "ABCD".index(edge[0])
     point = (1 - share) * corners[start] + share * corners[start + 1]
     tokens = 3000 * point / point.sum()
-    prefill, decode = (max(int(round(t)), 1) for t in tokens)
+    prefill, decode = (max(round(float(t)), 1) for t in tokens)
     rate = scale * stability_polygon(ENGINE).scale_to_boundary((prefill, decode)) * 1000
     workload = llmgym.Workload(llmgym.Poisson(rate), prefill, decode)
     return llmgym.Scenario((ENGINE,), workload, slots=512)
