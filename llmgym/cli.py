@@ -247,7 +247,7 @@ def speed(
     from llmgym.evaluation import speed as speeds
     from llmgym.evaluation.files import to_json, write
 
-    given = {"num_envs": num_envs, "slots": slots, "policy": policy, "load": load}
+    given: dict[str, Any] = {"num_envs": num_envs, "slots": slots, "policy": policy, "load": load}
     chosen = {k: v for k, v in given.items() if v is not None}
     if chosen:
         found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))

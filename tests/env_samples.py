@@ -6,9 +6,12 @@ from functools import cache
 from typing import Any
 
 import gymnasium as gym
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import llmgym
+from llmgym.composition import View
 from llmgym.envs.gym_env import EngineEnv
 from llmgym.envs.vector_env import EngineVectorEnv
 
@@ -69,3 +72,41 @@ def random_masked(space: gym.Space[Any], mask: np.ndarray, rng: np.random.Genera
     parts = np.split(mask, np.cumsum(sizes)[:-1])
     chosen = [rng.choice(np.flatnonzero(part)) for part in parts]
     return np.int64(chosen[0]) if isinstance(space, gym.spaces.Discrete) else np.array(chosen)
+
+
+def random_queues(scenario: llmgym.Scenario, slots: int, cases: int) -> View:
+    """Views of random queues with holes, the empty one among them; cases along the last axis."""
+    rng, shape = np.random.default_rng(0), (slots, cases)
+    live = rng.random(shape) < rng.random(cases)
+    engine = scenario.engine
+    prompt = rng.integers(1, 150, shape)
+    left = rng.integers(0, prompt + 1)
+    generated = np.where(left == 0, rng.integers(0, 20, shape), 0)
+    started = live & ((left < prompt) | (generated > 0))
+    if engine.seq_limit == "resident" and engine.max_num_seqs is not None:
+        # Only as many requests as there are seats can have started.
+        fresh = np.cumsum(started, axis=0) > engine.max_num_seqs
+        left, generated = np.where(fresh, prompt, left), np.where(fresh, 0, generated)
+        started &= ~fresh
+    waited = np.sort(rng.integers(0, 10**6, shape), axis=0)[::-1]
+
+    def spread(value: float, dtype: Any = jnp.int32) -> jax.Array:
+        return jnp.full(cases, value, dtype)
+
+    seqs = engine.max_num_seqs
+    return View(
+        prefill=jnp.asarray(np.where(live, left, 0), jnp.int32),
+        decoding=jnp.asarray(live & (left == 0)),
+        started=jnp.asarray(started),
+        prompt=jnp.asarray(np.where(live, prompt, 0), jnp.int32),
+        generated=jnp.asarray(np.where(live, generated, 0), jnp.int32),
+        waited=jnp.asarray(np.where(live, waited, 0), jnp.int32),
+        unserved=jnp.asarray(np.where(live, rng.integers(0, 50, shape), 0), jnp.int32),
+        job_class=jnp.asarray(rng.integers(0, len(scenario.class_names), shape), jnp.int32),
+        decode_left=None,
+        token_budget=spread(engine.token_budget),
+        max_num_seqs=None if seqs is None else spread(seqs),
+        batch_time=jax.tree.map(lambda x: spread(x, jnp.float32), engine.batch_time),
+        tick_ms=spread(scenario.tick_ms, jnp.float32),
+        resident_limit=engine.seq_limit == "resident",
+    )

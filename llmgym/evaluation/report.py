@@ -74,8 +74,8 @@ def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def label(name: str) -> str:
-    """A policy's name as tables and pictures show it."""
-    return name.replace(":prompts=split", " (split)").replace("faster_transformer", "FasterTransf.")
+    """A policy's name as tables and pictures show it; a star: prompts are split at the budget."""
+    return name.replace(":prompts=split", "*").replace("faster_transformer", "FasterTransf.")
 
 
 def _table(title: str, headings: str, caption: str | None = None) -> Table:
@@ -92,7 +92,7 @@ def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
         f"{benchmark.scenario.name}: capacity, and stability at loads of the limit",
         "policy|requests/s|+-|of limit|method|" + "|".join(f"{x:g}" for x in benchmark.loads),
         f"limit {limit:.3f} requests/s ({results['limit']['tokens_per_ms']:.3f} tokens/ms);"
-        " ● stable  ✗ unstable  ? undecided",
+        " ● stable  ✗ unstable  ? undecided  * prompts split",
     )
     for name in benchmark.policies:
         estimate = results[f"capacity-{slug(name)}"]

@@ -107,7 +107,10 @@ def _window_end(
     over = dropped > 0
     if hot:
         over = over | (backlog < backlog[0] / 4)
-    return float(min(time[over.argmax()], horizon)) if over.any() else horizon
+    end = min(float(time[over.argmax()]), horizon) if over.any() else horizon
+    return max(
+        end, 2.0
+    )  # a table that is full at once leaves no window, but no division by 0 either
 
 
 def stability(

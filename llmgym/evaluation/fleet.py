@@ -1,0 +1,268 @@
+"""Many environments at full speed, and the measurement of it: steps (decisions) a second.
+
+The environments are split into blocks that stay in a core's cache, and a thread for each core takes
+block after block. Every block is a compiled scan of its own that keeps nothing but the state. Results
+do not depend on the blocks: an environment's requests depend on the seed and its number alone.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmgym import dynamics, policies
+from llmgym.dynamics import Physics
+from llmgym.errors import UnservableWarning, check_number
+from llmgym.evaluation import rollout
+from llmgym.scenario import Scenario
+from llmgym.scenario_files import scenario as named
+from llmgym.state import State
+
+SCENARIO = "geometric"
+"""Poisson arrivals, geometric prompts and outputs of 129 and 112 tokens in the mean, budget 512."""
+
+LOAD = 0.8
+"""About 105 requests present at 128 slots, where 2 % are dropped, and 123 at 256, where none is."""
+
+WARM_UP = 1000
+"""Steps before the clock starts: an engine that starts empty is as full as it gets by then."""
+
+COMPILER_OPTIONS = {
+    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+}
+"""Options of XLA that make a step about 20 % faster on a CPU; they change no result."""
+
+
+@partial(jax.jit, static_argnames=("policy", "length"), donate_argnums=1)
+def advance(
+    physics: Physics, state: State, key: jax.Array, policy: rollout.Policy, length: int
+) -> State:
+    """``length`` steps of a block of environments."""
+
+    def body(state: State, _: None) -> tuple[State, None]:
+        drawn = rollout.policy_key(key, state.steps)
+        batch = policies.compose(policy, drawn, dynamics.view(physics, state))
+        return dynamics.step(physics, state, batch)[0], None
+
+    return jax.lax.scan(body, state, None, length=length)[0]
+
+
+def _compiled(lowered: Any) -> Any:
+    try:
+        return lowered.compile(compiler_options=COMPILER_OPTIONS)
+    except jax.errors.JaxRuntimeError:  # another version of XLA may not know the options
+        return lowered.compile()
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Fleet:
+    """``num_envs`` environments with a policy in the loop, advanced together.
+
+    Args:
+        scenario, policy, num_envs, seed: as in ``llmgym.simulate``.
+        steps: of every environment in one compiled scan.
+        block: environments of a block at most; None: as many as fit a core's cache.
+        threads: that run blocks; None: one for each core. An accelerator takes all environments as
+            one block from one thread.
+
+    Attributes:
+        states: of the blocks; their environments stand in order.
+        compile_s: seconds it took to trace and compile.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: rollout.Policy,
+        num_envs: int,
+        steps: int,
+        seed: int = 0,
+        block: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        on_cpu = jax.default_backend() == "cpu"
+        if block is None:
+            # 2**16 rows are 2.3 MB of table; below 16 environments the steps of a scan cost more.
+            block = max(min(128, 2**16 // scenario.slots), 16) if on_cpu else num_envs
+        self.threads = threads or (cores() if on_cpu else 1)
+        # Equal work for all threads: a multiple of them, if there are so many environments.
+        blocks = min(-(-num_envs // (block * self.threads)) * self.threads, num_envs)
+        self.physics, self.num_envs, self.steps = dynamics.lower(scenario), num_envs, steps
+        parts = np.array_split(np.arange(num_envs), blocks)
+        self.block = parts[0].size
+        keys = rollout.keys(seed, num_envs)
+        self.keys = [keys[part[0] : part[-1] + 1] for part in parts]
+        self.states = [rollout.start(self.physics, key) for key in self.keys]
+        began = time.perf_counter()
+        self._programs: dict[int, Any] = {}
+        for state, key in zip(self.states, self.keys, strict=True):
+            if key.size not in self._programs:
+                lowered = advance.lower(self.physics, state, key, policy, steps)
+                self._programs[key.size] = _compiled(lowered)
+        self.compile_s = time.perf_counter() - began
+
+    def run(self, times: int = 1) -> int:
+        """Make ``times * steps`` steps in every environment; returns their number over all."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(partial(self._run_block, times=times), range(len(self.states))))
+        return times * self.steps * self.num_envs
+
+    def _run_block(self, number: int, times: int) -> None:
+        key, state = self.keys[number], self.states[number]
+        for _ in range(times):
+            state = self._programs[key.size](self.physics, state, key)
+        self.states[number] = jax.block_until_ready(state)
+
+    def totals(self) -> dict[str, int]:
+        """Sums over all environments: steps, clock and request_ticks (ticks), arrived, dropped."""
+
+        def total(pick: Any) -> int:
+            return sum(int(np.asarray(pick(state), np.int64).sum()) for state in self.states)
+
+        return {
+            "steps": total(lambda s: s.steps),
+            "clock": total(lambda s: s.clock.to_numpy()),
+            "request_ticks": total(lambda s: s.totals.request_ticks.to_numpy()),
+            "arrived": total(lambda s: s.totals.arrived),
+            "dropped": total(lambda s: s.totals.dropped),
+        }
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """What ``measure`` found.
+
+    Attributes:
+        steps_per_s, best_steps_per_s: median and best of the repeats. A step of every environment
+            counts: 1,024 environments that make one step each are 1,024 steps.
+        compile_s: to trace and compile the steps.
+        peak_memory_mb: of the whole process so far.
+        dropped, arrived: requests over the whole run, warm-up included.
+        mean_in_system: requests present, time average over the repeats.
+        block: environments of a block; threads: that ran blocks; cores: that there are.
+        cores_used: processor time over time: below ``threads`` where other programs ran as well.
+        steps_per_core_s: steps per second of processor time, which such programs disturb less.
+    """
+
+    steps_per_s: float
+    best_steps_per_s: float
+    compile_s: float
+    peak_memory_mb: float
+    dropped: int
+    arrived: int
+    mean_in_system: float
+    num_envs: int
+    slots: int
+    policy: str
+    load: float
+    block: int
+    threads: int
+    cores: int
+    cores_used: float
+    steps_per_core_s: float
+    devices: list[str]
+
+
+def measure(
+    num_envs: int = 1024,
+    slots: int = 256,
+    policy: policies.PolicyLike = "sarathi",
+    steps: int = 200,
+    seed: int = 0,
+    load: float = LOAD,
+    repeats: int = 7,
+    warm_up: int = WARM_UP,
+    block: int | None = None,
+    threads: int | None = None,
+) -> SpeedResult:
+    """Steps per second of ``num_envs`` environments with ``policy`` in the loop.
+
+    Args:
+        num_envs: environments; slots: rows of their request tables.
+        steps: of every environment between two returns to Python.
+        load: fraction of the LP capacity of the scenario ``SCENARIO``.
+        repeats: timed after ``warm_up`` steps, each at least ``steps`` steps and about 0.3 s.
+        block, threads: see Fleet.
+
+    Raises LLMGymError on bad arguments. Warns (UnservableWarning) where the policy can never serve some
+    requests.
+    """
+    check_number("num_envs", num_envs, low=1, high=2**20, integer=True)
+    check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
+    check_number("warm_up", warm_up, low=0, integer=True)
+    counts = {"steps": steps, "repeats": repeats, "block": block, "threads": threads}
+    for name, number in counts.items():
+        if number is not None:
+            check_number(name, number, low=1, high=2**20, integer=True)
+    chosen, scenario = policies.resolve(policy), speed_scenario(slots, load)
+    problem = policies.check(chosen, scenario.longest_prompt, scenario.engine.token_budget)
+    if problem:
+        warnings.warn(problem, UnservableWarning, stacklevel=2)
+    fleet = Fleet(scenario, chosen, num_envs, steps, seed, block, threads)
+    fleet.run(-(-warm_up // steps))
+    before, began, work = fleet.totals(), time.perf_counter(), time.process_time()
+    found = rates(fleet.run, repeats)
+    work, took = time.process_time() - work, time.perf_counter() - began
+    after = fleet.totals()
+    gone = {name: after[name] - before[name] for name in after}
+    return SpeedResult(
+        steps_per_s=float(np.median(found)),
+        best_steps_per_s=max(found),
+        compile_s=fleet.compile_s,
+        peak_memory_mb=peak_memory_mb(),
+        dropped=after["dropped"],
+        arrived=after["arrived"],
+        mean_in_system=gone["request_ticks"] / max(gone["clock"], 1),
+        num_envs=num_envs,
+        slots=slots,
+        policy=policies.name_of(chosen),
+        load=load,
+        block=fleet.block,
+        threads=fleet.threads,
+        cores=cores(),
+        cores_used=work / took,
+        steps_per_core_s=gone["steps"] / work,
+        devices=[str(device) for device in jax.devices()],
+    )
+
+
+def speed_scenario(slots: int, load: float = LOAD) -> Scenario:
+    """What all speeds are measured on."""
+    return named(SCENARIO, slots=slots).at_load(load)
+
+
+def rates(run: Callable[[], int], repeats: int, seconds: float = 0.3) -> list[float]:
+    """Steps a second of several repeats; ``run`` makes some steps and returns how many."""
+    began = time.perf_counter()
+    run()
+    times = max(int(np.ceil(seconds / (time.perf_counter() - began))), 1)
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        made = sum(run() for _ in range(times))
+        found.append(made / (time.perf_counter() - began))
+    return found
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held so far, in megabytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

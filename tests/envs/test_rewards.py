@@ -1,0 +1,190 @@
+"""Rewards against the totals of the engine, against ``simulate``, and by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from env_samples import SCENARIO
+
+import llmgym
+from llmgym import JobType, LLMGymError, Poisson, Replay, Stage
+from llmgym.envs.functional import EnvState, FunctionalEngine
+from llmgym.envs.rewards import Transition, make_reward
+from llmgym.evaluation.rollout import keys
+from llmgym.scenario import Scenario
+
+TTFT, TPOT = 80.0, 60.0  # ms; full batches take 85 ms, so a request can come and expire within one
+OVERLOADED = SCENARIO.override(
+    workload=(
+        JobType(Poisson(34.0), (Stage(60, 20),), "chat", ttft_ms=TTFT, tpot_ms=TPOT),
+        JobType(Poisson(17.0), (Stage(50, 3),), "bulk"),
+    )
+)
+STEPS, SEED = 400, 3
+NAMES = ("holding_cost", "weighted", "equal_weights", "backlog_cost", "throughput", "goodput")
+
+
+def every_reward(scenario: Scenario) -> Any:
+    """All rewards side by side: one compilation serves them."""
+    made = [
+        make_reward("holding_cost", scenario),
+        make_reward("weighted_holding", scenario, prefill_weight=3.0, decode_weight=0.5),
+        make_reward("weighted_holding", scenario, prefill_weight=1.0, decode_weight=1.0),
+        make_reward("backlog_tokens", scenario),
+        make_reward("throughput", scenario),
+        make_reward("goodput", scenario),
+    ]
+    return lambda transition: jnp.stack([reward(transition) for reward in made])
+
+
+@pytest.fixture(scope="module")
+def run() -> dict[str, np.ndarray]:
+    """Full batches on two classes in overload: rewards and what they are made of, step by step."""
+    core = FunctionalEngine(OVERLOADED, reward=every_reward(OVERLOADED), max_steps=10**6)
+
+    @jax.jit
+    def roll(key: jax.Array) -> Any:
+        def body(state: EnvState, _: None) -> Any:
+            after, result = core.step(state, jnp.int32(3))
+            engine = state.engine
+            kept = {
+                "in_prefill": (engine.table.prefill > 0).sum(),
+                "present": engine.present,
+                "backlog": engine.backlog,
+                "ticks": after.engine.clock.low,
+                "request_ticks": after.engine.totals.request_ticks,
+            }
+            return after, (dict(zip(NAMES, result.reward, strict=True)) | kept, result.info)
+
+        return jax.lax.scan(body, core.init(key), None, length=STEPS)[1]
+
+    facts, info = jax.device_get(roll(keys(SEED, 1)[0]))
+    return facts | info | {"request_ticks": facts["request_ticks"].to_numpy()}
+
+
+@pytest.fixture(scope="module")
+def simulated(run: dict[str, np.ndarray]) -> llmgym.Run:
+    """The same arrivals and batches through ``simulate``, up to the same decision."""
+    end_s = run["ticks"][-1] * 1e-5
+    return llmgym.simulate(OVERLOADED, "always_full", duration_s=end_s, seed=SEED)
+
+
+def test_holding_cost_adds_up_to_the_integral_of_the_number_present(
+    run: dict[str, np.ndarray],
+) -> None:
+    assert (run["arrived"][1:] > 0).mean() > 0.5  # requests that come within a step matter
+    expected = -run["request_ticks"] * 1e-5
+    np.testing.assert_allclose(np.cumsum(run["holding_cost"].astype(float)), expected, rtol=1e-5)
+
+
+def test_holding_cost_is_the_mean_in_system_of_simulate(
+    run: dict[str, np.ndarray], simulated: llmgym.Run
+) -> None:
+    summary = simulated.summary
+    assert summary["elapsed_s"] == pytest.approx(run["ticks"][-1] * 1e-5, abs=1e-9)
+    mean = -run["holding_cost"].astype(float).sum() / summary["elapsed_s"]
+    assert mean == pytest.approx(summary["mean_in_system"], rel=1e-5)
+
+
+def test_weighted_holding(run: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(run["equal_weights"], run["holding_cost"], rtol=1e-5)
+    duration = run["duration_ms"].astype(float) / 1000
+    decoding = (run["present"] - run["in_prefill"]) * duration
+    # Those that come within the step are in prefill: all that is not decoding.
+    expected = -(3.0 * (-run["holding_cost"] - decoding) + 0.5 * decoding)
+    np.testing.assert_allclose(run["weighted"], expected, rtol=1e-4)
+
+
+def test_backlog_and_throughput(run: dict[str, np.ndarray]) -> None:
+    expected = -run["backlog"] * run["duration_ms"].astype(float) / 1e6
+    np.testing.assert_allclose(run["backlog_cost"], expected, rtol=1e-5)
+    tokens = run["prefill_tokens"] + run["decode_tokens"]
+    np.testing.assert_allclose(run["throughput"], tokens / 1000, rtol=1e-6)
+
+
+def judged(requests: pd.DataFrame, now_ms: float) -> np.ndarray:
+    """+1, -1 or 0 for each request, from its true times, as goodput counts until ``now_ms``."""
+    arrival, output = requests.arrival_ms, requests.decode_tokens
+    first = requests.first_token_ms.where(requests.first_token_ms <= now_ms + 1e-6)
+    finish = requests.finish_ms.where(requests.finish_ms <= now_ms + 1e-6)
+    targets = (requests.job_type == "chat").map({True: 0.0, False: np.inf})
+    ttft, tpot = targets + TTFT, targets + TPOT
+    half_tick = 0.005
+    late = first.fillna(now_ms) - arrival > ttft + half_tick
+    slow = ~late & first.notna() & (finish.fillna(now_ms) - first > tpot * (output - 1) + half_tick)
+    good = ~late & ~slow & finish.notna()
+    seen = arrival <= now_ms + 1e-6
+    return np.where(seen, good.astype(int) - (late | slow).astype(int), 0)
+
+
+def test_goodput_counts_every_request_once_when_its_deadline_passes(
+    run: dict[str, np.ndarray], simulated: llmgym.Run
+) -> None:
+    requests, dropped = simulated.requests, np.cumsum(run["dropped"])
+    assert dropped[-1] == simulated.summary["dropped"] > 0
+    ends = run["ticks"] * 0.01
+    expected = np.array([judged(requests, end).sum() for end in ends]) - dropped
+    np.testing.assert_array_equal(np.cumsum(run["goodput"]), expected)
+    verdicts = pd.Series(judged(requests, ends[-1])).groupby(requests.job_type)
+    assert set(verdicts.get_group("bulk")) <= {0, 1}  # no targets, no misses
+    assert {-1, 1} <= set(verdicts.get_group("chat"))
+    # Some came and expired within one step.
+    starts = np.concatenate([[0.0], ends[:-1]])
+    chat = requests[requests.job_type == "chat"]
+    step = np.searchsorted(ends, chat.arrival_ms, side="left").clip(max=STEPS - 1)
+    assert ((ends[step] - chat.arrival_ms > TTFT) & (chat.arrival_ms > starts[step])).any()
+
+
+def test_by_hand() -> None:
+    # Batches of up to 64 tokens take 25 ms, of 256 tokens 85 ms.
+    replay = Replay(
+        arrival_s=[0.0, 0.060, 0.150, 0.154, 0.160],
+        prefill_tokens=[50, 20, 256, 10, 10],
+        decode_tokens=[2, 3, 1, 1, 1],
+        ttft_ms=80.0,
+        tpot_ms=30.0,
+    )
+    goodput = {  # reward of the batch that ends at so many milliseconds
+        25: 0,  # prompt of request 0
+        50: 0,  # its first token, 50 after arrival
+        75: 1,  # its second and last
+        100: 0,  # prompt of request 1
+        125: 0,  # its first token, 65 after arrival
+        150: 0,  # its second
+        235: -3,  # its last, due at 185; request 2 due at 230, 3 came at 154 and was due at 234
+        260: -1,  # request 4 was due at 240
+        285: 0,  # the three complete, counted already
+    }
+    scenario = SCENARIO.override(workload=replay)
+    core = FunctionalEngine(scenario, reward=every_reward(scenario))
+    step, state = jax.jit(core.step), jax.jit(core.init)(jax.random.key(0))
+    holding = 0.0
+    for end_ms, expected in goodput.items():
+        state, result = step(state, 3)
+        reward = dict(zip(NAMES, np.asarray(result.reward).tolist(), strict=True))
+        assert float(result.info["time_s"]) == pytest.approx(end_ms / 1000)
+        assert (end_ms, reward["goodput"]) == (end_ms, expected)
+        assert bool(result.truncated) == (end_ms == 285)
+        holding += reward["holding_cost"]
+    # All the times in system: Little's law on a run that ends empty.
+    assert -holding == pytest.approx((75 + 175 + 135 + 131 + 125) / 1000, rel=1e-6)
+
+
+def test_any_function_is_a_reward() -> None:
+    def completions(step: Transition) -> jax.Array:
+        return step.info.completed
+
+    assert make_reward(completions, SCENARIO) is completions
+    with pytest.raises(LLMGymError, match="partial"):
+        make_reward(completions, SCENARIO, weight=1)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), "much"])
+def test_bad_weights_raise(weight: Any) -> None:
+    with pytest.raises(LLMGymError, match="prefill_weight"):
+        make_reward("weighted_holding", SCENARIO, prefill_weight=weight)

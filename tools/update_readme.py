@@ -1,0 +1,95 @@
+"""Write the results section of README.md from the files under docs/results, and nothing by hand.
+
+    python tools/update_readme.py [--check]
+
+With --check nothing is written; the exit code is 1 if README does not match the files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- results -->", "<!-- /results -->"
+MARK = {"stable": "stable", "unstable": "**grows**", "undecided": "?"}
+
+
+def capacity_table(folder: Path) -> list[str]:
+    """Capacity, verdict and latency of each policy of a published benchmark."""
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    loads = sorted({float(r["load"]) for r in rows})
+    limit = float(rows[0]["limit_requests_per_s"])
+    lines = [
+        f"Limit: {limit:.3f} requests/s. Mean E2E latency in seconds where the policy is stable.",
+        "",
+        "| policy | capacity, requests/s | of the limit | "
+        + " | ".join(f"load {x:g}" for x in loads)
+        + " |",
+        "|---|---|---|" + "---|" * len(loads),
+    ]
+    for name in dict.fromkeys(r["policy"] for r in rows):
+        mine = {float(r["load"]): r for r in rows if r["policy"] == name}
+        first = mine[loads[0]]
+        value, low, high = (
+            float(first[f"capacity_{k}"]) for k in ("requests_per_s", "low", "high")
+        )
+        cells = [
+            f"{float(mine[x]['e2e_ms_mean']) / 1000:.2f}"
+            if mine[x]["verdict"] == "stable"
+            else MARK[mine[x]["verdict"]]
+            for x in loads
+        ]
+        lines.append(
+            f"| `{name}` | {value:.3f} [{low:.3f}, {high:.3f}] | {100 * value / limit:.1f} % | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return lines
+
+
+def speed_table(path: Path) -> list[str]:
+    """Steps per second, the rows of `llmgym speed`."""
+    rows = json.loads(path.read_text())
+    lines = ["| | environments | slots | policy | steps/s |", "|---|---|---|---|---|"]
+    for row in rows:
+        rate = "-" if row["steps_per_s"] is None else f"{row['steps_per_s']:,.0f}"
+        lines.append(
+            f"| {row['what']} | {row['num_envs']} | {row['slots']} | {row['policy']} | {rate} |"
+        )
+    return lines
+
+
+def section() -> str:
+    """The results section, from the files alone."""
+    results = ROOT / "docs" / "results"
+    lines = ["## Results", ""]
+    lines += [
+        "`make benchmark` (folder [docs/results/paper-figure-1](docs/results/paper-figure-1)):",
+        "",
+    ]
+    lines += capacity_table(results / "paper-figure-1")
+    speed = results / "speed" / "speed.json"
+    lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
+    lines += speed_table(speed)
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Update README.md, or check it."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(START)
+    after = rest.split(END)[1] if END in rest else rest
+    new = f"{before}{START}\n{section()}\n{END}{after}"
+    if "--check" in sys.argv:
+        return int(new != text)
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
