@@ -11,6 +11,7 @@ from llmgym import agents, baselines
 from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson
 from llmgym.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, Affine, BatchTime, Hinge, Staircase
 from llmgym.composition import Batch, View
+from llmgym.envs.checker import check_vector_env
 from llmgym.envs.functional import functional
 from llmgym.errors import LLMGymError, UnservableWarning
 from llmgym.evaluation.capacity_estimate import CapacityEstimate, estimate_capacity

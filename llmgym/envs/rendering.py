@@ -232,8 +232,8 @@ def _queue_lines(frame: Frame) -> list[str]:
     symbols = "".join(h if p else "d" for h, p in zip(heights, frame.prompt_left, strict=True))
     marks = "".join("^" if served else " " for served in frame.in_batch)
     shown = min(count, 4 * columns)
-    bar = f"bar: prompt left, full {longest} tokens" if longest else "no prompt left"
-    lines = [f"queue   {count} requests in order of arrival (d: decodes, {bar}; ^: in the batch)"]
+    bar = f"bar: prompt left (full: {longest})" if longest else "no prompt left"
+    lines = [f"queue   {count} requests in order of arrival; d: decodes, {bar}, ^: in the batch"]
     for start in range(0, shown, columns):
         part = slice(start, min(start + columns, shown))
         lines += [f"        {symbols[part]}", f"        {marks[part]}".rstrip()]

@@ -59,11 +59,23 @@ def advance(
     return jax.lax.scan(body, state, None, length=length)[0]
 
 
-def _compiled(lowered: Any) -> Any:
+def compiled(lowered: Any) -> Any:
+    """The program that ``jit(...).lower`` gave, compiled with COMPILER_OPTIONS where XLA knows them."""
     try:
         return lowered.compile(compiler_options=COMPILER_OPTIONS)
-    except jax.errors.JaxRuntimeError:  # another version of XLA may not know the options
+    except jax.errors.JaxRuntimeError:  # they come and go with its versions
         return lowered.compile()
+
+
+def block_sizes(num_envs: int, slots: int, threads: int, block: int | None = None) -> list[int]:
+    """Environments of each block: a multiple of ``threads`` blocks, equal but for one, if they suffice.
+
+    A block has at most ``block`` environments; None: as many as a core's cache holds.
+    """
+    # 2**16 rows are 2.4 MB of table. Above 128 environments a scan's fixed costs no longer show.
+    most = block or max(min(128, 2**16 // slots), 16)
+    blocks = min(-(-num_envs // (most * threads)) * threads, num_envs)
+    return [part.size for part in np.array_split(np.arange(num_envs), blocks)]
 
 
 def cores() -> int:
@@ -99,24 +111,21 @@ class Fleet:
         threads: int | None = None,
     ) -> None:
         on_cpu = jax.default_backend() == "cpu"
-        if block is None:
-            # 2**16 rows are 2.3 MB of table; below 16 environments the steps of a scan cost more.
-            block = max(min(128, 2**16 // scenario.slots), 16) if on_cpu else num_envs
         self.threads = threads or (cores() if on_cpu else 1)
-        # Equal work for all threads: a multiple of them, if there are so many environments.
-        blocks = min(-(-num_envs // (block * self.threads)) * self.threads, num_envs)
+        sizes = block_sizes(
+            num_envs, scenario.slots, self.threads, block or (None if on_cpu else num_envs)
+        )
         self.physics, self.num_envs, self.steps = dynamics.lower(scenario), num_envs, steps
-        parts = np.array_split(np.arange(num_envs), blocks)
-        self.block = parts[0].size
-        keys = rollout.keys(seed, num_envs)
-        self.keys = [keys[part[0] : part[-1] + 1] for part in parts]
+        self.block = sizes[0]
+        keys, ends = rollout.keys(seed, num_envs), np.cumsum(sizes)
+        self.keys = [keys[end - size : end] for size, end in zip(sizes, ends, strict=True)]
         self.states = [rollout.start(self.physics, key) for key in self.keys]
         began = time.perf_counter()
         self._programs: dict[int, Any] = {}
         for state, key in zip(self.states, self.keys, strict=True):
             if key.size not in self._programs:
                 lowered = advance.lower(self.physics, state, key, policy, steps)
-                self._programs[key.size] = _compiled(lowered)
+                self._programs[key.size] = compiled(lowered)
         self.compile_s = time.perf_counter() - began
 
     def run(self, times: int = 1) -> int:

@@ -140,12 +140,14 @@ def test_a_video_of_twenty_frames(tmp_path: Path) -> None:
     compiled, inner = single_env("tiles"), env.unwrapped
     for name in ("_init", "_step", "_observe", "_mask"):  # spares a compilation
         setattr(inner, name, getattr(compiled, name))
-    env = gym.wrappers.RecordVideo(env, str(tmp_path), video_length=20, disable_logger=True)
+    env = gym.wrappers.RecordVideo(
+        env, str(tmp_path / "video"), video_length=20, disable_logger=True
+    )
     env.reset(seed=0)
     for _ in range(25):
         env.step(3)
     env.close()
-    (video,) = tmp_path.glob("*.mp4")
+    (video,) = (tmp_path / "video").glob("*.mp4")
     assert video.stat().st_size > 5000
 
 
