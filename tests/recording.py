@@ -133,6 +133,6 @@ def requests(physics: Physics, keys: jax.Array, count: int) -> list[list[Request
     drawn = jax.device_get(_drawn(physics, keys, count))
     columns = (drawn.job_class, drawn.request, drawn.wait, drawn.prefill, drawn.decode)
     return [
-        [Request(*(int(c[n, env]) for c in columns)) for n in range(int(drawn.count[env]))]
+        [Request(*row) for row in np.stack(columns)[:, : drawn.count[env], env].T.tolist()]
         for env in range(keys.size)
     ]

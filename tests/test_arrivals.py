@@ -279,7 +279,7 @@ def test_a_job_type_does_not_depend_on_those_behind_it() -> None:
 def test_at_rate_changes_the_rate_alone(process: Arrivals) -> None:
     faster = process.at_rate(7.0)
     assert faster.rate_per_s == 7.0
-    assert faster == replace(process, rate_per_s=7.0)  # type: ignore[type-var]
+    assert faster == replace(process, rate_per_s=7.0)
     assert ARRIVALS[process.kind] is type(process)
 
 
@@ -347,12 +347,12 @@ def test_bad_rates_are_refused(make: Any, bad: Any) -> None:
         (lambda: Paired([], []), "must not be empty"),
         (lambda: Paired([1], [1, 2]), "one each per request"),
         (lambda: Paired([0, 1], [0, 1]), "Request 0 has neither"),
-        (lambda: Stage(prefill=3), "either prefill and decode"),  # type: ignore[arg-type]
+        (lambda: Stage(prefill=3), "either prefill and decode"),
         (lambda: Stage(), "either prefill and decode"),
-        (lambda: Stage(0, 0), "nothing to serve"),  # type: ignore[arg-type]
-        (lambda: Stage("long", 3), "length distribution"),  # type: ignore[arg-type]
+        (lambda: Stage(0, 0), "nothing to serve"),
+        (lambda: Stage("long", 3), "length distribution"),
         (lambda: JobType(Poisson(1.0), ()), "no stage"),
-        (lambda: JobType(3.0, (Stage(1, 1),)), "arrival process"),  # type: ignore[arg-type]
+        (lambda: JobType(3.0, (Stage(1, 1),)), "arrival process"),
         (lambda: Workload(Poisson(1.0), 1, 1, tpot_ms=-1), "tpot_ms must be greater"),
     ],
 )

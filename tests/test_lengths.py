@@ -190,17 +190,17 @@ NAN = float("nan")
     ("make", "message"),
     [
         (lambda: Fixed(-1), "tokens must be at least 0"),
-        (lambda: Fixed(2.5), "whole number"),  # type: ignore[arg-type]
-        (lambda: Fixed(NAN), "finite"),  # type: ignore[arg-type]
+        (lambda: Fixed(2.5), "whole number"),
+        (lambda: Fixed(NAN), "finite"),
         (lambda: Fixed(2**21), "at most"),
-        (lambda: Fixed("ten"), "must be a number"),  # type: ignore[arg-type]
+        (lambda: Fixed("ten"), "must be a number"),
         (lambda: Geometric(0.5), "mean_tokens must be at least 1"),
         (lambda: Geometric(NAN), "finite"),
         (lambda: Geometric(1e9), "at most"),
         (lambda: Uniform(5, 3), "low <= high"),
         (lambda: Uniform(-1, 3), "low must be at least 0"),
-        (lambda: Uniform(1, 2.5), "whole number"),  # type: ignore[arg-type]
-        (lambda: Uniform(np.int64(5), np.int64(3)), "low <= high"),  # type: ignore[arg-type]
+        (lambda: Uniform(1, 2.5), "whole number"),
+        (lambda: Uniform(np.int64(5), np.int64(3)), "low <= high"),
         (lambda: LogNormal(0.0, 1.0), "mean_tokens must be at least 1"),
         (lambda: LogNormal(10.0, 0.0), "cv must be greater than 0"),
         (lambda: LogNormal(10.0, -1.0), "cv must be greater than 0"),
@@ -213,9 +213,9 @@ NAN = float("nan")
         (lambda: Empirical([4, 3]), "must not decrease"),
         (lambda: Empirical([1, NAN]), r"quantiles\[1\] must be finite"),
         (lambda: Empirical([-1, 3]), r"quantiles\[0\] must be at least 0"),
-        (lambda: Empirical(["a", "b"]), "quantiles"),  # type: ignore[list-item]
-        (lambda: Empirical(5), "quantiles"),  # type: ignore[arg-type]
-        (lambda: Empirical([[1, 2], [3, 4]]), "quantiles"),  # type: ignore[list-item]
+        (lambda: Empirical(["a", "b"]), "quantiles"),
+        (lambda: Empirical(5), "quantiles"),
+        (lambda: Empirical([[1, 2], [3, 4]]), "quantiles"),
         (lambda: Empirical.from_samples([]), "sample"),
         (lambda: Stage(Empirical([0, 0]), Fixed(0)), "nothing to serve"),
     ],

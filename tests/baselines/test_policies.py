@@ -293,7 +293,7 @@ def test_bad_names_and_settings_are_refused(
 
 def test_what_is_no_policy_is_refused() -> None:
     with pytest.raises(LLMGymError, match="policy\\(key, view\\)"):
-        policies.resolve(3)  # type: ignore[arg-type]
+        policies.resolve(3)
     with pytest.raises(LLMGymError, match="Did you mean 'orca'"):
         policies.resolve("orka")
     with pytest.raises(LLMGymError, match="trained policy"):

@@ -66,6 +66,13 @@ def test_seeds_beyond_32_bits_differ() -> None:
     assert any(one[1] != two[1] for one, two in zip(low, high, strict=True))
 
 
+@pytest.mark.parametrize("action", ACTIONS)
+def test_actions_inside_the_mask_are_never_clipped(action: str) -> None:
+    steps = rollout(single_env(action), seed=5, steps=MAX_STEPS)
+    assert not any(s[4]["clipped"] for s in steps[1:])
+    assert sum(s[4]["prefill_tokens"] for s in steps[1:]) > 0
+
+
 @pytest.mark.parametrize("action", ["tiles", "scores"])
 def test_truncated_at_max_steps_never_terminated(action: str) -> None:
     steps = rollout(single_env(action), seed=0, steps=MAX_STEPS)
