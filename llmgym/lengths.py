@@ -111,7 +111,8 @@ class Uniform(Length):
     def __post_init__(self) -> None:
         check_number("low", self.low, low=0, high=MAX_TOKENS, integer=True)
         check_number("high", self.high, low=0, high=MAX_TOKENS, integer=True)
-        if isinstance(self.low, int) and isinstance(self.high, int) and self.low > self.high:
+        whole = (int, np.integer)
+        if isinstance(self.low, whole) and isinstance(self.high, whole) and self.low > self.high:
             raise LLMGymError(f"Uniform lengths need low <= high, got {self.low} > {self.high}.")
 
     @property
@@ -149,13 +150,18 @@ class LogNormal(Length):
 
     @property
     def mean(self) -> float:
-        # E[max(1, round(X))] = 1 + sum over n >= 1 of P(X > n + 1/2); from `top` on the sum is the
-        # integral of the tail, E[(X - top)+], which a lognormal law has in closed form.
-        law, sigma, top = self._law(), np.sqrt(np.log1p(self.cv**2)), 2**16
-        depth = (np.log(self.mean_tokens / top) + np.array([1, -1]) * sigma**2 / 2) / sigma
+        # E[max(1, round(X))] = 1 + sum over n >= 1 of P(X > n + 1/2), up to MAX_TOKENS. From `top` on
+        # the sum is the integral of the tail, E[(X - top)+] - E[(X - MAX_TOKENS)+].
+        top = 2**16
+        rest = self._excess(top) - self._excess(MAX_TOKENS)
+        return float(1 + self._law().sf(np.arange(1, top) + 0.5).sum() + rest)
+
+    def _excess(self, level: float) -> float:
+        """E[(X - level)+], which a lognormal law has in closed form."""
+        sigma = np.sqrt(np.log1p(self.cv**2))
+        depth = (np.log(self.mean_tokens / level) + np.array([1, -1]) * sigma**2 / 2) / sigma
         above, beyond = stats.norm.cdf(depth)
-        rest = self.mean_tokens * above - top * beyond
-        return float(1 + law.sf(np.arange(1, top) + 0.5).sum() + rest)
+        return float(self.mean_tokens * above - level * beyond)
 
     def sample(self, u: jax.Array) -> jax.Array:
         sigma = jnp.sqrt(jnp.log1p(jnp.square(self.cv)))
@@ -225,7 +231,12 @@ class Empirical(Length):
     kind: ClassVar[str] = "empirical"
 
     def __init__(self, quantiles: Sequence[float]) -> None:
-        values = tuple(float(q) for q in quantiles)
+        try:
+            values = tuple(float(q) for q in quantiles)
+        except (TypeError, ValueError):
+            raise LLMGymError(
+                f"quantiles must be a flat list of numbers, got {quantiles!r}."
+            ) from None
         object.__setattr__(self, "quantiles", values)
         if len(values) < 2:
             raise LLMGymError(
@@ -239,7 +250,10 @@ class Empirical(Length):
     @classmethod
     def from_samples(cls, samples: Sequence[float] | np.ndarray, points: int = 257) -> Empirical:
         """Quantile summary of observed lengths at ``points`` equally spaced levels."""
-        return cls(np.quantile(np.asarray(samples, float), np.linspace(0, 1, points)).tolist())
+        observed = np.asarray(samples, float)
+        if observed.ndim != 1 or observed.size == 0:
+            raise LLMGymError("Give at least one sample length, as a flat list.")
+        return cls(np.quantile(observed, np.linspace(0, 1, points)).tolist())
 
     @cached_property
     def mean(self) -> float:
