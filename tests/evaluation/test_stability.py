@@ -13,7 +13,11 @@ from llmgym.errors import LLMGymError
 from llmgym.evaluation.capacity_estimate import estimate_capacity
 from llmgym.evaluation.stability import stability, trend
 from llmgym.evaluation.statistics import mean_interval
-from llmgym.theory.bounds import fluid_growth, pollaczek_khinchine
+from llmgym.theory.bounds import (
+    faster_transformer_capacity,
+    fluid_growth,
+    pollaczek_khinchine,
+)
 
 FIGURE_1 = llmgym.scenario("paper-figure-1")
 
@@ -45,9 +49,12 @@ def test_idle_has_no_capacity() -> None:
 
 @pytest.mark.slow
 def test_faster_transformer_meets_its_closed_form() -> None:
-    estimate = estimate_capacity(FIGURE_1, "faster_transformer", requests=200)
+    closed_form = faster_transformer_capacity(129, 112, FIGURE_1.engine)
+    assert closed_form == pytest.approx(0.557, abs=5e-4)
+    estimate = estimate_capacity(FIGURE_1, "faster_transformer", requests=400)
     assert estimate.method == "bisection"
-    assert estimate.requests_per_s == pytest.approx(0.557, abs=0.002)
+    assert estimate.low <= closed_form <= estimate.high
+    assert estimate.high - estimate.low < 0.02 * closed_form
 
 
 @pytest.mark.slow
