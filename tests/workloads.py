@@ -122,6 +122,7 @@ def random_workload(structure: Structure, seed: int) -> RandomWorkload:
     mean = float(rng.uniform(0.1, 1.0)) * tile
     per_batch = min(rng.uniform(0.6, 1.5) * budget / (2 * mean), 6)  # requests
     rate = per_batch / float(batch_time.ms(budget)) * 1000
+    seats = int(rng.integers(1, 2 + min(structure.slots, budget) // 2))  # few enough to be felt
     zero = str(rng.choice(["none", "prefill", "decode", "both"]))
     if structure.arrivals == "replay":
         workload: Any = _replay(rate, mean, rng)
@@ -134,7 +135,7 @@ def random_workload(structure: Structure, seed: int) -> RandomWorkload:
         batch_time,
         budget,
         workload,
-        max_num_seqs=None if structure.cap is None else int(rng.integers(1, structure.slots)),
+        max_num_seqs=None if structure.cap is None else seats,
         seq_limit=structure.cap or "batch",
         slots=structure.slots,
         tick_ms=tick,

@@ -73,8 +73,9 @@ def section() -> str:
     ]
     lines += capacity_table(results / "paper-figure-1")
     speed = results / "speed" / "speed.json"
-    lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
-    lines += speed_table(speed)
+    if speed.exists():
+        lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
+        lines += speed_table(speed)
     return "\n".join(lines)
 
 
