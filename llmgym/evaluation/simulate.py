@@ -123,7 +123,8 @@ class Run:
             return float((raw[f"end_{what}"] - raw[f"warm_{what}"]).sum())
 
         done = ~np.isnan(raw["request_finish"])
-        warm = raw["request_finish"] >= raw["warm_clock"][raw["request_env"]]
+        # A request that finished at the very end of the warm-up is counted in it.
+        warm = raw["request_finish"] > raw["warm_clock"][raw["request_env"]]
         chosen = done & warm
         first, finish, arrival = (
             raw[f"request_{c}"][chosen] * tick for c in ("first", "finish", "arrival")
