@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
 from llmgym.composition import Batch, View, fill, longest_unserved, own_budget
 from llmgym.errors import check_number
@@ -26,17 +27,27 @@ def tokens_waiting(view: View) -> tuple[jax.Array, jax.Array]:
 
 
 def decodes_in_turn(view: View, room: jax.Array) -> jax.Array:
-    """One token for each decoding request; where ``room`` does not suffice, those served longest ago."""
-    room = jnp.maximum(room, 0)
+    """One token for each decoding request; where ``room`` does not suffice, those served longest ago.
+
+    Where k_max counts the batch, its seats are room too; where it counts residents, those that have not
+    begun (they came without a prompt) take part as seats last.
+    """
+    room, decoding = jnp.maximum(room, 0), view.decoding
+    if view.max_num_seqs is not None and view.resident_limit:
+        newcomer = decoding & ~view.started
+        seats = view.max_num_seqs - jnp.sum(view.started.astype(jnp.int32), axis=0)
+        decoding = decoding & ~(newcomer & (prefix_sum(newcomer) > seats))
+    elif view.max_num_seqs is not None:
+        room = jnp.minimum(room, view.max_num_seqs)
 
     def excess(decodes: jax.Array) -> jax.Array:
         return jnp.any(jnp.sum(decodes, axis=0) > room)
 
     def some(decodes: jax.Array) -> jax.Array:
-        return jnp.where(longest_unserved(view, view.decoding, room), decodes, 0)
+        return jnp.where(longest_unserved(view, decoding, room), decodes, 0)
 
     # A loop that runs only where the decodes do not all fit.
-    return jax.lax.while_loop(excess, some, view.decode)
+    return jax.lax.while_loop(excess, some, decoding.astype(jnp.int32))
 
 
 def tile_batch(view: View, tokens: jax.Array) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -212,7 +213,7 @@ def test_table_has_every_row_and_says_where_it_is() -> None:
         "event loop in Python",
         "compiled event loop (numba)",
     }
-    console = Console(width=160, record=True, quiet=True)
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(speed.rich_table(found))
     assert f"{found[0]['steps_per_s']:,.0f}" in console.export_text()
 
