@@ -14,6 +14,7 @@ from llmgym.baselines.flush import Flush
 from llmgym.baselines.greedy_rate import GreedyRate
 from llmgym.baselines.idle import Idle
 from llmgym.baselines.k_fcfs import KFCFS
+from llmgym.baselines.max_pressure import MaxPressure
 from llmgym.baselines.orca import Orca
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.random_feasible import RandomFeasible
@@ -34,6 +35,7 @@ POLICIES: dict[str, type[Policy]] = {
         TileAlign,
         Flush,
         KFCFS,
+        MaxPressure,
         RandomFeasible,
         Idle,
     )

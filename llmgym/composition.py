@@ -35,6 +35,29 @@ class Batch:
 
 @register
 @dataclass(frozen=True)
+class Classes:
+    """The request classes that an engine serves, as an operator knows them; axis 0 is the class.
+
+    A class is a job type at one of its calls.
+    """
+
+    mean_prefill: jax.Array  # m_p, mean prompt tokens
+    mean_decode: jax.Array  # m_d, mean output tokens
+    in_prefill: jax.Array  # z_p, requests here with prompt tokens left
+    in_decode: jax.Array  # z_d, requests here that decode
+    requests_behind: jax.Array  # sum over classes l of R_kl z_p,l: where the calls go on
+    tokens_behind: jax.Array  # the same with the tokens left of those requests
+    hop: jax.Array  # calls on the way here from the start of the job, int32
+    priority: jax.Array  # that the scenario gives; more is served first
+
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return self.mean_prefill.shape[0]
+
+
+@register
+@dataclass(frozen=True)
 class View:
     """What a policy sees of one engine. Per-slot arrays have shape (slots,); ages are in ticks.
 
@@ -54,6 +77,8 @@ class View:
     max_num_seqs: jax.Array | None  # k_max, if there is one
     batch_time: BatchTime
     tick_ms: jax.Array
+    batches: jax.Array  # run by this engine so far
+    classes: Classes
     resident_limit: bool = field(default=False, metadata={"static": True})  # what k_max counts
 
     @property

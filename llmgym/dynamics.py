@@ -19,7 +19,7 @@ from llmgym import stream as streams
 from llmgym.arrays import GROUP, prefix_sum, rows
 from llmgym.arrivals import NEVER
 from llmgym.batch_time import BatchTime
-from llmgym.composition import Batch, View, clip
+from llmgym.composition import Batch, Classes, View, clip
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import State, Table, Totals, empty_table, empty_totals
@@ -42,6 +42,7 @@ class Physics:
     burst: jax.Array  # requests of each job type that arrive at time 0
     arrivals: tuple[Any, ...]
     lengths: tuple[Any, ...]
+    means: jax.Array  # (2, classes) mean prompt and output tokens
     slots: int = field(metadata={"static": True})
     fresh: int = field(metadata={"static": True})  # rows behind the slots, for requests to come
     resident_limit: bool = field(metadata={"static": True})
@@ -73,6 +74,7 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
         burst=jnp.int32(burst),
         arrivals=arrivals,
         lengths=lengths,
+        means=jnp.asarray(scenario.class_means, jnp.float32).T,
         slots=scenario.slots,
         fresh=fresh,
         resident_limit=engine.seq_limit == "resident",
@@ -144,7 +146,34 @@ def view(physics: Physics, state: State) -> View:
         max_num_seqs=None if seqs is None else spread(seqs),
         batch_time=jax.tree.map(spread, physics.batch_time),
         tick_ms=spread(physics.tick_ms),
+        batches=state.totals.batches,
         resident_limit=physics.resident_limit,
+        classes=_classes(physics, table),
+    )
+
+
+def _classes(physics: Physics, table: Table) -> Classes:
+    """The request classes and how many requests of each are present."""
+    shape, count = table.prefill.shape[1:], physics.means.shape[1]
+    prefills, decodes = table.prefill > 0, (table.prefill == 0) & (table.decode > 0)
+
+    def spread(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
+
+    def tally(rows: jax.Array) -> jax.Array:
+        mine = [rows & (table.job_class == k) for k in range(count)]
+        return jnp.stack([jnp.sum(m.astype(jnp.int32), axis=0) for m in mine])
+
+    none = spread(jnp.zeros(count, jnp.int32))
+    return Classes(
+        mean_prefill=spread(physics.means[0]),
+        mean_decode=spread(physics.means[1]),
+        in_prefill=tally(prefills),
+        in_decode=tally(decodes),
+        requests_behind=none,
+        tokens_behind=none,
+        hop=none,
+        priority=none,
     )
 
 

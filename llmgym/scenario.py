@@ -132,6 +132,13 @@ class Scenario:
         return tuple(job_type.name for job_type in self.workload)
 
     @property
+    def class_means(self) -> tuple[tuple[float, float], ...]:
+        """(m_p, m_d) of each class: mean prompt and output tokens."""
+        if isinstance(self.workload, Replay):
+            return ((self.workload.mean_prefill, self.workload.mean_decode),)
+        return tuple((j.stages[0].mean_prefill, j.stages[0].mean_decode) for j in self.workload)
+
+    @property
     def targets_ms(self) -> tuple[tuple[float | None, float | None], ...]:
         """(TTFT, TPOT) targets of each class in milliseconds; None where there is none."""
         classes = (self.workload,) if isinstance(self.workload, Replay) else self.workload

@@ -9,6 +9,7 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
+from request_classes import one_class
 
 import llmgym
 from llmgym.composition import View
@@ -108,5 +109,7 @@ def random_queues(scenario: llmgym.Scenario, slots: int, cases: int) -> View:
         max_num_seqs=None if seqs is None else spread(seqs),
         batch_time=jax.tree.map(lambda x: spread(x, jnp.float32), engine.batch_time),
         tick_ms=spread(scenario.tick_ms, jnp.float32),
+        batches=spread(0),
+        classes=one_class((cases,)),
         resident_limit=engine.seq_limit == "resident",
     )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from request_classes import one_class
 
 from llmgym.arrays import GROUP, prefix_sum, rows, select
 from llmgym.batch_time import CODELLAMA_34B_A100
@@ -48,6 +49,8 @@ def make_view(
         max_num_seqs=None if max_num_seqs is None else jnp.asarray(max_num_seqs, jnp.int32),
         batch_time=CODELLAMA_34B_A100,
         tick_ms=jnp.full((ENVS,), 0.01),
+        batches=jnp.zeros(ENVS, jnp.int32),
+        classes=one_class((ENVS,)),
         resident_limit=resident,
     )
 
