@@ -14,6 +14,16 @@ from llmgym.lengths import Fixed, Length
 from llmgym.workload import JobType, Replay, Stage
 
 SEQ_LIMITS = ("batch", "resident")
+ROUTERS = (
+    "fewest_tokens",
+    "fewest_requests",
+    "power_of_two",
+    "least_kv",
+    "round_robin",
+    "random",
+    "action",
+)
+"""How calls choose among replicas; ``"action"``: where the agent last said."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Engine:
         seq_limit: what k_max counts: the requests in each ``"batch"``, or the ``"resident"`` ones, that
             is all that have received a token and are not finished. Sources differ.
         name: what stages call it.
+        replicas: how many of it there are behind a router; stages name the group.
     """
 
     batch_time: BatchTime
@@ -34,8 +45,10 @@ class Engine:
     max_num_seqs: int | None = None
     seq_limit: str = "batch"
     name: str = "engine"
+    replicas: int = 1
 
     def __post_init__(self) -> None:
+        check_number("replicas", self.replicas, low=1, high=256, integer=True)
         if not isinstance(self.batch_time, BatchTime):
             raise LLMGymError(
                 f"batch_time must be a batch-time model such as Staircase, got {self.batch_time!r}."
@@ -56,7 +69,9 @@ class Scenario:
     Args:
         engines: the engines; one for ``llmgym/Engine-v0``.
         workload: a tuple of job types, or one Replay.
-        slots: rows of the request table of an engine; arrivals that find it full are dropped and counted.
+        slots: most requests in an engine, or most jobs in a network of engines; arrivals that find them
+            taken are dropped and counted.
+        router: how calls choose among replicas of an engine: a name in ROUTERS.
         tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks.
         lengths_known: whether policies see the remaining output tokens (hidden by default).
         name, description, source: where it comes from.
@@ -67,6 +82,7 @@ class Scenario:
     slots: int = 256
     tick_ms: float = 0.01
     lengths_known: bool = False
+    router: str = "fewest_tokens"
     name: str = "custom"
     description: str = ""
     source: str = ""
@@ -87,18 +103,36 @@ class Scenario:
         self._check_engines()
 
     def _check_engines(self) -> None:
-        if len(self.engines) != 1:
-            raise LLMGymError(f"A scenario has exactly one engine, got {len(self.engines)}.")
+        if not self.engines or not all(isinstance(e, Engine) for e in self.engines):
+            raise LLMGymError(f"engines must be one Engine or more, got {self.engines!r}.")
         known = [engine.name for engine in self.engines]
+        if len(set(known)) < len(known):
+            raise LLMGymError(f"Engines need different names, got {known}.")
+        limits = {e.seq_limit for e in self.engines if e.max_num_seqs is not None}
+        if len(limits) > 1:
+            raise LLMGymError("All engines must count their limit on requests alike (seq_limit).")
+        if self.router not in ROUTERS:
+            raise unknown("router", self.router, ROUTERS)
         for job_type in self.job_types:
-            if len(job_type.stages) != 1:
-                raise LLMGymError(
-                    f"Job type {job_type.name!r} has {len(job_type.stages)} stages; on a single engine "
-                    "a job is one LLM call."
-                )
             for stage in job_type.stages:
-                if stage.engine not in known:
-                    raise unknown("engine", stage.engine, known)
+                if not stage.is_delay and stage.engine not in known:
+                    raise LLMGymError(
+                        f"Job type {job_type.name!r}, stage {stage.name!r}: "
+                        f"{unknown('engine', stage.engine, known)}"
+                    )
+            if all(stage.is_delay for stage in job_type.stages):
+                raise LLMGymError(f"Job type {job_type.name!r} has no LLM call: all are delays.")
+        if isinstance(self.workload, Replay) and len(self.engines) != 1:
+            raise LLMGymError("A replay is served by one engine or one group of replicas.")
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it has more than one engine, or jobs of more than one call."""
+        return (
+            len(self.engines) > 1
+            or self.engine.replicas > 1
+            or any(len(j.stages) > 1 or j.stages[0].repeat for j in self.job_types)
+        )
 
     @classmethod
     def single_engine(
@@ -116,7 +150,7 @@ class Scenario:
 
     @property
     def engine(self) -> Engine:
-        """The engine of a single-engine scenario."""
+        """The engine of a single-engine scenario; the first of a network."""
         return self.engines[0]
 
     @property
@@ -125,18 +159,30 @@ class Scenario:
         return () if isinstance(self.workload, Replay) else self.workload
 
     @property
+    def classes(self) -> tuple[tuple[int, int], ...]:
+        """The request classes that an agent tells apart: (job type, stage), delays included."""
+        if isinstance(self.workload, Replay):
+            return ((0, 0),)
+        return tuple((j, s) for j, job in enumerate(self.workload) for s in range(len(job.stages)))
+
+    @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the request classes that an agent tells apart."""
+        """Names of the request classes: the job type, and the stage where it has several."""
         if isinstance(self.workload, Replay):
             return (self.workload.name,)
-        return tuple(job_type.name for job_type in self.workload)
+        jobs = [self.workload[j] for j, _ in self.classes]
+        return tuple(
+            job.name if len(job.stages) == 1 else f"{job.name}.{job.stages[s].name}"
+            for job, (_, s) in zip(jobs, self.classes, strict=True)
+        )
 
     @property
     def class_means(self) -> tuple[tuple[float, float], ...]:
         """(m_p, m_d) of each class: mean prompt and output tokens."""
         if isinstance(self.workload, Replay):
             return ((self.workload.mean_prefill, self.workload.mean_decode),)
-        return tuple((j.stages[0].mean_prefill, j.stages[0].mean_decode) for j in self.workload)
+        means = [row for job in self.workload for row in job.workflow.means.tolist()]
+        return tuple((prefill, decode) for prefill, decode in means)
 
     @property
     def targets_ms(self) -> tuple[tuple[float | None, float | None], ...]:
@@ -154,17 +200,21 @@ class Scenario:
     def _mean(self, what: str) -> float:
         if isinstance(self.workload, Replay):
             return float(getattr(self.workload, what))
-        total = sum(j.rate_per_s * getattr(j.stages[0], what) for j in self.workload)
+        column = ("mean_prefill", "mean_decode").index(what)
+        total = sum(
+            j.rate_per_s * float(j.workflow.visits @ j.workflow.means[:, column])
+            for j in self.workload
+        )
         return float(total / self.arrival_rate_per_s)
 
     @property
     def mean_prefill(self) -> float:
-        """Mean prompt length over all arrivals, m_p, in tokens."""
+        """Mean prompt tokens of a job over all arrivals, m_p."""
         return self._mean("mean_prefill")
 
     @property
     def mean_decode(self) -> float:
-        """Mean output length over all arrivals, m_d, in tokens."""
+        """Mean output tokens of a job over all arrivals, m_d."""
         return self._mean("mean_decode")
 
     @property
@@ -172,7 +222,7 @@ class Scenario:
         """Largest prompt that can arrive, in tokens (infinite where there is no bound)."""
         if isinstance(self.workload, Replay):
             return self.workload.longest_prompt
-        return max(j.stages[0].longest_prompt for j in self.workload)
+        return max(stage.longest_prompt for job in self.workload for stage in job.stages)
 
     def at_rate(self, rate_per_s: float) -> Scenario:
         """The same scenario with all arrivals sped up or slowed down to ``rate_per_s`` in total."""
@@ -195,17 +245,18 @@ class Scenario:
     def override(self, **changes: Any) -> Scenario:
         """A copy with changed settings.
 
-        Engine: batch_time, token_budget, max_num_seqs, seq_limit. Workload: arrival_rate_per_s,
-        arrivals, prefill_tokens and decode_tokens (a length distribution or a whole number; for every
-        job type), workload. Any field of Scenario itself, such as slots or tick_ms.
+        Every engine: batch_time, token_budget, max_num_seqs, seq_limit, replicas. Workload:
+        arrival_rate_per_s, arrivals, prefill_tokens and decode_tokens (a length distribution or a
+        whole number; for every call), workload. Any field of Scenario itself, such as slots or tick_ms.
         """
         known = {*ENGINE_SETTINGS, *WORKLOAD_SETTINGS, *SCENARIO_SETTINGS}
         for name in changes:
             if name not in known:
                 raise unknown("scenario setting", name, known)
-        engine = replace(self.engine, **{k: changes[k] for k in ENGINE_SETTINGS if k in changes})
+        settings = {k: changes[k] for k in ENGINE_SETTINGS if k in changes}
+        engines = tuple(replace(engine, **settings) for engine in self.engines)
         direct = {k: changes[k] for k in SCENARIO_SETTINGS if k in changes}
-        scenario = replace(self, engines=(engine,), **direct)
+        scenario = replace(self, engines=engines, **direct)
         scenario = scenario._with_lengths(
             changes.get("prefill_tokens"), changes.get("decode_tokens")
         )
@@ -230,6 +281,8 @@ class Scenario:
                 )
             new_prefill = old.prefill if prefill is None else _length("prefill_tokens", prefill)
             new_decode = old.decode if decode is None else _length("decode_tokens", decode)
+            if old.is_delay:
+                return old
             return replace(old, prefill=new_prefill, decode=new_decode, paired=None)
 
         jobs = tuple(replace(j, stages=tuple(map(stage, j.stages))) for j in self.workload)
@@ -241,13 +294,14 @@ class Scenario:
         return replace(self, workload=(replace(self.workload[0], arrivals=arrivals),))
 
 
-ENGINE_SETTINGS = ("batch_time", "token_budget", "max_num_seqs", "seq_limit")
+ENGINE_SETTINGS = ("batch_time", "token_budget", "max_num_seqs", "seq_limit", "replicas")
 WORKLOAD_SETTINGS = ("arrival_rate_per_s", "arrivals", "prefill_tokens", "decode_tokens")
 SCENARIO_SETTINGS = (
     "workload",
     "slots",
     "tick_ms",
     "lengths_known",
+    "router",
     "name",
     "description",
     "source",

@@ -14,6 +14,7 @@ from llmgym.arrivals import FAR, NEVER, Arrivals, GapSampler, ListedGaps, unifor
 from llmgym.errors import LLMGymError, check_number
 from llmgym.lengths import MAX_TOKENS, Fixed, Length
 from llmgym.pytree import register
+from llmgym.workflow import Workflow
 
 
 @register
@@ -57,6 +58,18 @@ class ListedLengths:
     def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
         row = jnp.minimum(index, self.prefill.shape[0] - 1)
         return jnp.take(self.prefill, row), jnp.take(self.decode, row)
+
+
+@register
+@dataclass(frozen=True)
+class Delays:
+    """Device form of a delay: milliseconds in the place of prompt tokens."""
+
+    ms: Any
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        drawn = self.ms.sample(uniform(words[0]))
+        return drawn, jnp.zeros_like(drawn)
 
 
 def _token_column(name: str, values: Any) -> np.ndarray:
@@ -108,23 +121,74 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One LLM call of a job: the engine that serves it and its token lengths.
+class Repeat:
+    """A loop: when the stage that has it ends, the job goes back to stage ``to``, for another round.
 
-    Give ``prefill`` and ``decode`` for independent lengths, or ``paired`` for joint ones. A request that
-    draws 0 for both gets one prompt token, which the means leave out.
+    Give ``probability`` of going back (geometric number of rounds) or ``rounds``, how often all is run.
+    """
+
+    to: str
+    probability: float | None = None
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.probability is None) == (self.rounds is None):
+            raise LLMGymError(
+                "A loop needs either the probability to repeat or a number of rounds."
+            )
+        if self.probability is not None:
+            check_number("probability to repeat", self.probability, low=0)
+            if self.probability >= 1:
+                raise LLMGymError(
+                    f"The loop back to {self.to!r} repeats with probability {self.probability:g} and "
+                    "never ends; use a probability below 1, or rounds."
+                )
+        else:
+            check_number("rounds", self.rounds, low=1, integer=True)
+
+    @property
+    def mean_rounds(self) -> float:
+        """How often the body runs on average."""
+        if self.rounds is not None:
+            return float(self.rounds)
+        assert self.probability is not None
+        return 1 / (1 - self.probability)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a job: an LLM call with its engine and token lengths, or a delay.
+
+    Give ``prefill`` and ``decode`` for independent lengths, or ``paired`` for joint ones; or only
+    ``delay_ms`` for time that passes without an engine (a tool, a person who thinks). A call that
+    draws 0 for both lengths gets one prompt token, which the means leave out.
+
+    Args:
+        engine: name of the engine, or of the group of replicas, that serves the call.
+        name: what other stages of the job call it.
+        after: names of the stages that must be done before it starts; None: the stage before it in
+            the list; empty: it starts with the job.
+        probability: of being taken. The stages with the same ``after`` that have one are a choice:
+            exactly one of them runs, and their probabilities add up to 1.
+        repeat: a loop that this stage closes.
+        inherits: the prompt begins with the context (prompt and output) of the stages before.
+        priority: of its requests, for policies that heed it; more is served first.
     """
 
     prefill: Length | None = None
     decode: Length | None = None
     paired: Paired | None = None
     engine: str = "engine"
+    name: str = ""
+    after: tuple[str, ...] | None = None
+    probability: float | None = None
+    repeat: Repeat | None = None
+    inherits: bool = False
+    priority: int = 0
+    delay_ms: Length | None = None
 
     def __post_init__(self) -> None:
-        separate = self.prefill is not None and self.decode is not None
-        if separate == (self.paired is not None) or (self.prefill is None) != (self.decode is None):
-            raise LLMGymError("A stage needs either prefill and decode lengths, or paired ones.")
-        for name in ("prefill", "decode"):
+        for name in ("prefill", "decode", "delay_ms"):
             length = getattr(self, name)
             if isinstance(length, (int, np.integer)) and not isinstance(length, bool):
                 object.__setattr__(self, name, Fixed(int(length)))
@@ -132,37 +196,58 @@ class Stage:
                 raise LLMGymError(
                     f"{name} must be a length distribution or a whole number, got {length!r}."
                 )
+        if isinstance(self.after, str):
+            object.__setattr__(self, "after", (self.after,))
+        elif self.after is not None:
+            object.__setattr__(self, "after", tuple(self.after))
+        if self.probability is not None:
+            check_number("probability", self.probability, low=0, high=1)
+        check_number("priority", self.priority, low=-(2**20), high=2**20, integer=True)
+        lengths = (self.prefill, self.decode, self.paired)
+        if self.delay_ms is not None:
+            if any(length is not None for length in lengths):
+                raise LLMGymError(
+                    f"Stage {self.name!r} has both a delay and token lengths: make it two stages."
+                )
+            return
+        separate = self.prefill is not None and self.decode is not None
+        if separate == (self.paired is not None) or (self.prefill is None) != (self.decode is None):
+            raise LLMGymError("A stage needs either prefill and decode lengths, or paired ones.")
         if self.mean_prefill + self.mean_decode <= 0:
             raise LLMGymError(
                 "A stage with neither prefill nor decode tokens has nothing to serve."
             )
 
     @property
+    def is_delay(self) -> bool:
+        """Whether it is a delay, which needs no engine."""
+        return self.delay_ms is not None
+
+    @property
     def mean_prefill(self) -> float:
         """Mean prompt length m_p in tokens."""
         if self.paired is not None:
             return float(np.mean(self.paired.prefill_tokens))
-        assert self.prefill is not None
-        return self.prefill.mean
+        return 0.0 if self.prefill is None else self.prefill.mean
 
     @property
     def mean_decode(self) -> float:
         """Mean output length m_d in tokens."""
         if self.paired is not None:
             return float(np.mean(self.paired.decode_tokens))
-        assert self.decode is not None
-        return self.decode.mean
+        return 0.0 if self.decode is None else self.decode.mean
 
     @property
     def longest_prompt(self) -> float:
         """Largest possible prompt in tokens (infinite where there is no bound)."""
         if self.paired is not None:
             return float(np.max(self.paired.prefill_tokens))
-        assert self.prefill is not None
-        return self.prefill.maximum
+        return 0.0 if self.prefill is None else self.prefill.maximum
 
-    def sampler(self) -> IndependentLengths | JointLengths:
-        """Device form of the stage's lengths."""
+    def sampler(self) -> IndependentLengths | JointLengths | Delays:
+        """Device form of the stage's lengths, or of its delay."""
+        if self.delay_ms is not None:
+            return Delays(_arrays(self.delay_ms.sampler()))
         if self.paired is not None:
             prefill, decode = self.paired.prefill_tokens, self.paired.decode_tokens
             return JointLengths(jnp.asarray(prefill), jnp.asarray(decode))
@@ -200,9 +285,20 @@ class JobType:
             raise LLMGymError(
                 f"Job type {self.name!r} has no stage: give it at least one LLM call."
             )
+        named = (
+            replace(stage, name=stage.name or f"call-{n + 1}")
+            for n, stage in enumerate(self.stages)
+        )
+        object.__setattr__(self, "stages", tuple(named))
         for name in ("ttft_ms", "tpot_ms"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0)
+        Workflow.of(self)  # refuses stages that do not make sense together
+
+    @property
+    def workflow(self) -> Workflow:
+        """How the stages follow one another."""
+        return Workflow.of(self)
 
     @property
     def rate_per_s(self) -> float:
