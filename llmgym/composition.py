@@ -79,6 +79,8 @@ class View:
     tick_ms: jax.Array
     batches: jax.Array  # run by this engine so far
     classes: Classes
+    free: jax.Array  # whether the engine is free to start a batch
+    job_age: jax.Array  # ticks since the job of the request arrived
     resident_limit: bool = field(default=False, metadata={"static": True})  # what k_max counts
 
     @property

@@ -9,7 +9,7 @@ last and need no vmap (though vmap works).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,14 @@ from llmgym.arrays import GROUP, prefix_sum, rows
 from llmgym.arrivals import NEVER
 from llmgym.batch_time import BatchTime
 from llmgym.composition import Batch, Classes, View, clip
+from llmgym.errors import LLMGymError
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import State, Table, Totals, empty_table, empty_totals
 from llmgym.wide import Wide
 from llmgym.workload import Replay
+
+T = TypeVar("T", bound=Table)
 
 COMPACT_EVERY = 16
 """Steps between compactions of the table. Empty rows are inert, so when it happens changes no result."""
@@ -54,6 +57,10 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
 
     With ``burst`` the first requests of each job type, that many, are there at time 0: a hot start.
     """
+    if scenario.is_network:
+        raise LLMGymError(
+            f"Scenario {scenario.name!r} is a network of engines; use llmgym/Network-v0."
+        )
     engine, workload = scenario.engine, scenario.workload
     ticks_per_s = 1000.0 / scenario.tick_ms
     if isinstance(workload, Replay):
@@ -88,6 +95,7 @@ class StepInfo:
     """What happened in one step. Per-slot arrays refer to ``table``, the requests at the batch's end."""
 
     duration: jax.Array  # ticks, int32
+    batch_ticks: jax.Array  # of the batch; 0 if none ran
     prefill_tokens: jax.Array  # in the batch
     decode_tokens: jax.Array
     requests: jax.Array  # in the batch
@@ -149,6 +157,8 @@ def view(physics: Physics, state: State) -> View:
         batches=state.totals.batches,
         resident_limit=physics.resident_limit,
         classes=_classes(physics, table),
+        free=jnp.ones(shape, bool),
+        job_age=jnp.where(live, (now - table.arrival).astype(jnp.int32), 0),
     )
 
 
@@ -212,7 +222,7 @@ def step(
     duration = jnp.where(size > 0, running, idle)
 
     clock = state.clock + duration
-    table, finished = _credit(table, seen.decoding, tokens, clock.low)
+    table, finished = credit(table, seen.decoding, tokens, clock.low)
     completed = jnp.sum(finished.astype(jnp.int32), axis=0)
     totals = state.totals
     moved = replace(
@@ -235,6 +245,7 @@ def step(
     after, late = _admit(physics, moved)
     info = StepInfo(
         duration=duration,
+        batch_ticks=jnp.where(size > 0, duration, 0),
         prefill_tokens=prefill_tokens,
         decode_tokens=decode_tokens,
         requests=jnp.sum((tokens > 0).astype(jnp.int32), axis=0),
@@ -251,9 +262,7 @@ def step(
     return after, info
 
 
-def _credit(
-    table: Table, decoding: jax.Array, tokens: jax.Array, now: jax.Array
-) -> tuple[Table, jax.Array]:
+def credit(table: T, decoding: jax.Array, tokens: jax.Array, now: jax.Array) -> tuple[T, jax.Array]:
     """The table after the batch, and which requests it completed."""
     ran = tokens > 0
     prefill = jnp.where(decoding, table.prefill, table.prefill - tokens)
@@ -326,7 +335,7 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
 def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
     """Move all requests to the top rows and draw new ones to come, where it is ``wanted``."""
     table, slots, fresh = state.table, physics.slots, physics.fresh
-    source = _sources(table.live)[:slots]
+    source = sources(table.live)[:slots]
     index = jnp.where(wanted, jnp.maximum(source, 0), rows(source))
     gone = wanted & (source < 0)
 
@@ -371,7 +380,7 @@ def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
     )
 
 
-def _sources(live: jax.Array) -> jax.Array:
+def sources(live: jax.Array) -> jax.Array:
     """For each row of the compacted table the row it comes from; -1 past the last request.
 
     Every request moves up by the number of empty rows before it, one bit of that number at a time:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llmgym import agents, baselines
 from llmgym.composition import Batch, View
@@ -37,10 +38,24 @@ def name_of(policy: PolicyLike) -> str:
 
 
 def compose(policy: Callable[[jax.Array, View], Batch], keys: jax.Array, view: View) -> Batch:
-    """The policy's batch for every environment of a view whose batch axis, if any, stands last."""
-    if keys.ndim == 0 or getattr(policy, "batched", False):
+    """The policy's batch for every engine of every environment.
+
+    ``keys`` has the batch axes, none or one. A view of a network has an axis of engines before them;
+    every engine then has its own random key.
+    """
+    if getattr(policy, "batched", False):
         return policy(keys, view)
-    return jax.vmap(policy, in_axes=(0, -1), out_axes=-1)(keys, view)
+    if view.token_budget.ndim > keys.ndim:  # engines
+        count = jnp.arange(view.token_budget.shape[0])
+        keys = jax.vmap(lambda s: _fold(keys, s), out_axes=-1)(count)
+    for _ in range(keys.ndim):
+        policy = jax.vmap(policy, in_axes=(0, -1), out_axes=-1)
+    return policy(keys, view)
+
+
+def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
+    fold = jax.random.fold_in
+    return fold(keys, number) if keys.ndim == 0 else jax.vmap(fold, in_axes=(0, None))(keys, number)
 
 
 def check(policy: Any, longest_prompt: float, token_budget: int) -> str | None:

@@ -154,6 +154,22 @@ class Scenario:
         return self.engines[0]
 
     @property
+    def engine_names(self) -> tuple[str, ...]:
+        """Names of the engines, replicas of a group numbered from 1."""
+        names: list[str] = []
+        for engine in self.engines:
+            several = [f"{engine.name}-{n + 1}" for n in range(engine.replicas)]
+            names += [engine.name] if engine.replicas == 1 else several
+        return tuple(names)
+
+    @property
+    def job_names(self) -> tuple[str, ...]:
+        """Names of the job types, or that of a replay."""
+        if isinstance(self.workload, Replay):
+            return (self.workload.name,)
+        return tuple(job_type.name for job_type in self.workload)
+
+    @property
     def job_types(self) -> tuple[JobType, ...]:
         """The job types; empty for a replay."""
         return () if isinstance(self.workload, Replay) else self.workload

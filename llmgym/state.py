@@ -48,6 +48,10 @@ class Table:
         """Whether the request in a row has received a token (it is resident) and is not finished."""
         return self.live & ((self.prefill < self.prompt) | (self.decode < self.output))
 
+    def details(self) -> dict[str, jax.Array]:
+        """The columns that a record of finished requests keeps."""
+        return {k: getattr(self, k) for k in ("request", "job_class", "arrival", "first_token")}
+
 
 @register
 @dataclass(frozen=True)

@@ -29,18 +29,26 @@ class Drawn:
     job_class: jax.Array
 
 
-def words(key: jax.Array, job_class: int, index: jax.Array, pairs: int) -> jax.Array:
+def words(
+    key: jax.Array,
+    job_class: int | jax.Array,
+    index: jax.Array,
+    pairs: int,
+    visit: jax.Array | None = None,
+) -> jax.Array:
     """Random words (2 * pairs, ...) of the requests ``index``: a function of seed, class and number.
 
     ``key`` holds two words, axis 0. Counter-based (Threefry 2x32), so that any policy, in any order,
-    in any batch, meets the same requests.
+    in any batch, meets the same requests. A job that comes back to a call draws anew: ``visit`` counts.
     """
     out = []
     high = jnp.broadcast_to(key[0], index.shape)
     low = jnp.broadcast_to(key[1], index.shape)
+    source = jnp.broadcast_to(jnp.asarray(job_class, jnp.uint32), index.shape)
+    if visit is not None:
+        source = source | (visit.astype(jnp.uint32) << 8)
     for pair in range(pairs):
-        stream = jnp.full(index.shape, 2 * job_class + pair, jnp.uint32)
-        out += threefry2x32_p.bind(high, low, index.astype(jnp.uint32), stream)
+        out += threefry2x32_p.bind(high, low, index.astype(jnp.uint32), 2 * source + pair)
     return jnp.stack(out)
 
 

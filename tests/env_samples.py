@@ -111,5 +111,7 @@ def random_queues(scenario: llmgym.Scenario, slots: int, cases: int) -> View:
         tick_ms=spread(scenario.tick_ms, jnp.float32),
         batches=spread(0),
         classes=one_class((cases,)),
+        free=jnp.ones((cases,), bool),
+        job_age=jnp.asarray(np.where(live, waited, 0), jnp.int32),
         resident_limit=engine.seq_limit == "resident",
     )

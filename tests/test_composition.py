@@ -51,6 +51,8 @@ def make_view(
         tick_ms=jnp.full((ENVS,), 0.01),
         batches=jnp.zeros(ENVS, jnp.int32),
         classes=one_class((ENVS,)),
+        free=jnp.ones((ENVS,), bool),
+        job_age=zero,
         resident_limit=resident,
     )
 

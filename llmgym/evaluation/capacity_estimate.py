@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmgym import dynamics, policies
+from llmgym import model, policies
 from llmgym.errors import LLMGymError, check_number
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
@@ -101,7 +101,7 @@ def _saturated(
     slots = int(np.clip(4 * scenario.engine.token_budget * share, 128, MOST_SLOTS))
     limit = capacity(scenario).requests_per_s
     scenario = replace(scenario.at_rate(OVERLOAD * limit), slots=slots)
-    physics, key = dynamics.lower(scenario, burst=slots), rollouts.keys(seed, replications)
+    physics, key = model.lower(scenario, burst=slots), rollouts.keys(seed, replications)
     horizon = round((requests / limit + slots / limit) / (1 - WARM_SHARE) * 1000 / scenario.tick_ms)
     state = rollouts.start(physics, key)
     levels = []

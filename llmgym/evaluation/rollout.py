@@ -15,12 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import dynamics
+from llmgym import model
 from llmgym.composition import Batch
-from llmgym.dynamics import Physics
 from llmgym.policies import compose
 from llmgym.pytree import register
-from llmgym.state import State
 from llmgym.wide import Wide
 
 FOREVER = 2**62
@@ -47,71 +45,72 @@ def policy_key(key: jax.Array, steps: jax.Array) -> jax.Array:
 @register
 @dataclass(frozen=True)
 class Steps:
-    """What is kept of every step; arrays (steps, num_envs), requests (steps, rows, num_envs)."""
+    """What is kept of every step; arrays (steps, num_envs).
+
+    Of a network those of batches are (steps, engines, num_envs). Those of calls that finished have the
+    shape of the table, (steps, rows, ..., num_envs).
+    """
 
     start: Wide  # clock at the decision, ticks
     duration: jax.Array  # ticks; 0 once the environment stands still
+    batch_ticks: jax.Array  # time of the batch; 0 if none started
     prefill_tokens: jax.Array
     decode_tokens: jax.Array
     requests: jax.Array  # in the batch
-    present: jax.Array  # requests in the system at the decision
+    present: jax.Array  # requests (of a network: jobs) in the system at the decision
     backlog: jax.Array  # their tokens left
-    dropped: jax.Array  # requests dropped since the start
-    finished: jax.Array | None  # number of the request that finished in a row, else -1
-    job_class: jax.Array | None
-    arrival: jax.Array | None  # low clock words
-    first_token: jax.Array | None
+    dropped: jax.Array  # dropped since the start
+    finished: jax.Array | None  # whether a request finished
+    details: dict[str, jax.Array] | None  # columns of the table
 
 
 @partial(jax.jit, static_argnames=("policy", "length", "detail", "bounded"), donate_argnums=(1,))
 def run_chunk(
-    physics: Physics,
-    state: State,
+    physics: Any,
+    state: Any,
     key: jax.Array,
     horizon: Wide,
     policy: Policy,
     length: int,
     detail: bool,
     bounded: bool,
-) -> tuple[State, Steps]:
+) -> tuple[Any, Steps]:
     """``length`` steps under the policy, not beyond the horizon (if ``bounded`` by one)."""
 
-    def body(state: State, _: None) -> tuple[State, Steps]:
+    def body(state: Any, _: None) -> tuple[Any, Steps]:
         left = state.clock.until(horizon)
-        batch = compose(policy, policy_key(key, state.steps), dynamics.view(physics, state))
+        batch = compose(policy, policy_key(key, state.steps), model.view(physics, state))
         batch = Batch(jnp.where(left > 0, batch.tokens, 0))
-        after, info = dynamics.step(physics, state, batch, left if bounded else None)
-        finished = jnp.where(info.finished, info.table.request, -1)
+        after, info = model.step(physics, state, batch, left if bounded else None)
         kept = Steps(
             start=state.clock,
             duration=info.duration,
+            batch_ticks=info.batch_ticks,
             prefill_tokens=info.prefill_tokens,
             decode_tokens=info.decode_tokens,
             requests=info.requests,
             present=state.present,
             backlog=state.backlog,
             dropped=state.totals.dropped,
-            finished=finished if detail else None,
-            job_class=info.table.job_class if detail else None,
-            arrival=info.table.arrival if detail else None,
-            first_token=info.table.first_token if detail else None,
+            finished=info.finished if detail else None,
+            details=info.table.details() if detail else None,
         )
         return after, kept
 
     return jax.lax.scan(body, state, None, length=length)
 
 
-start = jax.jit(dynamics.init)
+start = jax.jit(model.init)
 
 
 def rollout(
-    physics: Physics,
+    physics: Any,
     policy: Policy,
-    state: State,
+    state: Any,
     key: jax.Array,
     horizon: int = FOREVER,
     detail: bool = False,
-) -> Iterator[tuple[State, Steps]]:
+) -> Iterator[tuple[Any, Steps]]:
     """Chunks of a run until all environments are at the horizon or have nothing left to do.
 
     Args:
@@ -119,8 +118,7 @@ def rollout(
         horizon: ticks. Without one (FOREVER) a run ends when no environment makes progress.
         detail: keep the finished requests as well.
     """
-    rows = physics.slots + physics.fresh
-    length = int(np.clip(2**21 // (rows * key.size), 16, 512)) if detail else 512
+    length = int(np.clip(2**21 // state.table.prefill.size, 16, 512)) if detail else 512
     bounded, end = horizon < FOREVER, Wide.of(horizon)
     while True:
         state, steps = run_chunk(physics, state, key, end, policy, length, detail, bounded)

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from llmgym import dynamics, policies
+from llmgym import model, policies
 from llmgym import stream as streams
-from llmgym.dynamics import Physics
 from llmgym.errors import LLMGymError, UnservableWarning, check_number
 from llmgym.evaluation import rollout as rollouts
+from llmgym.evaluation.job_tables import job_table, stage_table
 from llmgym.evaluation.statistics import latency_summary
 from llmgym.scenario import Scenario, as_scenario
-from llmgym.state import State
 from llmgym.workload import Replay
 
 Progress = Callable[[float], None]
@@ -55,14 +54,18 @@ class Run:
     @cached_property
     def batches(self) -> pd.DataFrame:
         """Every batch run: env engine start_ms duration_ms prefill_tokens decode_tokens requests."""
-        raw = self.raw
-        ran = (raw["prefill_tokens"] + raw["decode_tokens"]) > 0
-        env, step = np.nonzero(ran.T)
-        columns: dict[str, Any] = {"env": env, "engine": self.scenario.engine.name}
-        for name, source in (("start_ms", "start"), ("duration_ms", "duration")):
-            columns[name] = raw[source][step, env] * self.tick_ms
+        raw = {k: v[:, None] if v.ndim == 2 else v for k, v in self.raw.items() if v.ndim >= 2}
+        ran = raw["batch_ticks"] > 0
+        env, step, engine = np.nonzero(np.moveaxis(ran, -1, 0))
+        at = (step, engine, env)
+        columns: dict[str, Any] = {
+            "env": env,
+            "engine": np.array(self.scenario.engine_names)[engine],
+            "start_ms": raw["start"][step, 0, env] * self.tick_ms,
+            "duration_ms": raw["batch_ticks"][at] * self.tick_ms,
+        }
         for name in ("prefill_tokens", "decode_tokens", "requests"):
-            columns[name] = raw[name][step, env]
+            columns[name] = raw[name][at]
         return pd.DataFrame(columns)
 
     @cached_property
@@ -70,16 +73,19 @@ class Run:
         """Every request that arrived and was not dropped, by environment and time of arrival.
 
         Columns: env job stage engine job_type prefill_tokens decode_tokens arrival_ms first_token_ms
-        finish_ms (NaN where unfinished) preemptions. ``job`` counts within the job type.
+        finish_ms (NaN where unfinished) preemptions. ``job`` counts within the job type. Of a network
+        every call is a request, and there are also job_arrival_ms, service_ms (start of its first
+        batch) and visit; delays are among them, with no engine and no tokens.
         """
         raw = self.raw
+        job_type, stage = np.array(self.scenario.classes)[raw["request_class"]].T
         frame = pd.DataFrame(
             {
                 "env": raw["request_env"],
                 "job": raw["request_number"],
-                "stage": 0,
-                "engine": self.scenario.engine.name,
-                "job_type": np.array(self.scenario.class_names)[raw["request_class"]],
+                "stage": stage,
+                "engine": np.array([*self.scenario.engine_names, ""])[raw["request_station"]],
+                "job_type": np.array(self.scenario.job_names)[job_type],
                 "prefill_tokens": raw["request_prefill"],
                 "decode_tokens": raw["request_decode"],
                 "arrival_ms": raw["request_arrival"] * self.tick_ms,
@@ -88,8 +94,23 @@ class Run:
                 "preemptions": 0,
             }
         )
+        for name, what in (("job_arrival_ms", "job_arrival"), ("service_ms", "service")):
+            if f"request_{what}" in raw:
+                frame[name] = raw[f"request_{what}"] * self.tick_ms
+        if "request_visit" in raw:
+            frame["visit"] = raw["request_visit"]
         order = np.lexsort((raw["request_number"], raw["request_arrival"], raw["request_env"]))
         return frame.iloc[order].reset_index(drop=True)
+
+    @cached_property
+    def jobs(self) -> pd.DataFrame:
+        """Every job that finished, from its calls: see ``llmgym.evaluation.job_tables``."""
+        return job_table(self)
+
+    @cached_property
+    def stages(self) -> pd.DataFrame:
+        """Every stage: waiting, service and its share of the critical path; see the same module."""
+        return stage_table(self)
 
     @cached_property
     def trajectory(self) -> pd.DataFrame:
@@ -125,7 +146,8 @@ class Run:
         done = ~np.isnan(raw["request_finish"])
         # A request that finished at the very end of the warm-up is counted in it.
         warm = raw["request_finish"] > raw["warm_clock"][raw["request_env"]]
-        chosen = done & warm
+        delays = raw["request_station"] >= len(self.scenario.engine_names)
+        chosen = done & warm & ~delays
         first, finish, arrival = (
             raw[f"request_{c}"][chosen] * tick for c in ("first", "finish", "arrival")
         )
@@ -146,8 +168,16 @@ class Run:
             "elapsed_s": float(raw["end_clock"].mean() * tick / 1000),
             "ttft_ms": latency_summary(first - arrival, env, self.num_envs),
             "tpot_ms": latency_summary(tpot, env[several], self.num_envs),
-            "e2e_ms": latency_summary(finish - arrival, env, self.num_envs),
+            "e2e_ms": self._end_to_end(finish - arrival, env),
         }
+
+    def _end_to_end(self, calls_ms: np.ndarray, env: np.ndarray) -> dict[str, float]:
+        """Latency of jobs; where every job is one call that of the calls."""
+        if not self.scenario.is_network:
+            return latency_summary(calls_ms, env, self.num_envs)
+        warm_ms = self.raw["warm_clock"] * self.tick_ms
+        jobs = self.jobs[self.jobs.finish_ms.to_numpy() > warm_ms[self.jobs.env.to_numpy()]]
+        return latency_summary(jobs.e2e_ms.to_numpy(), jobs.env.to_numpy(), self.num_envs)
 
 
 def simulate(
@@ -182,7 +212,7 @@ def simulate(
     problem = policies.check(chosen, scenario.longest_prompt, scenario.engine.token_budget)
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
-    physics = dynamics.lower(scenario)
+    physics = model.lower(scenario)
     key = rollouts.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms
     horizon = rollouts.FOREVER if duration_s is None else round(duration_s * ticks_per_s)
@@ -220,7 +250,7 @@ def _check_arguments(
         raise LLMGymError(f"warmup_s = {warmup_s:g} must be below duration_s = {duration_s:g}.")
 
 
-def _levels(state: State) -> dict[str, np.ndarray]:
+def _levels(state: Any) -> dict[str, np.ndarray]:
     """The running totals of every environment, as int64."""
     totals = state.totals
     served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
@@ -243,55 +273,75 @@ def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
     """A chunk as host arrays; finished requests as flat columns."""
     start = steps.start.to_numpy()
     kept: dict[str, np.ndarray] = {"start": start}
-    for name in ("duration", "prefill_tokens", "decode_tokens", "requests", "present", "backlog"):
+    of_batches = ("batch_ticks", "prefill_tokens", "decode_tokens", "requests")
+    for name in ("duration", *of_batches, "present", "backlog"):
         kept[name] = np.asarray(getattr(steps, name))
     if steps.finished is not None:
-        step, row, env = np.nonzero(steps.finished >= 0)
-        at = (step, row, env)
+        assert steps.details is not None
+        at = np.nonzero(steps.finished)
+        step, env = at[0], at[-1]
         finish = start[step, env] + kept["duration"][step, env]
-        columns = (steps.finished, steps.job_class, steps.arrival, steps.first_token)
-        kept |= _columns(env, [np.asarray(column)[at] for column in columns], finish)
+        details = {name: np.asarray(column)[at] for name, column in steps.details.items()}
+        kept |= _columns(env, _station(at[1:]), details, finish)
         kept["request_finish"] = finish.astype(float)
     return kept
 
 
-def _columns(env: np.ndarray, details: list[np.ndarray], now: np.ndarray) -> dict[str, np.ndarray]:
-    """Request columns from number, class, arrival and first token of each.
+def _station(at: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The station of entries (row, [station,] env) of a table."""
+    return at[1] if len(at) == 3 else np.zeros_like(at[0])
 
-    The low clock words of the two times become absolute: all lie less than 2**32 ticks before ``now``.
+
+def _columns(
+    env: np.ndarray, station: np.ndarray, details: dict[str, np.ndarray], now: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Request columns from those of the table.
+
+    Low clock words become absolute times: all lie less than 2**32 ticks before ``now``.
     """
-    number, job_class, arrival, first = details
 
     def absolute(low: np.ndarray) -> np.ndarray:
         return now - ((now - low.astype(np.int64)) & 0xFFFFFFFF)
 
-    return {
+    found = {
         "request_env": env,
-        "request_number": number,
-        "request_class": job_class,
-        "request_arrival": absolute(arrival),
-        "request_first": absolute(first).astype(float),
+        "request_station": station,
+        "request_number": details["request"],
+        "request_class": details["job_class"],
+        "request_arrival": absolute(details["arrival"]),
+        "request_first": absolute(details["first_token"]).astype(float),
     }
+    for name in ("job_arrival", "service"):
+        if name in details:
+            found[f"request_{name}"] = absolute(details[name]).astype(float)
+    for name, source in (("prefill", "prompt"), ("decode", "output"), ("visit", "visit")):
+        if source in details:
+            found[f"request_{name}"] = details[source]
+    return found
 
 
 def _requests(
-    physics: Physics, state: State, parts: list[dict[str, np.ndarray]], key: jax.Array
+    physics: Any, state: Any, parts: list[dict[str, np.ndarray]], key: jax.Array
 ) -> dict[str, np.ndarray]:
     """All requests of the run: those that finished, then those still in the table."""
-    table = {name: np.asarray(column) for name, column in vars(state.table).items()}
-    live = (table["prefill"] > 0) | (table["decode"] > 0)
-    row, env = np.nonzero(live) if parts else (np.zeros(0, int), np.zeros(0, int))
-    at = (row, env)
-    details = [table[name][at] for name in ("request", "job_class", "arrival", "first_token")]
+    table = {name: np.asarray(column) for name, column in state.table.details().items()}
+    live, left_decode = np.asarray(state.table.live), np.asarray(state.table.decode)
+    at = np.nonzero(live if parts else np.zeros_like(live))
     left = _columns(
-        env,
-        details,
-        state.clock.to_numpy()[env],
+        at[-1],
+        _station(at),
+        {name: column[at] for name, column in table.items()},
+        state.clock.to_numpy()[at[-1]],
     )
-    produced = table["decode"][at] < table["output"][at]
+    produced = left_decode[at] < np.asarray(state.table.output)[at]
     left["request_first"] = np.where(produced, left["request_first"], np.nan)
-    left["request_finish"] = np.full(row.shape, np.nan)
+    if "request_service" in left:
+        begun = np.asarray(state.table.started | (state.table.planned > 0))[at]
+        left["request_service"] = np.where(begun, left["request_service"], np.nan)
+    left["request_finish"] = np.full(at[0].shape, np.nan)
     columns = {k: np.concatenate([*(p[k] for p in parts), v]) for k, v in left.items()}
+    if "request_prefill" in columns:  # a network keeps them
+        return _without_delay_tokens(physics, columns)
     words = jax.random.key_data(key)[columns["request_env"]].T.astype(jnp.uint32)
     prefill, decode = streams.lengths_of(
         physics.lengths,
@@ -303,3 +353,11 @@ def _requests(
         "request_prefill": np.asarray(prefill),
         "request_decode": np.asarray(decode),
     }
+
+
+def _without_delay_tokens(physics: Any, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A delay has no tokens and no service: the table only keeps its context there."""
+    delay = np.array(physics.plan.is_delay)[columns["request_class"]]
+    blank = {k: np.where(delay, 0, columns[f"request_{k}"]) for k in ("prefill", "decode")}
+    times = {k: np.where(delay, np.nan, columns[f"request_{k}"]) for k in ("first", "service")}
+    return columns | {f"request_{k}": v for k, v in (blank | times).items()}

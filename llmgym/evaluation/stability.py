@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmgym import dynamics, policies
+from llmgym import model, policies
 from llmgym.errors import LLMGymError, check_number
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.statistics import mean_interval
@@ -75,7 +75,7 @@ def trend(
     Common random numbers: the same seed gives the same requests for every policy, and for every load
     but for their spacing.
     """
-    physics = dynamics.lower(scenario, burst)
+    physics = model.lower(scenario, burst)
     key = rollouts.keys(seed, replications)
     horizon = round(horizon_s * 1000 / scenario.tick_ms)
     columns: dict[str, list[np.ndarray]] = {"time": [], "backlog": [], "dropped": [], "served": []}
@@ -84,7 +84,8 @@ def trend(
         columns["time"].append(steps.start.to_numpy())
         columns["backlog"].append(np.asarray(steps.backlog).astype(float))
         columns["dropped"].append(np.asarray(steps.dropped))
-        columns["served"].append(np.asarray(steps.prefill_tokens + steps.decode_tokens))
+        served = np.asarray(steps.prefill_tokens + steps.decode_tokens)
+        columns["served"].append(served if served.ndim == 2 else served.sum(axis=1))
     time, backlog, dropped, served = (np.concatenate(c) for c in columns.values())
     served = np.cumsum(served, axis=0, dtype=float) - served  # before the decision, as the others
     rows = []
