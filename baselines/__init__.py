@@ -11,12 +11,21 @@ from typing import Any
 from llmgym.baselines.always_full import AlwaysFull
 from llmgym.baselines.faster_transformer import FasterTransformer
 from llmgym.baselines.flush import Flush
+from llmgym.baselines.global_fcfs import GlobalFCFS
 from llmgym.baselines.greedy_rate import GreedyRate
 from llmgym.baselines.idle import Idle
 from llmgym.baselines.k_fcfs import KFCFS
-from llmgym.baselines.max_pressure import MaxPressure
+from llmgym.baselines.max_pressure import MaxPressure, TokenPressure
 from llmgym.baselines.orca import Orca
 from llmgym.baselines.policy import Policy
+from llmgym.baselines.priority import (
+    ClassPriority,
+    FirstBufferFirstServed,
+    LastBufferFirstServed,
+    LongestQueue,
+    LongestWorkload,
+    RoundRobin,
+)
 from llmgym.baselines.random_feasible import RandomFeasible
 from llmgym.baselines.sarathi import SarathiServe
 from llmgym.baselines.tile_align import TileAlign
@@ -35,7 +44,15 @@ POLICIES: dict[str, type[Policy]] = {
         TileAlign,
         Flush,
         KFCFS,
+        GlobalFCFS,
+        ClassPriority,
+        FirstBufferFirstServed,
+        LastBufferFirstServed,
+        RoundRobin,
+        LongestQueue,
         MaxPressure,
+        LongestWorkload,
+        TokenPressure,
         RandomFeasible,
         Idle,
     )

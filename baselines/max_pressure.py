@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
-from llmgym.composition import Batch, View, own_budget
+from llmgym.composition import Batch, Classes, View, own_budget
 from llmgym.errors import check_number
 
 SIZES = 8
@@ -70,12 +70,15 @@ class MaxPressure(Policy):
             tokens = jnp.where(better, given, tokens)
         return _first_come(view, mine, tokens)
 
+    def queues(self, classes: Classes) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Lengths (classes, ...) of the queues in prefill, in decode, and where the calls go on."""
+        return classes.in_prefill, classes.in_decode, classes.requests_behind
+
     def _pressures(self, view: View) -> jax.Array:
         """Pressure per token (2 * classes, ...): prefill of every class, then decode."""
         classes = view.classes
-        prefills = classes.in_prefill.astype(jnp.float32)
-        decodes = self.decode_weight * classes.in_decode.astype(jnp.float32)
-        behind = classes.requests_behind.astype(jnp.float32)
+        prefills, decodes, behind = (q.astype(jnp.float32) for q in self.queues(classes))
+        decodes = self.decode_weight * decodes
         # A class without output hands its prompts on at once.
         onward = jnp.where(classes.mean_decode > 0, decodes, behind)
         prefill = (prefills - onward) / jnp.maximum(classes.mean_prefill, 1e-6)
@@ -124,3 +127,15 @@ def _first_come(view: View, mine: list[jax.Array], tokens: jax.Array) -> Batch:
         demand = jnp.where(slots, jnp.minimum(view.demand, limit + 1), 0)
         total = total + jnp.clip(limit - (prefix_sum(demand) - demand), 0, demand)
     return Batch(total)
+
+
+@dataclass(frozen=True)
+class TokenPressure(MaxPressure):
+    """The same with queues counted in expected tokens: a control that makes networks unstable."""
+
+    name: ClassVar[str] = "token_pressure"
+    decode_weight: float = 1.0
+
+    def queues(self, classes: Classes) -> tuple[jax.Array, jax.Array, jax.Array]:
+        decode_tokens = classes.in_decode * classes.mean_decode
+        return classes.prompt_tokens, decode_tokens, classes.tokens_behind

@@ -46,9 +46,12 @@ class Classes:
     in_prefill: jax.Array  # z_p, requests here with prompt tokens left
     in_decode: jax.Array  # z_d, requests here that decode
     requests_behind: jax.Array  # sum over classes l of R_kl z_p,l: where the calls go on
-    tokens_behind: jax.Array  # the same with the tokens left of those requests
+    prompt_tokens: jax.Array  # prompt tokens left here, float32
+    tokens_behind: jax.Array  # prompt tokens left where the calls go on, as requests_behind
     hop: jax.Array  # calls on the way here from the start of the job, int32
     priority: jax.Array  # that the scenario gives; more is served first
+    here: jax.Array  # whether this engine serves the class
+    most: int = field(metadata={"static": True})  # classes that any one engine serves
 
     @property
     def count(self) -> int:
@@ -157,6 +160,49 @@ def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax
     older, equal = age > bound, age == bound
     rest = count - jnp.sum(older.astype(jnp.int32), axis=0)
     return older | (equal & (prefix_sum(equal) <= rest))
+
+
+def oldest_first(
+    view: View, batch: Batch, demand: jax.Array, age: jax.Array, token_budget: jax.Array
+) -> Batch:
+    """Add tokens of ``demand`` (slots,) to a batch, the largest ``age`` first, ties in slot order.
+
+    As ``fill``, but in another order than that of the slots, and still without a sort.
+    """
+    room = jnp.maximum(token_budget - batch.size, 0)
+    demand = jnp.minimum(demand, room + 1)
+    if view.max_num_seqs is not None:
+        seated = (batch.tokens > 0) | view.started if view.resident_limit else batch.tokens > 0
+        seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
+        newcomer = (demand > 0) & ~seated
+        older, equal = _oldest(age, newcomer.astype(jnp.int32), seats)
+        left = seats - jnp.sum((older & newcomer).astype(jnp.int32), axis=0)
+        last = equal & newcomer
+        takes_seat = (older & newcomer) | (last & (prefix_sum(last) <= left))
+        demand = jnp.where(newcomer & ~takes_seat, 0, demand)
+    older, equal = _oldest(age, demand, room)
+    sure = jnp.where(older, demand, 0)
+    last = jnp.where(equal, demand, 0)
+    left = room - jnp.sum(sure, axis=0)
+    return Batch(batch.tokens + sure + jnp.clip(left - (prefix_sum(last) - last), 0, last))
+
+
+def _oldest(age: jax.Array, weight: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which slots are so old that all as old fit into ``room``, and which are the next younger.
+
+    The age of the latter, the largest at which not all fits, is found bit by bit.
+    """
+
+    def fits(bound: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(age >= bound, weight, 0), axis=0) <= room
+
+    def refine(bit: jax.Array, bound: jax.Array) -> jax.Array:
+        higher = bound | jnp.left_shift(1, 30 - bit)
+        return jnp.where(fits(higher), bound, higher)
+
+    none = jnp.zeros_like(room)
+    bound = jnp.where(fits(none), -1, jax.lax.fori_loop(0, 31, refine, none))
+    return age > bound, age == bound
 
 
 def own_budget(view: View, token_budget: jax.Array | int | None) -> jax.Array:

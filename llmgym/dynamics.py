@@ -46,6 +46,7 @@ class Physics:
     arrivals: tuple[Any, ...]
     lengths: tuple[Any, ...]
     means: jax.Array  # (2, classes) mean prompt and output tokens
+    priority: jax.Array  # of each class
     slots: int = field(metadata={"static": True})
     fresh: int = field(metadata={"static": True})  # rows behind the slots, for requests to come
     resident_limit: bool = field(metadata={"static": True})
@@ -82,6 +83,7 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
         arrivals=arrivals,
         lengths=lengths,
         means=jnp.asarray(scenario.class_means, jnp.float32).T,
+        priority=jnp.asarray(scenario.class_priorities, jnp.int32),
         slots=scenario.slots,
         fresh=fresh,
         resident_limit=engine.seq_limit == "resident",
@@ -170,8 +172,8 @@ def _classes(physics: Physics, table: Table) -> Classes:
     def spread(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
 
-    def tally(rows: jax.Array) -> jax.Array:
-        mine = [rows & (table.job_class == k) for k in range(count)]
+    def tally(values: jax.Array) -> jax.Array:
+        mine = [jnp.where(table.job_class == k, values, 0) for k in range(count)]
         return jnp.stack([jnp.sum(m.astype(jnp.int32), axis=0) for m in mine])
 
     none = spread(jnp.zeros(count, jnp.int32))
@@ -181,9 +183,12 @@ def _classes(physics: Physics, table: Table) -> Classes:
         in_prefill=tally(prefills),
         in_decode=tally(decodes),
         requests_behind=none,
+        prompt_tokens=tally(table.prefill).astype(jnp.float32),
         tokens_behind=none,
         hop=none,
-        priority=none,
+        priority=spread(physics.priority),
+        here=none == 0,
+        most=count,
     )
 
 

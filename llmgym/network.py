@@ -334,7 +334,6 @@ def _classes(network: Network, table: CallTable) -> Classes:
     plan = network.plan
     shape = table.prefill.shape[1:]
     prefills, decodes = table.prefill > 0, (table.prefill == 0) & (table.decode > 0)
-    left = jnp.minimum(table.prefill + table.decode, 1 << 16)
 
     def spread(x: Any) -> jax.Array:
         x = jnp.asarray(x)
@@ -345,6 +344,8 @@ def _classes(network: Network, table: CallTable) -> Classes:
         return jnp.stack([jnp.sum(m, axis=0) for m in mine])
 
     in_prefill = tally(prefills.astype(jnp.int32))
+    prompt_tokens = tally(table.prefill).astype(jnp.float32)
+    serves = np.array(plan.group_of)[:, None] == np.array(plan.engine_group())[None]
 
     def behind(here: jax.Array) -> jax.Array:
         total = jnp.sum(here, axis=1)  # over engines: (classes, ...)
@@ -357,9 +358,14 @@ def _classes(network: Network, table: CallTable) -> Classes:
         in_prefill=in_prefill,
         in_decode=tally(decodes.astype(jnp.int32)),
         requests_behind=behind(in_prefill),
-        tokens_behind=behind(tally(left)),
+        prompt_tokens=prompt_tokens,
+        tokens_behind=behind(prompt_tokens),
         hop=spread(np.array(plan.hop, np.int32)),
         priority=spread(np.array(plan.priority, np.int32)),
+        here=jnp.broadcast_to(
+            serves.reshape(*serves.shape, *[1] * (len(shape) - 1)), (plan.classes, *shape)
+        ),
+        most=int(serves.sum(axis=0).max()),
     )
 
 

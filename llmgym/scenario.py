@@ -201,6 +201,13 @@ class Scenario:
         return tuple((prefill, decode) for prefill, decode in means)
 
     @property
+    def class_priorities(self) -> tuple[int, ...]:
+        """Priority of each class; more is served first by policies that heed it."""
+        if isinstance(self.workload, Replay):
+            return (0,)
+        return tuple(self.workload[j].stages[s].priority for j, s in self.classes)
+
+    @property
     def targets_ms(self) -> tuple[tuple[float | None, float | None], ...]:
         """(TTFT, TPOT) targets of each class in milliseconds; None where there is none."""
         classes = (self.workload,) if isinstance(self.workload, Replay) else self.workload

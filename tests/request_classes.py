@@ -10,4 +10,4 @@ from llmgym.composition import Classes
 def one_class(shape: tuple[int, ...]) -> Classes:
     """One class of one-call jobs with no request, for batch axes ``shape``."""
     none, one = jnp.zeros((1, *shape), jnp.int32), jnp.ones((1, *shape))
-    return Classes(one, one, none, none, none, none, none, none)
+    return Classes(one, one, none, none, none, one, none, none, none, none == 0, most=1)
