@@ -1,4 +1,4 @@
-"""What the theory says about a scenario without simulating it: capacity, region, bounds."""
+"""What the theory says about a scenario without simulating it: capacity, region, bounds, networks."""
 
 from llmgym.theory.bounds import (
     SarathiRate,
@@ -11,18 +11,32 @@ from llmgym.theory.bounds import (
     resident_cap_rate,
     theorem2_capacity,
 )
-from llmgym.theory.capacity import Capacity, TimeShare, capacity
+from llmgym.theory.capacity import Capacity, EngineLoad, TimeShare, capacity
+from llmgym.theory.networks import (
+    CyclicRoutingWarning,
+    VirtualStation,
+    check_routing,
+    is_cyclic,
+    traffic_equations,
+    virtual_station,
+    visit_rates,
+)
 from llmgym.theory.region import Polygon, stability_polygon, staircase_corners
 
 __all__ = [
     "Capacity",
+    "CyclicRoutingWarning",
+    "EngineLoad",
     "Polygon",
     "SarathiRate",
     "TimeShare",
+    "VirtualStation",
     "best_sarathi_under_cap",
     "capacity",
+    "check_routing",
     "faster_transformer_capacity",
     "fluid_growth",
+    "is_cyclic",
     "pollaczek_khinchine",
     "rate_bound",
     "relaxation_time_s",
@@ -30,4 +44,7 @@ __all__ = [
     "stability_polygon",
     "staircase_corners",
     "theorem2_capacity",
+    "traffic_equations",
+    "virtual_station",
+    "visit_rates",
 ]

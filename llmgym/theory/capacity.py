@@ -1,9 +1,9 @@
-"""The capacity of an engine: the static planning LP over batch compositions.
+"""The capacity of an engine or a network of engines: the static planning LP over batch compositions.
 
 In the long run an engine divides its time among batch compositions (x prefill, y decode tokens).
-The largest rate of requests whose tokens such a division can serve bounds the throughput of every
+The largest rate of jobs whose tokens such a division can serve bounds the throughput of every
 policy; the LP finds it (Harrison 2000; Dai and Lin 2005; here with the batch times and limits of
-arXiv:2504.07347v3).
+arXiv:2504.07347v3). A single engine is a network of one, its requests are jobs of one call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 
 from llmgym.errors import LLMGymError
 from llmgym.scenario import Engine, Scenario
-from llmgym.workload import Replay, Stage
+from llmgym.workload import JobType, Replay
 
 
 class TimeShare(NamedTuple):
@@ -28,17 +28,44 @@ class TimeShare(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What an engine can sustain, and how.
+class EngineLoad:
+    """What jobs ask of an engine, or of a group of equal replicas, and what it can sustain.
 
     Attributes:
-        requests_per_s: lambda*, the largest rate of the scenario's mix of requests.
+        name: the engine's.
+        load: the scenario's own arrival rate over ``jobs_per_s``; 1 is critical, 0 unused.
+        jobs_per_s: the largest rate of the scenario's mix of jobs that it can serve, were it the
+            only limit; infinite where no job calls it.
+        prefill_tokens, decode_tokens: mean tokens that a job brings it, over all visits.
+    """
+
+    name: str
+    load: float
+    jobs_per_s: float
+    prefill_tokens: float
+    decode_tokens: float
+
+    @property
+    def slack(self) -> float:
+        """1 - load: the share of its capacity that is left, negative under overload."""
+        return 1.0 - self.load
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a scenario can sustain, and how.
+
+    Attributes:
+        requests_per_s: lambda*, the largest rate of the scenario's mix of requests; in a network,
+            of jobs.
         load_factor: the scenario's own arrival rate over lambda*. 1 is critical; infinite for a
             replay whose requests all come at once.
-        bottleneck: name of the engine that binds.
-        tokens_per_ms: prefill and decode tokens served at that rate.
-        compositions: batches of one optimal plan with their shares of time. A plan is seldom
-            unique: batches of equal size can be mixed token by token.
+        bottleneck: name of the engine that binds, the first listed of several.
+        tokens_per_ms: prefill and decode tokens served at that rate, by all engines.
+        compositions: batches of one optimal plan of the bottleneck (of each replica alike) with
+            their shares of time. A plan is seldom unique: batches of equal size can be mixed token
+            by token.
+        engines: the load of every engine, as listed in the scenario.
     """
 
     requests_per_s: float
@@ -46,47 +73,106 @@ class Capacity:
     bottleneck: str
     tokens_per_ms: float
     compositions: tuple[TimeShare, ...]
+    engines: tuple[EngineLoad, ...]
 
 
 def capacity(scenario: Scenario) -> Capacity:
-    """Capacity of a single-engine scenario by the static planning LP.
+    """Capacity of a scenario by the static planning LP.
 
-    Maximise theta over the shares of time s >= 0 of all batches (x, y), b = x + y <= b_max::
+    Maximise theta over the shares of time s >= 0 of all batches (x, y), b = x + y <= b_max, of each
+    engine::
 
         sum s <= 1,    sum s*x/t_b >= theta*m_p,    sum s*y/t_b >= theta*m_d
 
-    with m_p, m_d the means over all arrivals. Without a cap on requests theta*(m_p + m_d) is the
-    maximum of b/t_b over b <= b_max: the limit of Theorem 2 where filling the budget is best.
+    with m_p, m_d the mean tokens that a job brings the engine: over all arrivals, the sum over its
+    classes of visits*(prompt, output). Batch times and limits count tokens and requests whatever
+    their class, so classes need no rows of their own; joins and delays add waiting, no work. Without
+    a cap on requests theta*(m_p + m_d) is the maximum of b/t_b over b <= b_max: the limit of
+    Theorem 2 where filling the budget is best.
+
+    Engines share no row, only theta: the LP of the network falls apart, and its value is the
+    smallest of those of its engines. n replicas serve n times what one does: a plan that treats
+    them differently can be replaced by its mean, for what a replica can serve is convex.
 
     ``max_num_seqs`` = k_max limits the batches: y <= k_max - 1 beside prefill (one request may
     bring all of it), else y <= k_max. Where it counts *resident* requests (A = k_max), a request
     holds a seat for m_d iterations of decoding and at least one of prefill, and Little's law adds
-    the row theta*(m_d + 1) <= A*sum s/t_b, the seats times the iterations per millisecond. Prefill
-    takes its seat in this average only; a request without a prompt needs no iteration for it.
+    the row theta*(m_d + 1) <= A*sum s/t_b, the seats times the iterations per millisecond, summed
+    over the visits of a job. Prefill takes its seat in this average only; a request without a
+    prompt needs no iteration for it.
+
+    Below this rate *some* policy is stable; see :mod:`llmgym.theory.networks` for whether all
+    work-conserving ones are.
 
     Raises:
         LLMGymError: the batch-time model gives times that are not positive and finite.
     """
-    engine = scenario.engine
-    mean_prefill, mean_decode = scenario.mean_prefill, scenario.mean_decode
+    plans = [_engine_plan(scenario, engine) for engine in scenario.engines]
+    loads = tuple(load for load, _, _ in plans)
+    first = int(np.argmin([load.jobs_per_s for load in loads]))
+    bottleneck, tokens_per_ms, shares = plans[first]
+    tokens = bottleneck.prefill_tokens + bottleneck.decode_tokens
+    return Capacity(
+        requests_per_s=bottleneck.jobs_per_s,
+        load_factor=bottleneck.load,
+        bottleneck=bottleneck.name,
+        tokens_per_ms=tokens_per_ms * ((scenario.mean_prefill + scenario.mean_decode) / tokens),
+        compositions=shares,
+        engines=loads,
+    )
+
+
+def _engine_plan(
+    scenario: Scenario, engine: Engine
+) -> tuple[EngineLoad, float, tuple[TimeShare, ...]]:
+    """Load of an engine, the tokens per millisecond that it can serve, and a plan that does."""
+    mean_prefill, mean_decode, prompts = _demand(scenario, engine)
     mean_tokens = mean_prefill + mean_decode
+    if mean_tokens == 0:
+        return EngineLoad(engine.name, 0.0, float("inf"), 0.0, 0.0), 0.0, ()
     prefill, decode = compositions(engine)
     ms = batch_ms(engine, prefill + decode)
     supply, demand = [prefill / ms, decode / ms], [mean_prefill, mean_decode]
     if engine.max_num_seqs is not None and engine.seq_limit == "resident":
         supply.append(engine.max_num_seqs / ms)
-        demand.append(mean_decode + _share_with_prompt(scenario))
-    tokens_per_ms, shares = _plan(np.array(supply), np.array(demand) / mean_tokens)
-    requests_per_s = 1000.0 * tokens_per_ms / mean_tokens
-    return Capacity(
-        requests_per_s=requests_per_s,
-        load_factor=scenario.arrival_rate_per_s / requests_per_s,
-        bottleneck=engine.name,
-        tokens_per_ms=tokens_per_ms,
-        compositions=tuple(
-            TimeShare(int(prefill[i]), int(decode[i]), share) for i, share in shares.items()
-        ),
+        demand.append(mean_decode + prompts)
+    one, shares = _plan(np.array(supply), np.array(demand) / mean_tokens)
+    tokens_per_ms = engine.replicas * one
+    jobs_per_s = 1000.0 * tokens_per_ms / mean_tokens
+    load = scenario.arrival_rate_per_s / jobs_per_s
+    return (
+        EngineLoad(engine.name, load, jobs_per_s, mean_prefill, mean_decode),
+        tokens_per_ms,
+        tuple(TimeShare(int(prefill[i]), int(decode[i]), share) for i, share in shares.items()),
     )
+
+
+def _demand(scenario: Scenario, engine: Engine) -> tuple[float, float, float]:
+    """Prefill tokens, decode tokens, and calls with a prompt that a mean job brings an engine."""
+    workload = scenario.workload
+    if isinstance(workload, Replay):
+        with_prompt = float(np.mean(np.asarray(workload.prefill_tokens) > 0))
+        return scenario.mean_prefill, scenario.mean_decode, with_prompt
+    total = np.zeros(3)
+    for job in workload:
+        mine = [v for v, s in enumerate(job.stages) if not s.is_delay and s.engine == engine.name]
+        visits, means = job.workflow.visits[mine], job.workflow.means[mine]
+        prompts = np.array([_share_with_prompt(job, v) for v in mine])
+        total += job.rate_per_s * np.array(
+            [visits @ means[:, 0], visits @ means[:, 1], visits @ prompts]
+        )
+    prefill, decode, prompts = total / scenario.arrival_rate_per_s
+    return float(prefill), float(decode), float(prompts)
+
+
+def _share_with_prompt(job: JobType, v: int) -> float:
+    """Share of the visits to a stage that have a prompt to process."""
+    stage = job.stages[v]
+    if stage.inherits and job.workflow.depth[v] > 0:
+        return 1.0  # some call came before, and left its context
+    if stage.paired is not None:
+        return float(np.mean(np.asarray(stage.paired.prefill_tokens) > 0))
+    return float(stage.mean_prefill > 0)
 
 
 def compositions(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
@@ -117,20 +203,6 @@ def batch_ms(engine: Engine, tokens: np.ndarray) -> np.ndarray:
             "batch times must be positive and finite up to the token budget."
         )
     return ms
-
-
-def _share_with_prompt(scenario: Scenario) -> float:
-    """Share of the requests that have a prompt to process."""
-    if isinstance(scenario.workload, Replay):
-        return float(np.mean(np.asarray(scenario.workload.prefill_tokens) > 0))
-
-    def share(stage: Stage) -> float:
-        if stage.paired is not None:
-            return float(np.mean(np.asarray(stage.paired.prefill_tokens) > 0))
-        return float(stage.mean_prefill > 0)
-
-    rates = [job_type.rate_per_s for job_type in scenario.job_types]
-    return float(np.average([share(j.stages[0]) for j in scenario.job_types], weights=rates))
 
 
 def _plan(supply: np.ndarray, demand: np.ndarray) -> tuple[float, dict[int, float]]:
