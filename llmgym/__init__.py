@@ -22,7 +22,7 @@ from llmgym.lengths import Poisson as PoissonLength
 from llmgym.scenario import Engine, Scenario
 from llmgym.scenario_files import scenario
 from llmgym.theory.capacity import capacity
-from llmgym.workload import JobType, Paired, Replay, Stage, Workload
+from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
 
 __version__ = "0.1.0"
 
@@ -30,4 +30,9 @@ _gym.register(
     id="llmgym/Engine-v0",
     entry_point="llmgym.envs.gym_env:EngineEnv",
     vector_entry_point="llmgym.envs.vector_env:EngineVectorEnv",
+)
+_gym.register(
+    id="llmgym/Network-v0",
+    entry_point="llmgym.envs.gym_env:NetworkEnv",
+    vector_entry_point="llmgym.envs.vector_env:NetworkVectorEnv",
 )

@@ -1,4 +1,4 @@
-"""The command line: ``llmgym list | simulate | capacity | benchmark | speed``."""
+"""The command line: ``llmgym list | show | simulate | capacity | benchmark | speed``."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def list_(as_json: Json = False) -> None:
     """What there is: scenarios, policies, environments, action encodings, rewards."""
     from llmgym import agents, baselines, scenario_files
     from llmgym.envs.actions import ENCODINGS
-    from llmgym.envs.functional import IDS
+    from llmgym.envs.functional import ids
     from llmgym.envs.rewards import REWARDS
 
     found = {
         "scenarios": {n: scenario_files.scenario(n).description for n in scenario_files.names()},
         "policies": {n: _first_line(baselines.POLICIES[n]) for n in baselines.names()},
         "agents": dict.fromkeys(agents.names(), ""),
-        "environments": {n: _first_line(IDS[n]) for n in IDS},
+        "environments": {name: _first_line(form) for name, form in ids().items()},
         "actions": {n: _first_line(ENCODINGS[n]) for n in ENCODINGS},
         "rewards": dict.fromkeys(REWARDS, ""),
     }
@@ -69,6 +69,26 @@ def list_(as_json: Json = False) -> None:
 
 def _first_line(thing: Any) -> str:
     return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+@app.command()
+def show(
+    scenario: Annotated[str, typer.Argument(help="A named scenario, or a TOML file.")],
+    settings: Set = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Draw the graph to this file: png, svg or pdf.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The graph of a scenario: its engines with their loads, and the stages of its job types."""
+    from llmgym import graph
+
+    chosen = _scenario(scenario, settings, None)
+    if out is not None:
+        graph.save_graph(chosen, out)
+    if as_json:
+        return _print_json(graph.graph_data(chosen))
+    typer.echo(graph.graph_text(chosen))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Scenarios as TOML files, and the named ones that ship with llmgym.
 
-A file has the fields of Scenario at the top, the table ``[engine]`` and either ``[[job_types]]`` or
-``[replay]``. Everything that comes in kinds says which: a batch time, arrivals, lengths ::
+A file has the fields of Scenario at the top, ``[engine]`` or several ``[[engines]]``, and either
+``[[job_types]]`` or ``[replay]``. Everything that comes in kinds says which: a batch time,
+arrivals, lengths ::
 
     name = "example"
     slots = 256
@@ -17,18 +18,42 @@ A file has the fields of Scenario at the top, the table ``[engine]`` and either 
     decode = { kind = "geometric", mean_tokens = 112 }
 
 The keys of a table are the fields of its class; those without a default must be there. In place of
-prefill and decode a job type may have ``[job_types.paired]``. A ``[replay]`` lists the fields of
-Replay or has ``trace = "file"``, seen from the folder of the TOML file, with ``format`` and
-``limit`` as in ``read_trace``; ``name``, ``ttft_ms`` and ``tpot_ms`` go with both.
+prefill and decode a call may have ``[job_types.paired]``. A job of several calls lists its stages;
+where there are several engines each has a name, and each call says which engine serves it ::
+
+    [[engines]]
+    name = "large"
+    token_budget = 512
+    replicas = 2
+    batch_time = { kind = "hinge", c_ms = 45.5, a_ms_per_token = 0.3, free_tokens = 64 }
+
+    [[job_types]]
+    name = "agent"
+    arrivals = { kind = "poisson", rate_per_s = 0.5 }
+
+    [[job_types.stages]]
+    name = "think"
+    engine = "large"
+    inherits = true
+    prefill = { kind = "geometric", mean_tokens = 300 }
+    decode = { kind = "geometric", mean_tokens = 80 }
+
+    [[job_types.stages]]
+    name = "tool"
+    after = ["think"]
+    delay_ms = { kind = "geometric", mean_tokens = 500 }
+    repeat = { to = "think", probability = 0.7 }
+
+A delay takes its kind from the lengths, with a millisecond for a token. A ``[replay]`` lists the
+fields of Replay or has ``trace = "file"``, seen from the folder of the TOML file, with ``format``
+and ``limit`` as in ``read_trace``; ``name``, ``ttft_ms`` and ``tpot_ms`` go with both.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import textwrap
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from importlib import resources
@@ -36,70 +61,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import numpy as np
-import tomli_w
-
-from llmgym.arrivals import ARRIVALS, Arrivals
-from llmgym.batch_time import BATCH_TIMES, BatchTime
 from llmgym.errors import LLMGymError, check_number, unknown
-from llmgym.lengths import LENGTHS, Length
 from llmgym.scenario import Engine, Scenario
+from llmgym.scenario_toml import KINDS, dumps
 from llmgym.traces import read_trace
 from llmgym.workload import JobType, Replay, Stage
 
-KINDS: dict[Any, dict[str, Any]] = {BatchTime: BATCH_TIMES, Arrivals: ARRIVALS, Length: LENGTHS}
-"""What comes in kinds, and the class of each kind."""
-
 WORKLOADS = ("job_types", "replay")
-LABELS = ("name", "description", "source")
-
-
-def dumps(scenario: Scenario) -> str:
-    """The scenario as TOML text, every setting written out; ``loads`` gives an equal scenario back.
-
-    Raises:
-        LLMGymError: a batch time, arrival process or length whose class is no registered kind.
-    """
-    table = _table(scenario, leave_out=("engines", "workload"))
-    table["engine"] = _table(scenario.engine)
-    if isinstance(scenario.workload, Replay):
-        table["replay"] = _table(scenario.workload)
-    else:
-        table["job_types"] = [
-            _table(job, leave_out=("stages",)) | _table(job.stages[0], leave_out=("engine",))
-            for job in scenario.workload
-        ]
-    # A list in this form can only be a list: a line break inside a string is written as \n.
-    return re.sub(r"\[\n((?:    .+,\n)+)\]", _flow, tomli_w.dumps(table))
-
-
-def _table(thing: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
-    """A dataclass as a TOML table: its kind, where there are kinds, and its fields that are set."""
-    table: dict[str, Any] = {}
-    for base, kinds in KINDS.items():
-        if isinstance(thing, base):
-            if kinds.get(thing.kind) is not type(thing):
-                raise LLMGymError(
-                    f"{type(thing).__name__} cannot be written to TOML; the kinds of "
-                    f"{base.__name__} that can: {', '.join(kinds)}."
-                )
-            table["kind"] = thing.kind
-    names = [f.name for f in fields(thing) if f.name not in leave_out]
-    for name in sorted(names, key=lambda name: name not in LABELS):
-        value = getattr(thing, name)
-        if is_dataclass(value):
-            table[name] = _table(value)
-        elif value is not None:
-            table[name] = value if isinstance(value, str) else np.asarray(value).tolist()
-    return table
-
-
-def _flow(block: re.Match[str]) -> str:
-    """A list of one item a line, as lines of up to 100 characters."""
-    items = " ".join(block[1].split()).rstrip(",")
-    if len(items) <= 72:
-        return f"[{items}]"
-    return "[\n" + textwrap.indent(textwrap.fill(items, 96), "    ") + ",\n]"
 
 
 def save(scenario: Scenario, path: str | Path) -> None:
@@ -181,32 +149,70 @@ def _parse(text: str, source: str, folder: Path) -> Scenario:
     except (ValueError, RecursionError) as error:
         raise place.error(f"this is not valid TOML: {error}.") from None
     own = {f.name for f in fields(Scenario)} - {"engines", "workload"}
-    place.check_keys(top, own | {"engine", *WORKLOADS}, ["engine"])
-    engine = _read(place.inside("engine"), Engine, top["engine"])
+    place.check_keys(top, own | {"engine", "engines", *WORKLOADS})
+    engines = _read_engines(place, top)
     if ("job_types" in top) == ("replay" in top):
         raise place.error("give the workload either as [[job_types]] or as [replay].")
     workload: Any
     if "replay" in top:
         workload = _read_replay(place.inside("replay"), top["replay"], folder)
     else:
-        if not isinstance(top["job_types"], list):
-            raise place.error("job_types must be an array of tables: write [[job_types]].")
-        workload = tuple(
-            _read_job_type(place.inside(f"job_types[{i}]"), table, engine.name)
-            for i, table in enumerate(top["job_types"])
-        )
+        rows = _rows(place, "job_types", top["job_types"])
+        workload = tuple(_read_job_type(inside, table, engines) for inside, table in rows)
     settings = {key: top[key] for key in top if key in own}
-    return _read(place, Scenario, settings, engines=(engine,), workload=workload)
+    return _read(place, Scenario, settings, engines=engines, workload=workload)
 
 
-def _read_job_type(place: _Place, table: Any, engine: str) -> JobType:
-    """A job type, the lengths of whose one call stand in the same table."""
-    lengths = {f.name for f in fields(Stage)} - {"engine"}
+def _rows(place: _Place, key: str, tables: Any, header: str = "") -> Iterator[tuple[_Place, Any]]:
+    """The tables of an array, each with its place."""
+    if not isinstance(tables, list):
+        raise place.error(f"{key} must be an array of tables: write [[{header or key}]].")
+    return ((place.inside(f"{key}[{i}]"), table) for i, table in enumerate(tables))
+
+
+def _read_engines(place: _Place, top: dict[str, Any]) -> tuple[Engine, ...]:
+    if ("engine" in top) == ("engines" in top):
+        raise place.error("give either one [engine] or, for a network, several [[engines]].")
+    if "engine" in top:
+        return (_read(place.inside("engine"), Engine, top["engine"]),)
+    engines = []
+    for inside, table in _rows(place, "engines", top["engines"]):
+        inside.check_keys(table, [f.name for f in fields(Engine)], ["name"])
+        engines.append(_read(inside, Engine, table))
+    return tuple(engines)
+
+
+def _read_job_type(place: _Place, table: Any, engines: tuple[Engine, ...]) -> JobType:
+    """A job type with its stages, or one whose only call has its lengths in the same table."""
     own = {f.name for f in fields(JobType)} - {"stages"}
-    place.check_keys(table, own | lengths)
-    call = {key: table[key] for key in table if key in lengths}
-    stage = _read(place, Stage, call, engine=engine)
-    return _read(place, JobType, {k: table[k] for k in table if k in own}, stages=(stage,))
+    call = {f.name for f in fields(Stage)} - {"name"}
+    place.check_keys(table, own | call | {"stages"})
+    in_call = {key: table[key] for key in table if key in call}
+    stages: tuple[Stage, ...]
+    if "stages" not in table:
+        stages = (_read_stage(place, in_call, engines),)
+    elif in_call:
+        raise place.error(
+            f"{next(iter(in_call))} belongs to one call: write it in [[job_types.stages]], "
+            "or leave out the stages."
+        )
+    else:
+        rows = _rows(place, "stages", table["stages"], "job_types.stages")
+        stages = tuple(_read_stage(inside, stage, engines) for inside, stage in rows)
+    return _read(place, JobType, {k: table[k] for k in table if k in own}, stages=stages)
+
+
+def _read_stage(place: _Place, table: Any, engines: tuple[Engine, ...]) -> Stage:
+    """A stage; where there is one engine, its calls need not name it."""
+    place.check_keys(table, [f.name for f in fields(Stage)])
+    if "engine" not in table and "delay_ms" not in table:
+        if len(engines) != 1:
+            known = ", ".join(engine.name for engine in engines)
+            raise place.error(
+                f"the key 'engine' is missing: name the one that serves it ({known})."
+            )
+        table = table | {"engine": engines[0].name}
+    return _read(place, Stage, table)
 
 
 def _read_replay(place: _Place, table: Any, folder: Path) -> Replay:

@@ -22,10 +22,10 @@ from llmgym.arrivals import Poisson as PoissonArrivals
 from llmgym.batch_time import BATCH_TIMES, CODELLAMA_34B_A100, Hinge
 from llmgym.errors import LLMGymError
 from llmgym.lengths import LENGTHS, Fixed
-from llmgym.scenario import Engine, Scenario
+from llmgym.scenario import ROUTERS, Engine, Scenario
 from llmgym.scenario_files import dumps, load, loads, names, save, scenario
 from llmgym.traces import read_trace, summary
-from llmgym.workload import JobType, Paired, Replay, Stage, Workload
+from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
 
 ROOT = Path(__file__).parents[1]
 PLAIN = Scenario.single_engine(CODELLAMA_34B_A100, 512, Workload(PoissonArrivals(2.5), 129, 112))
@@ -119,10 +119,61 @@ def scenarios(draw) -> Scenario:
         draw(tokens),
         draw(positive),
         draw(st.booleans()),
+        draw(st.sampled_from(ROUTERS)),
         draw(st.text()),
         draw(st.text()),
         draw(st.text()),
     )
+
+
+@st.composite
+def workflows(draw, engines: list[str], name: str) -> JobType:
+    """A chain or a tree of calls and delays, perhaps with a choice at its end and a loop."""
+    names = draw(st.lists(st.text(min_size=1), min_size=2, max_size=6, unique=True))
+    stages = []
+    for n, own in enumerate(names):
+        after = draw(st.none() | st.sampled_from(names[:n]).map(lambda one: (one,))) if n else ()
+        fields_of = {"name": own, "after": after, "priority": draw(st.integers(-9, 9))}
+        if n and draw(st.booleans()):
+            stages.append(Stage(delay_ms=draw(some("lengths")), **fields_of))
+            continue
+        lengths = [LENGTHS["fixed"](3), draw(some("lengths"))]
+        call = {"engine": draw(st.sampled_from(engines)), "inherits": draw(st.booleans())}
+        stages.append(Stage(*lengths, **call, **fields_of))
+    repeat = draw(
+        st.none()
+        | st.builds(Repeat, st.just(names[0]), st.floats(0, 0.9))
+        | st.builds(Repeat, st.just(names[0]), st.none(), st.integers(1, 4))
+    )
+    stages[0] = replace(stages[0], repeat=repeat)
+    if draw(st.booleans()):
+        either = {"after": (names[-1],), "engine": engines[0]}
+        stages += [
+            Stage(1, 1, name="left", probability=0.25, **either),
+            Stage(1, 1, name="right", probability=0.75, **either),
+        ]
+    return JobType(draw(some("arrivals")), tuple(stages), name)
+
+
+@st.composite
+def networks(draw) -> Scenario:
+    engines = [
+        Engine(draw(some("batch_time")), draw(tokens), name=name, replicas=draw(st.integers(1, 9)))
+        for name in draw(st.lists(st.text(), min_size=1, max_size=4, unique=True))
+    ]
+    names = [engine.name for engine in engines]
+    jobs = [draw(workflows(names, name)) for name in ("a", "b")[: draw(st.integers(1, 2))]]
+    plain = Stage(1, 2, engine=names[-1], priority=draw(st.integers(0, 1)))
+    jobs += [JobType(PoissonArrivals(1), (plain,), "c")] * draw(st.integers(0, 1))
+    return Scenario(engines, jobs, router=draw(st.sampled_from(ROUTERS)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(networks())
+def test_round_trip_of_a_network(drawn):
+    text = dumps(drawn)
+    assert same(loads(text), drawn)
+    assert dumps(loads(text)) == text
 
 
 def test_every_kind_is_drawn():
@@ -242,11 +293,187 @@ def test_faults_of_a_replay_are_named(old, new, fault):
         loads(REPLAY.replace(old, new, 1))
 
 
+NETWORK = """
+[[engines]]
+name = "small"
+token_budget = 512
+batch_time = { kind = "affine", c_ms = 1, a_ms_per_token = 0 }
+
+[[engines]]
+name = "large"
+token_budget = 256
+batch_time = { kind = "hinge", c_ms = 45.5, a_ms_per_token = 0.3, free_tokens = 64 }
+replicas = 3
+
+[[job_types]]
+name = "agent"
+arrivals = { kind = "poisson", rate_per_s = 2 }
+
+[[job_types.stages]]
+name = "think"
+engine = "small"
+prefill = { kind = "fixed", tokens = 30 }
+decode = { kind = "geometric", mean_tokens = 80 }
+inherits = true
+
+[[job_types.stages]]
+name = "tool"
+delay_ms = { kind = "geometric", mean_tokens = 500 }
+repeat = { to = "think", probability = 0.75 }
+
+[[job_types.stages]]
+name = "short"
+after = ["tool"]
+engine = "small"
+probability = 0.5
+prefill = { kind = "fixed", tokens = 30 }
+decode = { kind = "fixed", tokens = 5 }
+
+[[job_types.stages]]
+name = "long"
+after = ["tool"]
+engine = "large"
+probability = 0.5
+priority = 2
+prefill = { kind = "fixed", tokens = 30 }
+decode = { kind = "fixed", tokens = 50 }
+
+[[job_types]]
+name = "chat"
+arrivals = { kind = "poisson", rate_per_s = 1 }
+engine = "large"
+prefill = { kind = "fixed", tokens = 129 }
+decode = { kind = "fixed", tokens = 112 }
+"""
+STAGES = "[[job_types.stages]]"
+
+
+def test_a_network_is_read():
+    read = loads(NETWORK)
+    assert [(e.name, e.token_budget, e.replicas) for e in read.engines] == [
+        ("small", 512, 1),
+        ("large", 256, 3),
+    ]
+    agent, chat = read.workload
+    think = Stage(30, LENGTHS["geometric"](80), engine="small", name="think", inherits=True)
+    tool = Stage(delay_ms=LENGTHS["geometric"](500), name="tool", repeat=Repeat("think", 0.75))
+    either = {"after": ("tool",), "probability": 0.5}
+    short = Stage(30, 5, engine="small", name="short", **either)
+    long = Stage(30, 50, engine="large", name="long", priority=2, **either)
+    assert agent == JobType(PoissonArrivals(2), (think, tool, short, long), "agent")
+    assert chat == JobType(PoissonArrivals(1), (Stage(129, 112, engine="large"),), "chat")
+    assert same(loads(dumps(read)), read)
+
+
+def test_the_calls_of_one_engine_need_not_name_it():
+    head, stages = NETWORK.split(f"\n{STAGES}\n", 1)
+    one = "[engine]" + head[head.index("[[engines]]") + 11 : head.rindex("[[engines]]")]
+    text = one + head[head.index("[[job_types]]") :] + f"\n{STAGES}\n" + stages
+    text = text.replace('engine = "small"\n', "").replace('engine = "large"\n', "")
+    read = loads(text)
+    assert {s.engine for j in read.workload for s in j.stages if not s.is_delay} == {"small"}
+    assert "engine =" not in dumps(read)
+    assert same(loads(dumps(read)), read)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ('[[engines]]\nname = "small"', "[engine]", "s.toml: give either one .engine. or, for"),
+        (
+            "[[engines]]",
+            "[[engine]]",
+            "s.toml: give either one .engine. or, for a network, several",
+        ),
+        ("[[engines]]", "[[motors]]", "s.toml: Unknown key 'motors'"),
+        ('name = "small"\n', "", "table engines.0.: the key 'name' is missing"),
+        ("token_budget = 256", "", "table engines.1.: the key 'token_budget' is missing"),
+        ("token_budget = 256", "budget = 256", "table engines.1.: Unknown key 'budget'. Did you"),
+        ('name = "large"', 'name = "small"', "s.toml: Engines need different names"),
+        ("replicas = 3", "replicas = 0", "table engines.1.: replicas must be at least 1"),
+        (
+            'engine = "small"',
+            'engine = "smal"',
+            r"s.toml: Job type 'agent', stage 'think': Unknown engine 'smal'. Did you mean 'small'\?",
+        ),
+        (
+            'engine = "small"\n',
+            "",
+            r"table job_types.0..stages.0.: the key 'engine' is missing: .*\(small, large\)",
+        ),
+        ('engine = "large"\nprefill', "prefill", "table job_types.1.: the key 'engine' is missing"),
+        ("inherits = true", "inherit = true", "stages.0.: Unknown key 'inherit'. Did you mean"),
+        ("inherits = true", "inherits = 1", "stages.0.: inherits must be true or false, got 1"),
+        ("priority = 2", "priority = 2.5", "stages.3.: priority must be a whole number"),
+        ('["tool"]', '"tool"', "stages.2.: after must be a list, got 'tool'"),
+        ('["tool"]', "[1]", "stages.2.: after.0. must be a string in quotes, got 1"),
+        (
+            '["tool"]',
+            '["tol"]',
+            "table job_types.0.: Job type 'agent', stage 'short': Unknown stage 'tol'. Did you",
+        ),
+        ('["tool"]', '["long"]', "table job_types.0.: Job type 'agent', stage .*probabilities"),
+        (
+            "inherits = true",
+            'after = ["tool"]',
+            "job_types.0.: .*stage 'think': it waits for itself",
+        ),
+        (
+            "probability = 0.5",
+            "probability = 0.4",
+            r"job_types.0.: .*'short'.* add up to 0\.9, not 1",
+        ),
+        ("probability = 0.5", "probability = 1.5", "stages.2.: probability must be at most 1"),
+        ('to = "think", ', "", "stages.1..repeat: the key 'to' is missing"),
+        ('to = "think"', 'to = "thnk"', "job_types.0.: .*stage 'tool': Unknown stage 'thnk'"),
+        ('to = "think"', 'too = "think"', "stages.1..repeat: Unknown key 'too'"),
+        ("probability = 0.75", "probability = 1", "stages.1..repeat: The loop back .* never ends"),
+        ("probability = 0.75", "rounds = 0", "stages.1..repeat: rounds must be at least 1"),
+        (", probability = 0.75", "", "stages.1..repeat: A loop needs either the probability"),
+        ('name = "tool"', 'name = "think"', "job_types.0.: .*two stages have this name"),
+        (
+            "delay_ms = {",
+            "decode = { kind = 'fixed', tokens = 1 }\ndelay_ms = {",
+            "stages.1.: Stage 'tool' has both a delay and token lengths",
+        ),
+        (
+            "rate_per_s = 2 }",
+            "rate_per_s = 2 }\nprefill = { kind = 'fixed', tokens = 1 }",
+            "table job_types.0.: prefill belongs to one call: write it in ..job_types.stages..",
+        ),
+        (STAGES, "[job_types.stages]", "s.toml: this is not valid TOML"),
+        ("replicas = 3", 'replicas = 3\nrouter = "x"', "table engines.1.: Unknown key 'router'"),
+        ("[[engines]]", 'router = "fewest"\n[[engines]]', "s.toml: Unknown router 'fewest'. Did"),
+    ],
+)
+def test_faults_of_a_network_are_named(old, new, fault):
+    assert old in NETWORK
+    with pytest.raises(LLMGymError, match=fault):
+        loads(NETWORK.replace(old, new, 1), source="s.toml")
+
+
+def test_engines_and_stages_are_arrays_of_tables():
+    no_stages = NETWORK[: NETWORK.index(STAGES)]
+    for text, fault in [
+        (
+            no_stages + "stages = 3",
+            "table job_types.0.: stages must be an array of tables: write ..",
+        ),
+        (no_stages + "stages = []", "table job_types.0.: Job type 'agent' has no stage"),
+        (no_stages + "stages = [3]", "table job_types.0..stages.0.: this must be a table, got 3"),
+        ("engines = 3\n" + JOB, "s.toml: engines must be an array of tables: write ..engines.."),
+        ("engines = []\n" + JOB, "table job_types.0.: the key 'engine' is missing"),
+        (JOB, "s.toml: give either one .engine. or, for a network, several ..engines.."),
+    ]:
+        with pytest.raises(LLMGymError, match=fault):
+            loads(text, "s.toml")
+
+
 JUNK = [-1, 0, 2.5, 2**40, 2**63, float("nan"), float("-inf"), "x", "", True, [], {}, [1, "a"]]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([BASE, REPLAY]), st.data())
+@given(st.sampled_from([BASE, REPLAY, NETWORK]), st.data())
 def test_a_damaged_file_is_read_or_refused(text, data):
     """Whatever key is dropped or gets a value of any type, nothing but LLMGymError comes out."""
     top = table = tomllib.loads(text)
@@ -313,12 +540,31 @@ def test_unreadable_files(tmp_path):
             load(path)
 
 
+NETWORKS = (
+    "rybko-stolyar",
+    "rybko-stolyar-reversed",
+    "fork-join",
+    "pipeline-dag",
+    "diamond-dag",
+    "load-balanced",
+    "lu-kumar",
+    "criss-cross",
+    "re-entrant-line",
+    "react-loop",
+    "planner-workers-critic",
+    "rag",
+    "mixed-tenants",
+)
+
+
 def test_names():
     assert names() == sorted(names())
     assert {"paper-figure-1", "theorem-2", "corner-c", "md1", "llama-3-70b", "geometric"} < {
         *names()
     }
     assert {"bursty", "capped", "two-class", "azure-conversation", "azure-code"} < {*names()}
+    assert {*NETWORKS} < {*names()}
+    assert {name for name in names() if scenario(name).is_network} == {*NETWORKS}
 
 
 @pytest.mark.parametrize("name", names())
@@ -330,6 +576,8 @@ def test_shipped_scenario(name):
     assert shipped.name == name
     assert shipped.description.endswith(".")
     assert shipped.source.endswith(".")
+    if shipped.is_network:
+        return
     physics = dynamics.lower(shipped)
     assert physics.slots == shipped.slots
     assert len(physics.arrivals) == len(physics.lengths) == len(shipped.class_names)
@@ -342,6 +590,38 @@ def test_shipped_numbers():
     assert (int(corner.whole), int(corner.fraction)) == (46750, 0)
     assert scenario("two-class").targets_ms == ((1000.0, 200.0), (60000.0, 1000.0))
     assert scenario("md1").arrival_rate_per_s * 0.04675 == pytest.approx(0.8, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_engine_of_a_shipped_network_is_overloaded(name):
+    network = scenario(name)
+    asked = dict.fromkeys((engine.name for engine in network.engines), 0.0)
+    for job in network.workload:
+        flow = job.workflow
+        for stage, visits, (prefill, decode) in zip(
+            job.stages, flow.visits, flow.means, strict=True
+        ):
+            if not stage.is_delay:
+                asked[stage.engine] += job.rate_per_s * visits * (prefill + decode)
+    for engine in network.engines:
+        full_s = float(engine.batch_time.ms(np.array([engine.token_budget]))[0]) / 1000
+        load = asked[engine.name] * full_s / engine.token_budget / engine.replicas
+        assert 0.03 < load < 0.91, engine.name
+
+
+def test_numbers_of_the_networks():
+    """Section 5.4 of the paper: rho = 0.9, and the virtual station of the two exit classes."""
+    for name in ("rybko-stolyar", "rybko-stolyar-reversed", "lu-kumar"):
+        network = scenario(name)
+        rate = network.workload[0].rate_per_s / 1000
+        assert rate == pytest.approx(0.9 * 768 / 608)
+        heavy = [s for job in network.workload for s in job.stages if s.mean_prefill == 512]
+        assert [s.priority for s in heavy] == [int("reversed" not in name)] * 2
+        assert {s.engine for s in heavy} == {"engine-1", "engine-2"}
+        assert rate * sum(s.mean_prefill + s.mean_decode for s in heavy) / 768 > 1
+    agent = scenario("react-loop").workload[0].workflow
+    assert agent.visits == pytest.approx([1 / 0.3, 1 / 0.3, 1])
+    assert scenario("load-balanced").engine.replicas == 2
 
 
 def test_overrides_and_paths(tmp_path):

@@ -25,7 +25,9 @@ from llmgym.scenario import Scenario
 class ActionEncoding(Protocol):
     """What an encoding offers; ``space`` is None where the action is a Batch itself."""
 
-    space: gym.Space[Any] | None
+    @property
+    def space(self) -> gym.Space[Any] | None:
+        """The Gymnasium space."""
 
     def mask(self, view: View) -> jax.Array:
         """Which choices are feasible, flat over the dimensions (choices, ...); some in each."""

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from llmgym import dynamics
+from llmgym import dynamics, model
 from llmgym.arrivals import NEVER
 from llmgym.composition import Batch, View
-from llmgym.dynamics import Physics
 from llmgym.envs.actions import ActionEncoding, make_encoding
 from llmgym.envs.observations import Observation
 from llmgym.envs.rewards import Reward, Transition, make_reward
 from llmgym.errors import LLMGymError, check_number, unknown
 from llmgym.pytree import register
 from llmgym.scenario import Scenario, as_scenario
-from llmgym.state import State
 from llmgym.wide import Wide
 
 RATE_MEMORY_S = 60.0
@@ -40,7 +38,7 @@ class EnvState:
     corrected for its short memory at the start.
     """
 
-    engine: State
+    engine: Any  # state of the engine, or of the network
     weighted_arrivals: jax.Array
     weight: jax.Array
 
@@ -65,7 +63,7 @@ class FunctionalEngine:
     """The engine environment as functions.
 
     Args:
-        scenario: a Scenario or its name.
+        scenario: a Scenario or its name; None: ``default_scenario``.
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
         action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"`` or ``"batch"`` (a Batch; here
             only).
@@ -80,9 +78,11 @@ class FunctionalEngine:
         action_space, observation_space: Gymnasium spaces.
     """
 
+    default_scenario: ClassVar[str] = "paper-figure-1"
+
     def __init__(
         self,
-        scenario: Scenario | str = "paper-figure-1",
+        scenario: Scenario | str | None = None,
         load: float | None = None,
         action: str = "tiles",
         reward: str | Reward = "holding_cost",
@@ -92,72 +92,91 @@ class FunctionalEngine:
         reward_settings: dict[str, Any] | None = None,
     ) -> None:
         check_number("max_steps", max_steps, low=1, high=2**30, integer=True)
-        self.scenario = as_scenario(scenario).at_load(load)
-        self.params = dynamics.lower(self.scenario)
+        chosen = self.default_scenario if scenario is None else scenario
+        self.scenario = as_scenario(chosen).at_load(load)
+        self.params = self._lower()
         self.max_steps = int(max_steps)
-        self.encoding: ActionEncoding = make_encoding(
-            action, self.scenario, **(action_settings or {})
-        )
+        self.encoding = self._encoding(action, action_settings or {})
         self.reward = make_reward(reward, self.scenario, **(reward_settings or {}))
-        self.observation = Observation(self.scenario, observed_requests)
+        self.observation: Any = self._observation(observed_requests)
         self.action_space = self.encoding.space
         self.observation_space = self.observation.space
 
-    def _physics(self, params: Physics | None) -> Physics:
+    def _lower(self) -> Any:
+        return dynamics.lower(self.scenario)
+
+    def _encoding(self, action: str, settings: dict[str, Any]) -> ActionEncoding:
+        return make_encoding(action, self.scenario, **settings)
+
+    def _observation(self, requests: int) -> Any:
+        return Observation(self.scenario, requests)
+
+    def _act(self, engine: Any, action: Any, view: View) -> tuple[Any, Batch]:
+        """The engine and the batch that an action stands for."""
+        return engine, self.encoding.expand(action, view)
+
+    def _look(self, state: EnvState, view: View) -> jax.Array:
+        return jnp.asarray(self.observation(view, state.arrival_rate))
+
+    def _physics(self, params: Any) -> Any:
         # Behind a barrier: constants that the compiler folds round differently in the last digit
         # from traced ones, and a run must not depend on how it was compiled.
         return params or jax.lax.optimization_barrier(self.params)
 
-    def init(self, key: jax.Array, params: Physics | None = None) -> EnvState:
+    def init(self, key: jax.Array, params: Any = None) -> EnvState:
         """An empty engine. ``key``: a JAX random key, or an array of them for a batch."""
-        engine = dynamics.init(self._physics(params), key)
+        engine = model.init(self._physics(params), key)
         none = jnp.zeros(engine.present.shape, jnp.float32)
         return EnvState(engine, none, none)
 
-    def step(
-        self, state: EnvState, action: Any, params: Physics | None = None
-    ) -> tuple[EnvState, TimeStep]:
+    def step(self, state: EnvState, action: Any, params: Any = None) -> tuple[EnvState, TimeStep]:
         """One decision epoch. Does not reset: do so where ``truncated`` is set."""
         physics = self._physics(params)
-        batch = self.encoding.expand(action, dynamics.view(physics, state.engine))
-        after, info = dynamics.step(physics, state.engine, batch)
+        seen = model.view(physics, state.engine)
+        engine, batch = self._act(state.engine, action, seen)
+        after, info = model.step(physics, engine, batch)
         transition = Transition(state.engine, info, after, physics.tick_ms)
         new = _remember(replace(state, engine=after), info.arrived, transition.duration_s)
         tick = physics.tick_ms
         # Nothing left to do and nothing to come: a replay is over.
-        over = (after.present == 0) & (dynamics.next_arrival(physics, after) >= NEVER)
+        over = (after.present == 0) & (model.next_arrival(physics, after) >= NEVER)
         step_info = {
             "time_s": _seconds(after.clock, tick),
             "duration_ms": info.duration.astype(jnp.float32) * tick,
-            "prefill_tokens": info.prefill_tokens,
-            "decode_tokens": info.decode_tokens,
+            "prefill_tokens": _whole(info.prefill_tokens, after),
+            "decode_tokens": _whole(info.decode_tokens, after),
             "completed": info.completed,
             "arrived": info.arrived,
             "dropped": info.dropped,
             "in_system": after.present,
             "backlog_tokens": after.backlog,
             "clipped": info.clipped,
-            "action_mask": self.encoding.mask(dynamics.view(physics, after)),
+            "action_mask": self.encoding.mask(model.view(physics, after)),
         }
         truncated = (after.steps >= self.max_steps) | over
         reward = jnp.asarray(self.reward(transition), jnp.float32)
         return new, TimeStep(self.observe(new, physics), reward, truncated, step_info)
 
-    def observe(self, state: EnvState, params: Physics | None = None) -> jax.Array:
+    def observe(self, state: EnvState, params: Any = None) -> jax.Array:
         """The observation vector (entries, ...)."""
-        return self.observation(self.view(state, params), state.arrival_rate)
+        return self._look(state, self.view(state, params))
 
-    def view(self, state: EnvState, params: Physics | None = None) -> View:
+    def view(self, state: EnvState, params: Any = None) -> View:
         """What a policy of llmgym.baselines sees."""
-        return dynamics.view(self._physics(params), state.engine)
+        return model.view(self._physics(params), state.engine)
 
-    def action_mask(self, state: EnvState, params: Physics | None = None) -> jax.Array:
+    def action_mask(self, state: EnvState, params: Any = None) -> jax.Array:
         """Feasible choices, flat (choices, ...)."""
         return self.encoding.mask(self.view(state, params))
 
-    def expand(self, state: EnvState, action: Any, params: Physics | None = None) -> Batch:
+    def expand(self, state: EnvState, action: Any, params: Any = None) -> Batch:
         """The Batch that an action stands for in this state."""
         return self.encoding.expand(action, self.view(state, params))
+
+
+def _whole(tokens: jax.Array, state: Any) -> jax.Array:
+    """Tokens of all engines."""
+    return tokens if tokens.ndim == state.present.ndim else jnp.sum(tokens, axis=0)
 
 
 def _remember(state: EnvState, arrived: jax.Array, duration_s: jax.Array) -> EnvState:
@@ -175,7 +194,11 @@ def _seconds(clock: Wide, tick_ms: jax.Array) -> jax.Array:
     return words * tick_ms / 1000
 
 
-IDS = {"llmgym/Engine-v0": FunctionalEngine}
+def ids() -> dict[str, type[FunctionalEngine]]:
+    """The environments by id."""
+    from llmgym.envs.network import FunctionalNetwork
+
+    return {"llmgym/Engine-v0": FunctionalEngine, "llmgym/Network-v0": FunctionalNetwork}
 
 
 def functional(env_id: str, **settings: Any) -> FunctionalEngine:
@@ -183,13 +206,14 @@ def functional(env_id: str, **settings: Any) -> FunctionalEngine:
 
     Settings are those of ``gym.make``. Raises LLMGymError for an unknown id or setting.
     """
-    if env_id not in IDS:
-        raise unknown("environment", env_id, IDS)
-    known = inspect.signature(IDS[env_id]).parameters
+    known_ids = ids()
+    if env_id not in known_ids:
+        raise unknown("environment", env_id, known_ids)
+    known = inspect.signature(known_ids[env_id]).parameters
     for name in settings:
         if name not in known:
             raise unknown(f"setting of {env_id}:", name, known)
-    return IDS[env_id](**settings)
+    return known_ids[env_id](**settings)
 
 
 def array_form(env_id: str, **settings: Any) -> FunctionalEngine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import jax
@@ -28,20 +28,24 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     """
 
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
+    env_id: ClassVar[str] = "llmgym/Engine-v0"
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise unknown("render mode", render_mode, RENDER_MODES)
-        self.core = array_form("llmgym/Engine-v0", **settings)
+        self.core = array_form(self.env_id, **settings)
         self.render_mode = render_mode
         assert self.core.action_space is not None
         self.action_space = self.core.action_space
         self.observation_space = self.core.observation_space
         self._init, self._step = jax.jit(self.core.init), jax.jit(self.core.step)
         self._observe, self._mask = jax.jit(self.core.observe), jax.jit(self.core.action_mask)
-        self._renderer = None if render_mode is None else Renderer(self.core, render_mode)
+        self._renderer = None if render_mode is None else self._make_renderer(render_mode)
         self._state: EnvState | None = None
         self._action_mask: np.ndarray | None = None
+
+    def _make_renderer(self, render_mode: str) -> Any:
+        return Renderer(self.core, render_mode)
 
     @property
     def state(self) -> EnvState:
@@ -92,3 +96,18 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def render(self) -> Any:
         """Text ("ansi") or a uint8 image (height, width, 3) ("rgb_array"); None without a mode."""
         return None if self._renderer is None else self._renderer.render(self.state)
+
+
+class NetworkEnv(EngineEnv):
+    """A network of engines: every step composes the batches of the engines that are free.
+
+    As EngineEnv, with the action and the observation of every engine in a row; engines that are busy
+    ignore their part of the action, and the mask leaves them one choice.
+    """
+
+    env_id: ClassVar[str] = "llmgym/Network-v0"
+
+    def _make_renderer(self, render_mode: str) -> Any:
+        from llmgym.envs.network_rendering import NetworkRenderer
+
+        return NetworkRenderer(self.core, render_mode)

@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmgym.dynamics import StepInfo
 from llmgym.errors import LLMGymError, check_number, unknown
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
-from llmgym.state import State, Table
+from llmgym.state import Table
 
 
 @register
@@ -26,9 +25,9 @@ from llmgym.state import State, Table
 class Transition:
     """What a reward may look at: the engine before and after the step, and what happened in it."""
 
-    before: State
-    info: StepInfo
-    after: State
+    before: Any
+    info: Any  # StepInfo, or NetworkInfo
+    after: Any
     tick_ms: jax.Array
 
     @property
@@ -55,8 +54,14 @@ def weighted_holding(step: Transition, prefill_weight: float, decode_weight: flo
     The phases are those at the decision; requests that arrive within the step are in prefill.
     """
     table = step.before.table
-    in_prefill = jnp.sum((table.prefill > 0).astype(jnp.float32), axis=0)
-    decoding = step.before.present - in_prefill
+    # Over the slots, and the engines where there are several. Delays hold no call.
+    axes = tuple(range(table.prefill.ndim - step.before.present.ndim))
+    delays = table.prefill.shape[1] - step.before.busy.shape[0] if len(axes) > 1 else 0
+    running = (table.prefill == 0) & (table.decode > 0)
+    if delays:
+        running = running[:, :-delays]
+    in_prefill = jnp.sum((table.prefill > 0).astype(jnp.float32), axis=axes)
+    decoding = jnp.sum(running.astype(jnp.float32), axis=axes)
     ticks = step.info.duration.astype(jnp.float32)
     late = step.info.request_ticks - step.before.present * ticks
     cost = prefill_weight * (in_prefill * ticks + late) + decode_weight * decoding * ticks
@@ -70,7 +75,10 @@ def backlog_tokens(step: Transition) -> jax.Array:
 
 def throughput(step: Transition) -> jax.Array:
     """Thousand tokens served in the step."""
-    return (step.info.prefill_tokens + step.info.decode_tokens).astype(jnp.float32) / 1000
+    tokens = step.info.prefill_tokens + step.info.decode_tokens
+    if tokens.ndim > step.before.present.ndim:  # engines
+        tokens = jnp.sum(tokens, axis=0)
+    return tokens.astype(jnp.float32) / 1000
 
 
 def goodput(step: Transition, targets: tuple[tuple[float | None, float | None], ...]) -> jax.Array:
@@ -155,6 +163,10 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
     if settings:
         raise LLMGymError(f"Reward {reward!r} has no settings, got {', '.join(settings)}.")
     if reward == "goodput":
+        if scenario.is_network:
+            raise LLMGymError(
+                "Reward 'goodput' judges single calls; for jobs of a network give a function."
+            )
         if all(target is None for pair in scenario.targets_ms for target in pair):
             raise LLMGymError(
                 "Reward 'goodput' needs targets: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import jax
@@ -12,7 +12,6 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llmgym.dynamics import Physics
 from llmgym.envs.functional import EnvState, TimeStep, array_form
 from llmgym.errors import LLMGymError, check_number
 
@@ -29,12 +28,13 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    env_id: ClassVar[str] = "llmgym/Engine-v0"
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **settings: Any) -> None:
         check_number("num_envs", num_envs, low=1, high=2**20, integer=True)
         if render_mode is not None:
             raise LLMGymError("The vector environment does not render; gym.make one for that.")
-        self.core = array_form("llmgym/Engine-v0", **settings)
+        self.core = array_form(self.env_id, **settings)
         self.num_envs, self.render_mode = int(num_envs), None
         assert self.core.action_space is not None
         self.single_action_space = self.core.action_space
@@ -48,14 +48,14 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._episode: jax.Array | None = None
         self._action_mask: np.ndarray | None = None
 
-    def _start(self, params: Physics, keys: jax.Array) -> tuple[EnvState, Any, Any]:
+    def _start(self, params: Any, keys: jax.Array) -> tuple[EnvState, Any, Any]:
         state = self.core.init(keys, params)
         observation = self.core.observe(state, params)
         return state, observation.T, self.core.action_mask(state, params).T
 
     def _step_and_reset(
         self,
-        params: Physics,
+        params: Any,
         state: EnvState,
         action: jax.Array,
         keys: jax.Array,
@@ -152,6 +152,12 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self._action_mask is None:
             raise LLMGymError("Call reset() first: there is no state to mask actions in.")
         return self._action_mask
+
+
+class NetworkVectorEnv(EngineVectorEnv):
+    """``num_envs`` networks of engines, stepped together; see EngineVectorEnv and NetworkEnv."""
+
+    env_id: ClassVar[str] = "llmgym/Network-v0"
 
 
 def _masked(values: dict[str, Any], where: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,238 @@
+"""``llmgym/Network-v0`` as pure functions: the batches of all engines of a network.
+
+Every engine is seen and steered as one engine is in ``llmgym/Engine-v0``, with the classes that it
+serves; actions and observations of the engines stand in a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym import arrivals, network
+from llmgym.composition import Batch, View
+from llmgym.envs.actions import ActionEncoding, make_encoding
+from llmgym.envs.functional import EnvState, FunctionalEngine
+from llmgym.envs.observations import Observation
+from llmgym.network_plan import Plan
+from llmgym.scenario import Scenario
+from llmgym.workload import JobType, Replay
+
+
+def engine_scenario(scenario: Scenario, engine: int) -> Scenario:
+    """One engine of a network as a scenario of its own: its calls arrive as a Poisson stream."""
+    plan = Plan.of(scenario)
+    group = plan.engine_group()[engine]
+    alone = replace(scenario.engines[group], replicas=1)
+    if isinstance(scenario.workload, Replay):
+        return replace(scenario, engines=(alone,), router="fewest_tokens")
+    names, jobs = scenario.class_names, []
+    for k in _classes_of(plan, group):
+        job = scenario.job_types[plan.type_of[k]]
+        number = k - plan.first_class[plan.type_of[k]]
+        rate = job.rate_per_s * float(job.workflow.visits[number]) / alone.replicas
+        stage = replace(job.stages[number], after=None, probability=None, repeat=None, name="call")
+        jobs.append(JobType(arrivals.Poisson(rate), (stage,), name=names[k]))
+    return replace(scenario, engines=(alone,), workload=tuple(jobs), router="fewest_tokens")
+
+
+def _classes_of(plan: Plan, group: int) -> list[int]:
+    """The classes that a group of engines serves; that of an idle one is never seen."""
+    return [k for k, g in enumerate(plan.group_of) if g == group] or [0]
+
+
+def engine_view(plan: Plan, view: View, engine: int) -> View:
+    """What one engine shows, its classes numbered from 0."""
+    axis = -(view.token_budget.ndim - 1) - 1  # of the engines, counted from the batch axes
+    one = jax.tree.map(
+        lambda x: jax.lax.index_in_dim(x, engine, x.ndim + axis, keepdims=False), view
+    )
+    job_class = jnp.zeros_like(one.job_class)
+    for number, k in enumerate(_classes_of(plan, plan.engine_group()[engine])):
+        job_class = jnp.where(one.job_class == k, number, job_class)
+    return replace(one, job_class=job_class)
+
+
+@dataclass(frozen=True)
+class NetworkEncoding:
+    """The encoding ``action`` of Engine-v0 for every engine, in a row; then the routing choices.
+
+    Discrete choices of the engines form one MultiDiscrete, scores one Box. Under ``router="action"``
+    the last choices name, for each group of replicas, where calls go until the next decision.
+    """
+
+    scenario: Scenario
+    action: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The structure of the network."""
+        return Plan.of(self.scenario)
+
+    @cached_property
+    def parts(self) -> tuple[ActionEncoding, ...]:
+        """The encoding of each engine."""
+        return tuple(
+            make_encoding(self.action, engine_scenario(self.scenario, s), **dict(self.settings))
+            for s in range(self.plan.engines)
+        )
+
+    @property
+    def routed(self) -> tuple[int, ...]:
+        """The groups whose replica is chosen by the action."""
+        if self.plan.router != "action" or self.action == "scores":
+            return ()
+        return tuple(g for g, (_, replicas) in enumerate(self.plan.groups) if replicas > 1)
+
+    def _sizes(self, space: gym.Space[Any]) -> list[int]:
+        return [int(space.n)] if isinstance(space, gym.spaces.Discrete) else list(space.nvec)  # type: ignore[attr-defined]
+
+    @property
+    def space(self) -> gym.Space[Any] | None:
+        """The Gymnasium space; None where the action is a Batch itself."""
+        spaces = [part.space for part in self.parts]
+        if any(space is None for space in spaces):
+            return None
+        if isinstance(spaces[0], gym.spaces.Box):
+            high = np.concatenate([s.high for s in spaces])  # type: ignore[union-attr]
+            return gym.spaces.Box(-high, high, dtype=np.float32)
+        sizes = [n for space in spaces if space is not None for n in self._sizes(space)]
+        return gym.spaces.MultiDiscrete([*sizes, *(self.plan.groups[g][1] for g in self.routed)])
+
+    def _widths(self) -> list[int]:
+        """Entries of the action that belong to each engine."""
+        spaces = [part.space for part in self.parts]
+        return [
+            space.shape[0] if isinstance(space, gym.spaces.Box) else len(self._sizes(space))  # type: ignore[arg-type]
+            for space in spaces
+        ]
+
+    def mask(self, view: View) -> jax.Array:
+        """Feasible choices, flat; engines that are busy have one, the first of each dimension."""
+        if self.space is None:
+            return (view.demand > 0) & view.free
+        masks = []
+        for s, part in enumerate(self.parts):
+            one = engine_view(self.plan, view, s)
+            mask = part.mask(one)
+            first = np.zeros(mask.shape[0], bool)
+            if not isinstance(part.space, gym.spaces.Box):
+                assert part.space is not None
+                sizes = self._sizes(part.space)
+                first[np.cumsum([0, *sizes[:-1]])] = True
+            first = first.reshape((-1,) + (1,) * (mask.ndim - 1))
+            masks.append(jnp.where(one.free, mask, first))
+        for g in self.routed:
+            masks.append(jnp.ones((self.plan.groups[g][1], *view.token_budget.shape[1:]), bool))
+        return jnp.concatenate(masks)
+
+    def expand(self, action: Any, view: View) -> Batch:
+        """The batches of all engines."""
+        if self.space is None:
+            return action if isinstance(action, Batch) else Batch(jnp.asarray(action, jnp.int32))
+        action = jnp.asarray(action)
+        batches, start = [], 0
+        for s, (part, width) in enumerate(zip(self.parts, self._widths(), strict=True)):
+            own = action[start : start + width]
+            start += width
+            if isinstance(part.space, gym.spaces.Discrete):
+                own = own[0]
+            batches.append(part.expand(own, engine_view(self.plan, view, s)).tokens)
+        return Batch(jnp.stack(batches, axis=1))
+
+    def route(self, action: Any, route: jax.Array) -> jax.Array:
+        """The replicas (groups, ...) that the action names; those of other groups stay."""
+        if not self.routed:
+            return route
+        chosen = jnp.asarray(action, jnp.int32)[sum(self._widths()) :]
+        return route.at[jnp.array(self.routed)].set(chosen)
+
+
+@dataclass(frozen=True)
+class NetworkObservation:
+    """The observation of every engine (see Observation), then ``busy``, ``busy_for`` of each, and ``jobs``.
+
+    ``busy_for``: log1p of the milliseconds until its batch ends; ``jobs``: log1p of jobs present.
+    """
+
+    scenario: Scenario
+    requests: int = 0
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return Plan.of(self.scenario)
+
+    @cached_property
+    def parts(self) -> tuple[Observation, ...]:
+        """The observation of each engine."""
+        faces = (engine_scenario(self.scenario, s) for s in range(self._plan.engines))
+        return tuple(Observation(face, self.requests) for face in faces)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the entries."""
+        engines = self.scenario.engine_names
+        own = [f"{e}.{n}" for e, part in zip(engines, self.parts, strict=True) for n in part.names]
+        busy = [f"{e}.{n}" for n in ("busy", "busy_for") for e in engines]
+        return (*own, *busy, "jobs")
+
+    @cached_property
+    def space(self) -> gym.spaces.Box:
+        """Box of float32 with finite bounds."""
+        engines = self._plan.engines
+        high = [part.space.high for part in self.parts]
+        high.append(np.full(engines, 1.0, np.float32))
+        high.append(np.full(engines, np.log1p(1e8), np.float32))
+        high.append(np.array([np.log1p(self.scenario.slots)], np.float32))
+        top = np.concatenate(high).astype(np.float32)
+        return gym.spaces.Box(np.zeros_like(top), top, dtype=np.float32)
+
+    def __call__(self, view: View, state: EnvState) -> jax.Array:
+        """The vector (entries, ...)."""
+        inner = state.engine
+        parts = [
+            part(engine_view(self._plan, view, s), state.arrival_rate)
+            for s, part in enumerate(self.parts)
+        ]
+        busy_ms = inner.busy.astype(jnp.float32) * view.tick_ms
+        parts += [
+            (inner.busy > 0).astype(jnp.float32),
+            jnp.minimum(jnp.log1p(busy_ms), np.float32(np.log1p(1e8))),
+            jnp.log1p(inner.present.astype(jnp.float32))[None],
+        ]
+        return jnp.concatenate(parts)
+
+
+class FunctionalNetwork(FunctionalEngine):
+    """The network environment as functions: as FunctionalEngine, for scenarios of any size.
+
+    ``params`` is a ``llmgym.network.Network``. A ``Batch`` has an axis of engines behind the slots.
+    """
+
+    default_scenario: ClassVar[str] = "rybko-stolyar"
+
+    def _lower(self) -> Any:
+        return network.lower_network(self.scenario)
+
+    def _encoding(self, action: str, settings: dict[str, Any]) -> ActionEncoding:
+        make_encoding(action, engine_scenario(self.scenario, 0), **settings)  # refuse bad settings
+        return NetworkEncoding(self.scenario, action, tuple(settings.items()))
+
+    def _observation(self, requests: int) -> NetworkObservation:
+        return NetworkObservation(self.scenario, requests)
+
+    def _act(self, engine: Any, action: Any, view: View) -> tuple[Any, Batch]:
+        assert isinstance(self.encoding, NetworkEncoding)
+        if self.encoding.routed:
+            engine = replace(engine, route=self.encoding.route(action, engine.route))
+        return engine, self.encoding.expand(action, view)
+
+    def _look(self, state: EnvState, view: View) -> jax.Array:
+        return jnp.asarray(self.observation(view, state))

@@ -1,0 +1,119 @@
+"""Scenarios as TOML text: the writer. ``llmgym.scenario_files`` reads it and describes the form."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from llmgym.arrivals import ARRIVALS, Arrivals
+from llmgym.batch_time import BATCH_TIMES, BatchTime
+from llmgym.errors import LLMGymError
+from llmgym.lengths import LENGTHS, Length
+from llmgym.scenario import Scenario
+from llmgym.workload import JobType, Replay, Stage
+
+KINDS: dict[Any, dict[str, Any]] = {BatchTime: BATCH_TIMES, Arrivals: ARRIVALS, Length: LENGTHS}
+"""What comes in kinds, and the class of each kind."""
+
+FIRST = ("name", "description", "source", "engine", "after")
+SELDOM = ("replicas", "inherits", "priority")
+"""Fields that are left out at their default; so is a router that has nothing to choose."""
+
+ONLY_CALL = "call-1"
+"""Name of the one call of a job type that has no table of stages."""
+
+
+def dumps(scenario: Scenario) -> str:
+    """The scenario as TOML text, every setting written out; ``loads`` gives an equal scenario back.
+
+    Raises:
+        LLMGymError: a batch time, arrival process or length whose class is no registered kind.
+    """
+    several = len(scenario.engines) > 1
+    routed = scenario.router != Scenario.router or any(e.replicas > 1 for e in scenario.engines)
+    table = _table(scenario, leave_out=("engines", "workload", *([] if routed else ["router"])))
+    if several:
+        table["engines"] = [_table(engine) for engine in scenario.engines]
+    else:
+        table["engine"] = _table(scenario.engine)
+    if isinstance(scenario.workload, Replay):
+        table["replay"] = _table(scenario.workload)
+    else:
+        table["job_types"] = [_job_type(job, several) for job in scenario.workload]
+    staged = any("stages" in job for job in table.get("job_types", ()))
+    return "".join(_lines(table, compact=several or staged))
+
+
+def _job_type(job: JobType, several_engines: bool) -> dict[str, Any]:
+    """A job type with its stages, or with the fields of its one call in the same table."""
+    table = _table(job, leave_out=("stages",))
+    stages = [_stage(stage, several_engines) for stage in job.stages]
+    if len(stages) == 1 and stages[0]["name"] == ONLY_CALL:
+        return table | {key: value for key, value in stages[0].items() if key != "name"}
+    return table | {"stages": stages}
+
+
+def _stage(stage: Stage, several_engines: bool) -> dict[str, Any]:
+    needless = stage.engine == Stage.engine if stage.is_delay else not several_engines
+    return _table(stage, leave_out=("engine",) if needless else ())
+
+
+def _table(thing: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
+    """A dataclass as a TOML table: its kind, where there are kinds, and its fields that are set."""
+    table: dict[str, Any] = {}
+    for base, kinds in KINDS.items():
+        if isinstance(thing, base):
+            if kinds.get(thing.kind) is not type(thing):
+                raise LLMGymError(
+                    f"{type(thing).__name__} cannot be written to TOML; the kinds of "
+                    f"{base.__name__} that can: {', '.join(kinds)}."
+                )
+            table["kind"] = thing.kind
+    default = {f.name: f.default for f in fields(thing) if f.name not in leave_out}
+    for name in sorted(default, key=lambda name: (*FIRST, name).index(name)):
+        value = getattr(thing, name)
+        if value is None or (name in SELDOM and value == default[name]):
+            continue
+        if is_dataclass(value):
+            table[name] = _table(value)
+        elif name == "after":
+            table[name] = list(value)
+        else:
+            table[name] = value if isinstance(value, str) else np.asarray(value).tolist()
+    return table
+
+
+def _lines(table: dict[str, Any], compact: bool, path: str = "") -> Iterator[str]:
+    """The lines of a table, its inner tables last; ``compact``: those of plain values on one line."""
+    inner = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            if compact and not any(isinstance(v, (dict, list)) for v in value.values()):
+                pairs = ", ".join(f"{k} = {_literal(v)}" for k, v in value.items())
+                yield f"{key} = {{ {pairs} }}\n"
+            else:
+                inner[key] = [value]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            inner[key] = value
+        else:
+            yield f"{key} = {_literal(value)}\n"
+    for key, tables in inner.items():
+        header = f"[{path}{key}]" if isinstance(table[key], dict) else f"[[{path}{key}]]"
+        for one in tables:
+            yield f"\n{header}\n"
+            yield from _lines(one, compact, f"{path}{key}.")
+
+
+def _literal(value: Any) -> str:
+    """A value in TOML; a long list of numbers in lines of up to 100 characters."""
+    if not isinstance(value, list):
+        return tomli_w.dumps({"x": value})[len("x = ") : -1]
+    items = ", ".join(map(_literal, value))
+    if len(items) <= 72 or any(isinstance(item, str) for item in value):
+        return f"[{items}]"
+    return "[\n" + textwrap.indent(textwrap.fill(items, 96), "    ") + ",\n]"

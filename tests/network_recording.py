@@ -1,0 +1,201 @@
+"""What the JAX network does, as plain Python lists, and the random numbers that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from network_workloads import POLICIES
+from reference import Ran
+
+from llmgym import baselines, policies, stream
+from llmgym.jobs import CHOICE
+from llmgym.network import (
+    Network,
+    NetworkState,
+    call_lengths,
+    init_network,
+    network_view,
+    step_network,
+)
+
+Record = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One environment: batches of every engine, (first token, finish) of calls, and counts at the end."""
+
+    batches: list[list[Ran]]
+    finished: dict[Any, tuple[int, int]]
+    arrived: int
+    dropped: int
+    present: int
+    completed: int
+    backlog: int
+    end: int
+    clipped: bool
+
+
+def run(
+    network: Network,
+    state: NetworkState,
+    keys: jax.Array,
+    number: jax.Array,
+    token_budget: jax.Array,
+    steps: int,
+) -> tuple[NetworkState, dict[str, jax.Array]]:
+    """``steps`` epochs under policy ``number`` of POLICIES, and all that tests ask for (axis 0: steps)."""
+    made = [baselines.make(name, **fixed, token_budget=token_budget) for name, fixed in POLICIES]
+
+    def body(state: NetworkState, _: None) -> tuple[NetworkState, dict[str, jax.Array]]:
+        seen = network_view(network, state)
+        composers = [partial(policies.compose, policy) for policy in made]
+        batch = jax.lax.switch(number, composers, keys, seen)
+        after, info = step_network(network, state, batch)
+        table, engines = info.table, network.plan.engines
+        visit = jnp.zeros_like(table.request) if table.visit is None else table.visit
+        return after, {
+            "start": state.clock.low,
+            "duration": info.duration,
+            "batch_ticks": info.batch_ticks,
+            "clipped": info.clipped,
+            "tokens": info.batch.tokens,
+            "decoding": seen.decoding[:, :engines],
+            "finished": info.finished,
+            "first_token": table.first_token,
+            "job_class": table.job_class,
+            "request": table.request,
+            "visit": visit,
+        }
+
+    return jax.lax.scan(body, state, None, length=steps)
+
+
+@partial(jax.jit, static_argnames="steps")
+def trace(
+    network: Network, keys: jax.Array, number: jax.Array, token_budget: jax.Array, steps: int
+) -> tuple[NetworkState, dict[str, jax.Array]]:
+    """The same from the start. One compiled program holds every policy: compiling is what costs time."""
+    return run(network, init_network(network, keys), keys, number, token_budget, steps)
+
+
+def record(
+    network: Network, keys: jax.Array, number: int, token_budget: int, steps: int
+) -> list[Recorded]:
+    """Run policy ``number`` of POLICIES from the start; one record for each of the keys."""
+    numbers = jnp.int32(number), jnp.int32(token_budget)
+    state, out = jax.device_get(trace(network, keys, *numbers, steps))
+    return [_environment(network, out, state, env) for env in range(keys.size)]
+
+
+def _environment(network: Network, out: Record, state: NetworkState, env: int) -> Recorded:
+    column = {name: values[..., env] for name, values in out.items()}
+    batches: list[list[Ran]] = [[] for _ in range(network.plan.engines)]
+    finished: dict[Any, tuple[int, int]] = {}
+    for step, engine in np.argwhere(column["batch_ticks"] > 0):
+        tokens, decoding = (column[k][step, :, engine] for k in ("tokens", "decoding"))
+        prefill, decode = (
+            {_name(network, column, (step, at, engine)): int(tokens[at]) for at in rows}
+            for rows in (np.flatnonzero(tokens * ~decoding), np.flatnonzero(tokens * decoding))
+        )
+        start, duration = int(column["start"][step]), int(column["batch_ticks"][step, engine])
+        batches[engine].append(Ran(start, duration, prefill, decode))
+    for at in np.argwhere(column["finished"]):
+        index = tuple(at.tolist())
+        name = _name(network, column, index)
+        assert name not in finished
+        end = int(column["start"][at[0]]) + int(column["duration"][at[0]])
+        finished[name] = int(column["first_token"][index]), end
+    return Recorded(
+        batches,
+        finished,
+        arrived=int(state.totals.arrived[env]),
+        dropped=int(state.totals.dropped[env]),
+        present=int(state.present[env]),
+        completed=int(state.totals.completed[env]),
+        backlog=int(state.backlog[env]),
+        end=int(state.clock.to_numpy()[env]),
+        clipped=bool(column["clipped"].any()),
+    )
+
+
+def _name(network: Network, column: Record, index: tuple[int, ...]) -> tuple[int, ...]:
+    """(job type, job number, stage, visit) of the call in a row of the table."""
+    job_class, request, visit = (int(column[k][index]) for k in ("job_class", "request", "visit"))
+    job_type = network.plan.type_of[job_class]
+    return job_type, request, job_class - network.plan.first_class[job_type], visit
+
+
+@partial(jax.jit, static_argnames="count")
+def _drawn(network: Network, keys: jax.Array, count: int) -> stream.Drawn:
+    words = jnp.moveaxis(jax.random.key_data(keys).astype(jnp.uint32), -1, 0)
+    begun = stream.start(network.arrivals, words, network.burst)
+    nothing = tuple(lambda index, words: (index, index) for _ in network.arrivals)
+    limit = jnp.full(keys.shape, count)
+    return stream.draw(network.arrivals, nothing, begun, network.burst, count, limit)[0]
+
+
+def jobs(network: Network, keys: jax.Array, count: int) -> list[list[tuple[int, int, int]]]:
+    """The first ``count`` jobs (arrival, type, number) of each environment, in order of arrival."""
+    drawn = jax.device_get(_drawn(network, keys, count))
+    columns = np.stack([drawn.wait, drawn.job_class, drawn.request])
+    return [
+        [tuple(row) for row in columns[:, : drawn.count[env], env].T.tolist()]
+        for env in range(keys.size)
+    ]
+
+
+@partial(jax.jit, static_argnames=("count", "visits"))
+def _tables(network: Network, keys: jax.Array, count: int, visits: int) -> tuple[jax.Array, ...]:
+    words = jnp.moveaxis(jax.random.key_data(keys).astype(jnp.uint32), -1, 0)
+    shape = (network.plan.classes, count, visits, keys.size)
+    job_class, number, visit = (
+        jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(3)
+    )
+    return (
+        jnp.stack(call_lengths(network, words, job_class, number, visit)),
+        stream.words(words, job_class, number, 2, visit),
+        stream.words(words, job_class + CHOICE, number, 2, visit),
+    )
+
+
+class Table:
+    """The ``network_reference.Draws`` of one environment: what the streams of the JAX network hold."""
+
+    def __init__(
+        self, first_class: tuple[int, ...], lengths: np.ndarray, own: np.ndarray, other: np.ndarray
+    ) -> None:
+        """Arrays (..., classes, jobs, visits): lengths (2), and random words (4) of two kinds."""
+        self.first_class, self.tokens, self.own, self.other = first_class, lengths, own, other
+
+    def _at(self, job: tuple[int, int], stage: int, visit: int) -> tuple[int, int, int]:
+        return self.first_class[job[0]] + stage, job[1], visit
+
+    def _uniform(self, words: np.ndarray, word: int, at: tuple[int, int, int]) -> float:
+        return ((int(words[word, *at]) >> 9) + 0.5) * 2.0**-23
+
+    def lengths(self, job: tuple[int, int], stage: int, visit: int) -> tuple[int, int]:
+        prefill, decode = self.tokens[:, *self._at(job, stage, visit)].tolist()
+        return prefill, decode
+
+    def loop(self, job: tuple[int, int], stage: int, visit: int) -> float:
+        return self._uniform(self.own, 3, self._at(job, stage, visit))
+
+    def choice(self, job: tuple[int, int], stage: int, visit: int) -> float:
+        return self._uniform(self.other, 0, self._at(job, stage, visit))
+
+    def router(self, job: tuple[int, int], stage: int, visit: int) -> tuple[float, float]:
+        at = self._at(job, stage, visit)
+        return self._uniform(self.other, 2, at), self._uniform(self.other, 3, at)
+
+
+def draws(network: Network, keys: jax.Array, count: int, visits: int) -> list[Table]:
+    """The random numbers of the jobs below ``count`` in ``visits`` visits to each of their stages."""
+    tables = jax.device_get(_tables(network, keys, count, visits))
+    first = network.plan.first_class
+    return [Table(first, *(t[..., env] for t in tables)) for env in range(keys.size)]

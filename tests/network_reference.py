@@ -1,0 +1,333 @@
+"""A plain event simulator of a network of engines: what the JAX network must equal batch by batch.
+
+Lists, loops and whole numbers only; it shares no code with ``llmgym``. Jobs come in with their times of
+arrival, and random numbers as a table (``Draws``); out come the batches of every engine. Every job
+joins at the instant of its arrival, every call at the instant at which what it waits for is done.
+Events of one instant: ends of batches, engine by engine; ends of delays, in the order in which they
+began; new jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Protocol
+
+from reference import Engine, Policy, Ran, Request
+
+WAITING, RUNNING, DONE, PASSED = "waiting", "running", "done", "passed"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Back to stage ``to`` with a probability, or until there were so many rounds."""
+
+    to: int
+    probability: float | None = None
+    rounds: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a job type, those before it by number; ``group`` None: a delay."""
+
+    group: int | None
+    parents: tuple[int, ...]
+    probability: float | None = None
+    loop: Loop | None = None
+    inherits: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """Engines behind routers: a list of replicas for each group, and how calls choose among them."""
+
+    groups: tuple[tuple[Engine, ...], ...]
+    router: str
+    slots: int
+    tick_ms: Fraction
+
+
+class Draws(Protocol):
+    """Random numbers of a job (type, number) at a stage, for the visit of that number."""
+
+    def lengths(self, job: tuple[int, int], stage: int, visit: int) -> tuple[int, int]:
+        """Prompt and output tokens of a call; milliseconds and 0 of a delay."""
+
+    def loop(self, job: tuple[int, int], stage: int, visit: int) -> float:
+        """Uniform number: below the probability the loop goes back."""
+
+    def choice(self, job: tuple[int, int], stage: int, visit: int) -> float:
+        """Uniform number for the choice whose first stage is given."""
+
+    def router(self, job: tuple[int, int], stage: int, visit: int) -> tuple[float, float]:
+        """Two uniform numbers for the routers that draw."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A job in the network: where each of its stages stands."""
+
+    name: tuple[int, int]  # (type, number)
+    arrival: int
+    status: list[str]
+    visits: list[int]  # how often each stage has ended
+    context: list[int]  # prompt and output of its last visit
+
+
+@dataclass(eq=False, kw_only=True)
+class Call(Request):
+    """A call, or a delay, which is over at ``until``."""
+
+    job: Job
+    stage: int
+    visit: int
+    until: int | None = None
+
+    @property
+    def name(self) -> Any:
+        """(job type, job number, stage, visit)."""
+        return *self.job.name, self.stage, self.visit
+
+    @property
+    def left(self) -> int:
+        """Tokens to come."""
+        return self.prefill_left + self.decode_left
+
+    @property
+    def held(self) -> int:
+        """Tokens processed."""
+        return self.prefill + self.decode - self.left
+
+
+@dataclass(eq=False)
+class Server:
+    """One engine: its calls in the order in which they came, and the batch that runs."""
+
+    engine: Engine
+    calls: list[Call] = field(default_factory=list)
+    running: dict[Any, int] | None = None
+    until: int = 0
+    batches: list[Ran] = field(default_factory=list)
+
+    def start(self, policy: Policy, now: int) -> None:
+        """Form a batch and let it run, if there is anything in it."""
+        tokens = policy(self.engine, list(self.calls), now)
+        if not tokens:
+            return
+        assert sum(tokens.values()) <= self.engine.token_budget
+        duration = self.engine.batch_ticks(sum(tokens.values()))
+        served = [c for c in self.calls if c.name in tokens]
+        prefill = {c.name: tokens[c.name] for c in served if c.prefill_left > 0}
+        decode = {c.name: tokens[c.name] for c in served if c.prefill_left == 0}
+        assert all(tokens[c.name] <= c.prefill_left for c in served if c.prefill_left > 0)
+        assert all(n == 1 for n in decode.values())
+        self.batches.append(Ran(now, duration, prefill, decode))
+        self.running, self.until = tokens, now + duration
+
+    def end(self, now: int) -> list[Call]:
+        """Credit the batch; the calls that are done leave."""
+        assert self.running is not None
+        for call in self.calls:
+            tokens = self.running.get(call.name, 0)
+            if tokens == 0:
+                continue
+            call.last_service = now
+            if call.prefill_left > 0:
+                call.prefill_left -= tokens
+            else:
+                call.decode_left -= tokens
+                call.first_token = now if call.first_token is None else call.first_token
+            if call.left == 0:
+                call.finish = now
+                call.first_token = now if call.first_token is None else call.first_token
+        self.running = None
+        done = [c for c in self.calls if c.left == 0]
+        self.calls = [c for c in self.calls if c.left > 0]
+        return done
+
+
+class NetworkSimulator:
+    """Runs a policy in every engine on jobs given as (arrival, type, number) in order of arrival."""
+
+    def __init__(
+        self,
+        site: Site,
+        types: Sequence[Sequence[Step]],
+        policy: Policy,
+        jobs: Sequence[tuple[int, int, int]],
+        draws: Draws,
+    ) -> None:
+        self.site, self.types, self.policy, self.draws = site, types, policy, draws
+        self.coming = list(jobs)
+        self.groups = [[Server(engine) for engine in group] for group in site.groups]
+        self.servers = [server for group in self.groups for server in group]
+        self.delays: list[Call] = []
+        self.turns = [0] * len(self.groups)
+        self.now = self.arrived = self.dropped = self.present = self.completed = 0
+        self.finished: dict[Any, tuple[int, int]] = {}  # name of a call: first token, finish
+        self.passed_over = self.rounds = 0
+        self._admit()
+
+    @property
+    def backlog(self) -> int:
+        """Tokens to come of all calls at engines."""
+        return sum(c.left for s in self.servers for c in s.calls)
+
+    def epoch(self) -> bool:
+        """Free engines start batches; then time passes until a decision may be due. False: nothing to come."""
+        for server in self.servers:
+            if server.running is None:
+                server.start(self.policy, self.now)
+        while True:
+            times = [s.until for s in self.servers if s.running is not None]
+            times += [d.until for d in self.delays if d.until is not None]
+            times += [arrival for arrival, _, _ in self.coming[:1]]
+            some_free = any(s.running is None for s in self.servers)
+            if not times:
+                return False
+            self.now = min(times)
+            ended = self._end()
+            came = self._admit()
+            if ended or (came and some_free):
+                return True
+
+    def _end(self) -> bool:
+        """All that ends now; then all that this sets off, one after the other."""
+        servers = [s for s in self.servers if s.running is not None and s.until == self.now]
+        done = [call for server in servers for call in server.end(self.now)]
+        over = [d for d in self.delays if d.until == self.now]
+        self.delays = [d for d in self.delays if d.until != self.now]
+        for call in done + over:
+            first = 0 if call.first_token is None else call.first_token
+            assert call.name not in self.finished
+            self.finished[call.name] = first, self.now
+            self._stage_ended(call.job, call.stage, call.prefill + call.decode)
+        return bool(servers or over)
+
+    def _admit(self) -> bool:
+        """New jobs of this instant; where all slots are taken they are lost."""
+        came = False
+        while self.coming and self.coming[0][0] <= self.now:
+            arrival, kind, number = self.coming.pop(0)
+            came = True
+            self.arrived += 1
+            if self.present == self.site.slots:
+                self.dropped += 1
+                continue
+            self.present += 1
+            count = len(self.types[kind])
+            job = Job((kind, number), arrival, [WAITING] * count, [0] * count, [0] * count)
+            self._start(job, self._ready(job))
+        return came
+
+    def _stage_ended(self, job: Job, stage: int, context: int) -> None:
+        steps = self.types[job.name[0]]
+        loop, visit = steps[stage].loop, job.visits[stage]
+        job.visits[stage] += 1
+        job.context[stage] = context
+        begins = {}
+        if loop is not None and self._again(job, stage, visit):
+            self.rounds += 1
+            for body in body_of(steps, loop.to, stage):
+                job.status[body] = WAITING
+            job.status[loop.to] = RUNNING
+            begins[loop.to] = context
+        else:
+            job.status[stage] = DONE
+        self._start(job, begins | self._ready(job))
+        if all(status in (DONE, PASSED) for status in job.status):
+            self.present -= 1
+            self.completed += 1
+
+    def _again(self, job: Job, stage: int, visit: int) -> bool:
+        loop = self.types[job.name[0]][stage].loop
+        assert loop is not None
+        if loop.rounds is not None:
+            return (visit + 1) % loop.rounds != 0
+        assert loop.probability is not None
+        return self.draws.loop(job.name, stage, visit) < loop.probability
+
+    def _ready(self, job: Job) -> dict[int, int]:
+        """The stages that start now, with the context that those before them bring."""
+        steps, begins, settled = self.types[job.name[0]], {}, False
+        while not settled:
+            settled = True
+            for stage, step in enumerate(steps):
+                open_ = [u for u in step.parents if job.status[u] not in (DONE, PASSED)]
+                if job.status[stage] != WAITING or open_:
+                    continue
+                settled = False
+                taken = [u for u in step.parents if job.status[u] == DONE]
+                if (step.parents and not taken) or not self._chosen(job, stage):
+                    job.status[stage] = PASSED
+                    self.passed_over += 1
+                else:
+                    job.status[stage] = RUNNING
+                    begins[stage] = sum(job.context[u] for u in taken)
+        return begins
+
+    def _chosen(self, job: Job, stage: int) -> bool:
+        """Whether the choice among the stages after the same ones falls on this one."""
+        steps = self.types[job.name[0]]
+        if steps[stage].probability is None:
+            return True
+        parents = steps[stage].parents
+        options = [
+            v
+            for v, step in enumerate(steps)
+            if step.probability is not None and set(step.parents) == set(parents)
+        ]
+        visit = job.visits[steps[options[0]].parents[0]] if parents else 0
+        draw = self.draws.choice(job.name, options[0], visit)
+        for option in options[:-1]:
+            draw -= steps[option].probability or 0.0
+            if draw < 0:
+                return stage == option
+        return stage == options[-1]
+
+    def _start(self, job: Job, begins: dict[int, int]) -> None:
+        """Calls join the queue of an engine, and delays begin, in order of the stages."""
+        for stage in sorted(begins):
+            step, visit = self.types[job.name[0]][stage], job.visits[stage]
+            first, second = self.draws.lengths(job.name, stage, visit)
+            where: dict[str, Any] = {"job": job, "stage": stage, "visit": visit}
+            if step.group is None:
+                ticks = max(round(Fraction(first) / self.site.tick_ms), 1)
+                delay = Call(*job.name, self.now, begins[stage], 0, **where, until=self.now + ticks)
+                self.delays.append(delay)
+                continue
+            prompt = first + (begins[stage] if step.inherits else 0)
+            call = Call(*job.name, self.now, prompt, second, **where)
+            self._route(step.group, call).calls.append(call)
+
+    def _route(self, group: int, call: Call) -> Server:
+        """The replica that a call goes to: of those that are equally good the first."""
+        servers, turn = self.groups[group], self.turns[group]
+        self.turns[group] += 1
+        draws = self.draws.router(call.job.name, call.stage, call.visit)
+        one = int(draws[0] * len(servers))
+        match self.site.router:
+            case "round_robin":
+                return servers[turn % len(servers)]
+            case "random":
+                return servers[one]
+            case "power_of_two" if len(servers) > 1:
+                others = servers[one + 1 :] + servers[:one]
+                pair = (servers[one], others[int(draws[1] * len(others))])
+                return min(pair, key=lambda s: len(s.calls))
+            case "fewest_tokens":
+                return min(servers, key=lambda s: sum(c.left for c in s.calls))
+            case "least_kv":
+                return min(servers, key=lambda s: sum(c.held for c in s.calls))
+        return min(servers, key=lambda s: len(s.calls))
+
+
+def body_of(steps: Sequence[Step], first: int, last: int) -> set[int]:
+    """The stages on all ways from the first to the last of a loop."""
+    if first == last:
+        return {first}
+    ways = [body_of(steps, first, u) for u in steps[last].parents]
+    inside = set().union(*(way for way in ways if first in way))
+    return inside | {last} if first in inside else set()

@@ -1,0 +1,348 @@
+"""Random networks of many structures: compiling is what costs time in JAX.
+
+A ``Structure`` holds what is static: engines, router, workflows (grown at random from a seed of its own),
+kinds of laws and sizes of tables. A seed chooses every number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from network_reference import Loop, Site, Step
+from reference import BATCH_TIMES
+from reference import Engine as PlainEngine
+from workloads import LENGTHS, _length, _pairs, _replay
+
+from llmgym import arrivals
+from llmgym.batch_time import Affine, BatchTime, Hinge, Staircase
+from llmgym.scenario import Engine, Scenario
+from llmgym.workload import JobType, Paired, Repeat, Stage
+
+TILE = 8
+ROUTERS = (
+    "fewest_tokens", "fewest_requests", "power_of_two", "least_kv", "round_robin", "random",
+)  # fmt: skip
+BATCH_TIME_KINDS = ("staircase", "hinge", "affine", "mixed")
+POLICIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sarathi", {}),
+    ("orca", {}),
+    ("vllm", {"prompts": "split"}),
+    ("faster_transformer", {"prompts": "split"}),
+    ("always_full", {}),
+)
+"""Name, and settings that are static; each has a token budget of its own besides."""
+
+FORMS: dict[str, tuple[str, ...]] = {
+    "cycle": ("call",),
+    "waits": ("call", "delay"),
+    "dag": ("dag", "fork"),
+    "loop": ("loop", "series"),
+    "choice": ("choice", "series"),
+    "tools": ("loop", "fork", "delay"),
+    "any": ("dag", "fork", "loop", "choice", "series", "delay"),
+}
+"""What workflows are made of. Of the first two every job is a chain; jobs of a replay are one call."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is static in a compiled run; ``seed`` grows the workflows."""
+
+    seed: int
+    form: str
+    engines: tuple[int, ...]  # replicas of each group
+    router: str
+    cap: str | None
+    batch_time: str
+    types: int
+    slots: int
+    fresh: int
+
+    @property
+    def label(self) -> str:
+        """Name of the test."""
+        replicas = "+".join(map(str, self.engines))
+        return f"{self.seed}-{self.form}_{self.types}-{replicas}-{self.router}-{self.cap}"
+
+
+def structures() -> list[Structure]:
+    """Every form with several routers, caps and kinds of batch times."""
+    forms = (
+        "cycle", "dag", "any", "loop", "choice", "tools", "waits", "replay", "any", "dag", "any",
+        "tools", "cycle", "any",
+    )  # fmt: skip
+    sites = ((1, 1), (2, 1), (3,), (1, 2, 1), (1, 1, 1), (2, 2))
+    return [
+        Structure(
+            seed=n,
+            form=form,
+            engines=(3,) if form == "replay" else sites[(n + n // 6) % 6],
+            router=ROUTERS[(n + n // 6) % 6],
+            cap=(None, "batch", "resident")[(n + n // 3) % 3],
+            batch_time=BATCH_TIME_KINDS[(n + n // 4) % 4],
+            types=1 if form == "replay" else 1 + n % 2 if form == "any" else 1 + (n + n // 4) % 3,
+            slots=(12, 7, 16, 4)[n % 4],
+            fresh=(40, 24, 33)[n % 3],
+        )
+        for n, form in enumerate(forms)
+    ]
+
+
+class Grower:
+    """Grows the workflow of a job type from nested blocks. Lengths are kinds only, to be filled in."""
+
+    def __init__(self, rng: np.random.Generator, structure: Structure) -> None:
+        self.rng, self.structure = rng, structure
+        self.blocks = FORMS[structure.form]
+        self.stages: list[dict[str, Any]] = []
+
+    def stage(
+        self, after: tuple[str, ...], probability: float | None = None, delay: bool = False
+    ) -> str:
+        """One more stage; its name."""
+        kinds = tuple(str(k) for k in self.rng.choice(LENGTHS[:-1], 2))
+        kinds = ("paired", "paired") if self.rng.uniform() < 0.1 else kinds
+        chain = self.structure.form in ("cycle", "waits")
+        self.stages.append(
+            {
+                "name": f"s{len(self.stages)}",
+                "after": after,
+                "probability": probability,
+                "engine": f"e{self.rng.integers(len(self.structure.engines))}",
+                "inherits": not chain and self.rng.uniform() < 0.4,
+                "kinds": kinds,
+                "delay": delay,
+            }
+        )
+        return str(self.stages[-1]["name"])
+
+    def chain(self, size: int) -> None:
+        """One call after another, back and forth between engines."""
+        before: tuple[str, ...] = ()
+        for _ in range(size):
+            delay = "delay" in self.blocks and self.rng.uniform() < 0.4
+            before = (self.stage(before, delay=delay),)
+
+    def block(
+        self, after: tuple[str, ...], size: int, probability: float | None = None
+    ) -> tuple[str, ...]:
+        """About ``size`` stages that begin after the given ones; the stages that they end with."""
+        kind = str(self.rng.choice(self.blocks)) if size >= 3 else "call"
+        if kind == "series":
+            half = self.block(after, size // 2, probability)
+            return self.block(half, size - size // 2)
+        if kind == "dag":
+            return self._dag(after, size, probability)
+        if kind == "loop":
+            return self._loop(after, size, probability)
+        if kind in ("fork", "choice"):
+            # Only a block that nothing else comes after the same stages as may do without a head.
+            headless = len(after) > 1 and probability is None
+            before = after if headless else (self.stage(after, probability),)
+            return self._branches(before, size - (not headless), kind == "choice")
+        delay = "delay" in self.blocks and self.rng.uniform() < 0.35
+        return (self.stage(after, probability, delay),)
+
+    def _branches(self, before: tuple[str, ...], size: int, choice: bool) -> tuple[str, ...]:
+        count = 2 + int(size > 3 and self.rng.uniform() < 0.5)
+        chances: list[Any] = [None] * count
+        if choice:
+            shares = self.rng.multinomial(8, np.full(count, 1 / count)) + 1
+            chances = (shares / shares.sum()).tolist()
+        size = max(size // count, 1)
+        return tuple(exit_ for p in chances for exit_ in self.block(before, size, p))
+
+    def _loop(
+        self, after: tuple[str, ...], size: int, probability: float | None
+    ) -> tuple[str, ...]:
+        delays = "delay" in self.blocks
+        first = self.stage(after, probability, delays and self.rng.uniform() < 0.2)
+        if self.rng.uniform() < 0.7:
+            inside = self.block((first,), size - 2)
+            last = self.stage(inside, delay=delays and self.rng.uniform() < 0.3)
+        else:
+            last = first
+        p, rounds = float(self.rng.choice([0.3, 0.5])), int(self.rng.choice([2, 3]))
+        kinds: tuple[dict[str, Any], ...] = ({"probability": p}, {"rounds": rounds})
+        repeat = Repeat(first, **kinds[self.rng.integers(2)])
+        self.stages[int(last[1:])]["repeat"] = repeat
+        return (last,)
+
+    def _dag(
+        self, after: tuple[str, ...], size: int, probability: float | None
+    ) -> tuple[str, ...]:
+        names = [self.stage(after, probability)]
+        for _ in range(size - 1):
+            some = self.rng.choice(names, min(len(names), int(self.rng.integers(1, 4))), False)
+            names.append(self.stage(tuple(str(n) for n in some)))
+        used = {name for stage in self.stages for name in stage["after"]}
+        return tuple(name for name in names if name not in used)
+
+
+def workflows(structure: Structure) -> list[list[dict[str, Any]]]:
+    """The stages of every job type, without lengths."""
+    rng, found = np.random.default_rng([structure.seed, 77]), []
+    for _ in range(structure.types):
+        grower = Grower(rng, structure)
+        if structure.form in ("cycle", "waits"):
+            grower.chain(int(rng.integers(2, 5)))
+        else:
+            grower.block((), int(rng.integers(5, 9)) if structure.types < 3 else 4)
+        if all(stage["delay"] for stage in grower.stages):
+            grower.stages[-1]["delay"] = False
+        found.append(grower.stages)
+    return found
+
+
+@dataclass(frozen=True)
+class RandomNetwork:
+    """A scenario, a number of jobs that are there at the start, and the policies' own token budget."""
+
+    scenario: Scenario
+    burst: int
+    token_budget: int
+
+
+def random_network(structure: Structure, seed: int) -> RandomNetwork:
+    """The network that a seed chooses in a structure. Half of them have coarse time: much at one instant."""
+    rng = np.random.default_rng([seed, structure.seed])
+    coarse = bool(rng.uniform() < 0.5)
+    tick = 1.0 if coarse else float(rng.choice([0.01, 0.1]))
+    engines = tuple(
+        _engine(structure, group, tick, coarse, rng) for group in range(len(structure.engines))
+    )
+    mean = float(rng.uniform(0.5, 6))
+    if structure.form == "replay":
+        workload: Any = _replay(1.0, mean, rng)
+    else:
+        stages = [
+            tuple(_stage(draft, mean, tick, coarse, rng) for draft in drafts)
+            for drafts in workflows(structure)
+        ]
+        workload = tuple(_job_type(structure, n, list_, rng) for n, list_ in enumerate(stages))
+    scenario = Scenario(
+        engines, workload, slots=structure.slots, router=structure.router, tick_ms=tick
+    )
+    scenario = scenario.at_rate(_capacity(scenario) * float(rng.uniform(0.5, 1.4)))
+    burst = int(rng.integers(1, structure.slots)) if rng.uniform() < 0.25 else 0
+    return RandomNetwork(scenario, burst, int(rng.integers(4, 60)))
+
+
+def _engine(
+    structure: Structure, group: int, tick: float, coarse: bool, rng: np.random.Generator
+) -> Engine:
+    kind = structure.batch_time
+    if kind == "mixed":
+        kind = BATCH_TIME_KINDS[(group + structure.seed) % 3]
+    seats = int(rng.integers(1, 8)) if group == 0 or rng.uniform() < 0.7 else None
+    return Engine(
+        _batch_time(kind, tick, coarse, rng),
+        int(rng.integers(4, 5 * TILE)),
+        max_num_seqs=None if structure.cap is None else seats,
+        seq_limit=structure.cap or "batch",
+        name=f"e{group}",
+        replicas=structure.engines[group],
+    )
+
+
+def _batch_time(kind: str, tick: float, coarse: bool, rng: np.random.Generator) -> BatchTime:
+    """Random constants, whole numbers of ticks."""
+    most = (4, 3) if coarse else (900, 200)
+    c, a = (round(float(t), 4) for t in rng.integers((1, 1), most) * tick)
+    if kind == "staircase":
+        return Staircase(c, a, int(rng.integers(3, 12)))
+    return Hinge(c, a, int(rng.integers(0, 12))) if kind == "hinge" else Affine(c, a)
+
+
+def _stage(
+    draft: dict[str, Any], mean: float, tick: float, coarse: bool, rng: np.random.Generator
+) -> Stage:
+    fixed = {k: v for k, v in draft.items() if k not in ("kinds", "delay", "engine")}
+    prefill, decode = draft["kinds"]
+    if draft["delay"]:
+        ms = _length(prefill, float(rng.uniform(0.5, 8 if coarse else 4000 * tick)), True, rng)
+        return Stage(delay_ms=ms, **fixed | {"inherits": False})
+    if prefill == "paired":
+        return Stage(paired=Paired(*_pairs(12, mean, rng)), engine=draft["engine"], **fixed)
+    zero = str(rng.choice(["none", "prefill", "decode"]))
+    return Stage(
+        _length(prefill, mean, zero == "prefill", rng),
+        _length(decode, mean, zero == "decode", rng),
+        engine=draft["engine"],
+        **fixed,
+    )
+
+
+def _job_type(
+    structure: Structure, job: int, stages: tuple[Stage, ...], rng: np.random.Generator
+) -> JobType:
+    share = float(rng.uniform(0.5, 2))
+    processes = (
+        lambda: arrivals.Poisson(share),
+        lambda: arrivals.Deterministic(share),
+        lambda: arrivals.GammaRenewal(share, float(rng.uniform(0.3, 3))),
+        lambda: arrivals.MMPP(share, tuple(rng.uniform(0, 5, 2)), tuple(rng.uniform(1, 9, 2))),
+    )
+    return JobType(processes[(structure.seed + job) % 4](), stages, name=f"job-{job}")
+
+
+def _capacity(scenario: Scenario) -> float:
+    """Jobs a second that the busiest group could serve with full batches, about."""
+    tokens = dict.fromkeys((e.name for e in scenario.engines), 0.0)
+    for job in scenario.job_types:
+        for stage, visits, means in zip(
+            job.stages, job.workflow.visits, job.workflow.means, strict=True
+        ):
+            if not stage.is_delay:
+                share = job.rate_per_s / scenario.arrival_rate_per_s
+                tokens[stage.engine] += share * visits * sum(means)
+    if not scenario.job_types:
+        tokens[scenario.engine.name] = scenario.mean_prefill + scenario.mean_decode
+    rates = {
+        e.name: e.replicas * e.token_budget / float(e.batch_time.ms(e.token_budget)) * 1000
+        for e in scenario.engines
+    }
+    return min(rates[name] / tokens[name] for name in tokens if tokens[name] > 0)
+
+
+def reference_site(scenario: Scenario) -> Site:
+    """The engines of a scenario for the event simulator."""
+    tick_ms = Fraction(str(scenario.tick_ms))
+    groups = []
+    for engine in scenario.engines:
+        constants = vars(engine.batch_time).values()  # fields in their order
+        batch_ms = BATCH_TIMES[engine.batch_time.kind](*constants)
+        plain = PlainEngine(
+            batch_ms, engine.token_budget, engine.max_num_seqs, engine.seq_limit, tick_ms=tick_ms
+        )
+        plain = replace(plain, tile=getattr(engine.batch_time, "tile", plain.tile))
+        groups.append((plain,) * engine.replicas)
+    return Site(tuple(groups), scenario.router, scenario.slots, tick_ms)
+
+
+def reference_steps(scenario: Scenario) -> list[list[Step]]:
+    """The workflows of a scenario for the event simulator."""
+    if not scenario.job_types:
+        return [[Step(0, ())]]
+    groups = [e.name for e in scenario.engines]
+    found = []
+    for job in scenario.job_types:
+        names = [s.name for s in job.stages]
+        steps = []
+        for n, stage in enumerate(job.stages):
+            after = names[max(n - 1, 0) : n] if stage.after is None else stage.after
+            again = stage.repeat
+            steps.append(
+                Step(
+                    None if stage.is_delay else groups.index(stage.engine),
+                    tuple(names.index(name) for name in after),
+                    stage.probability,
+                    again and Loop(names.index(again.to), again.probability, again.rounds),
+                    stage.inherits,
+                )
+            )
+        found.append(steps)
+    return found
