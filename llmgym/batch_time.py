@@ -98,7 +98,8 @@ class Affine(BatchTime):
     def __post_init__(self) -> None:
         check_number("c_ms", self.c_ms, low=0)
         check_number("a_ms_per_token", self.a_ms_per_token, low=0)
-        check_number("c_ms + a_ms_per_token", self.c_ms + self.a_ms_per_token, above=0)
+        if isinstance(self.c_ms, (int, float)):  # numbers, not traced arrays
+            check_number("c_ms + a_ms_per_token", self.c_ms + self.a_ms_per_token, above=0)
 
     def formula(self, tokens: Any, xp: Any) -> Any:
         return self.c_ms + self.a_ms_per_token * tokens

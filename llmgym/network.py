@@ -11,6 +11,7 @@ on at once, and calls join the queue of their engine in the order in which they 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,10 +66,11 @@ class Network:
     tick_ms: jax.Array
     burst: jax.Array  # jobs of each type that arrive at time 0
     arrivals: tuple[Any, ...]  # of each job type
-    lengths: tuple[Any, ...]  # of each class
+    lengths: tuple[Any, ...]  # the different ones
     means: jax.Array  # (2, classes) mean prompt and output tokens
     follows: jax.Array  # (classes, classes) calls that a call brings on, delays skipped
     plan: Plan = field(metadata={"static": True})
+    length_of: tuple[int, ...] = field(metadata={"static": True})  # of each class
     slots: int = field(metadata={"static": True})  # most jobs
     rows: int = field(metadata={"static": True})  # of the table of an engine
     fresh: int = field(metadata={"static": True})  # rows behind them, for calls that join
@@ -86,10 +88,16 @@ def lower_network(scenario: Scenario, burst: int = 0) -> Network:
     if isinstance(workload, Replay):
         arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
         lengths: tuple[Any, ...] = (workload.length_sampler(),)
+        length_of: tuple[int, ...] = (0,)
         follows = np.zeros((1, 1))
     else:
         arrivals = tuple(j.arrivals.sampler(ticks_per_s) for j in workload)
-        lengths = tuple(stage.sampler() for j in workload for stage in j.stages)
+        # Classes of equal lengths share a sampler: each costs in every draw.
+        stages = [stage for j in workload for stage in j.stages]
+        drawn = [(s.prefill, s.decode, s.paired, s.delay_ms) for s in stages]
+        different = list(dict.fromkeys(drawn))
+        lengths = tuple(stages[drawn.index(one)].sampler() for one in different)
+        length_of = tuple(different.index(one) for one in drawn)
         follows = _follows(scenario, plan)
     engines = [e for e in scenario.engines for _ in range(e.replicas)]
     capped = [e for e in engines if e.max_num_seqs is not None]
@@ -114,6 +122,7 @@ def lower_network(scenario: Scenario, burst: int = 0) -> Network:
         means=jnp.asarray(scenario.class_means, jnp.float32).T,
         follows=jnp.asarray(follows, jnp.float32),
         plan=plan,
+        length_of=length_of,
         slots=scenario.slots,
         rows=size,
         fresh=fresh,
@@ -437,8 +446,8 @@ def step_network(
         ),
         steps=state.steps + 1,
     )
-    compact = jnp.any(moved.steps % COMPACT_EVERY == 0)
-    moved = jax.lax.cond(compact, lambda s: _tidy(network, s), lambda s: s, moved)
+    due = jnp.any(moved.steps % COMPACT_EVERY == 0)
+    moved = _once(due, lambda s: _tidy(network, s), moved)
     after, late = _arrivals(network, moved, 1)
     after = _pass_on(network, after)
     after, _ = _arrivals(network, after, 0)
@@ -488,6 +497,20 @@ def _due_delays(plan: Plan, table: CallTable, now: jax.Array) -> jax.Array:
     station = jnp.arange(plan.stations).reshape((1, -1) + (1,) * (table.decode.ndim - 2))
     past = (now - table.last_token).astype(jnp.int32) >= 0
     return (station == plan.engines) & (table.decode > 0) & past
+
+
+def _once(
+    wanted: jax.Array, change: Callable[[NetworkState], NetworkState], state: NetworkState
+) -> NetworkState:
+    """The state after a change, where it is ``wanted``.
+
+    A loop of at most one round: a condition would copy the tables when there is nothing to do.
+    """
+
+    def body(carry: tuple[NetworkState, jax.Array]) -> tuple[NetworkState, jax.Array]:
+        return change(carry[0]), jnp.zeros_like(wanted)
+
+    return jax.lax.while_loop(lambda c: c[1], body, (state, wanted))[0]
 
 
 def _tidy(network: Network, state: NetworkState) -> NetworkState:
@@ -568,9 +591,7 @@ def _arrivals(network: Network, state: NetworkState, before: int) -> tuple[Netwo
     def some(carry: tuple[NetworkState, jax.Array]) -> tuple[NetworkState, jax.Array]:
         state, late = carry
         wanted = spent(state)
-        state = jax.lax.cond(
-            jnp.any(wanted), lambda s: _top_up(network, s, wanted), lambda s: s, state
-        )
+        state = _once(jnp.any(wanted), lambda s: _top_up(network, s, wanted), state)
         index, due = heads(state)
         arrival, number, job_type = (
             jnp.take_along_axis(column, index, axis=0)
@@ -672,26 +693,28 @@ def _pass_on(network: Network, state: NetworkState) -> NetworkState:
 
 
 def _pass_several(network: Network, state: NetworkState) -> NetworkState:
-    """Chains of calls: pass on up to TAKEN calls of every station, in order of the stations."""
+    """Chains of calls: pass on up to TAKEN calls of the first station that has any."""
     plan, table, pending = network.plan, state.table, state.pending
-    rank = prefix_sum(pending)
-    many = (rank[-1] > TAKEN).astype(jnp.int32)
-    blocked = jnp.cumsum(many, axis=0) - many > 0  # stations behind one that has more
-    slot, there = first_rows(pending, TAKEN)
-    there = there & ~blocked
-    pending = pending & ((rank > TAKEN) | blocked)
+    station = jnp.argmax(jnp.any(pending, axis=0), axis=0)
+
+    def of_station(column: jax.Array) -> jax.Array:
+        return select(jnp.moveaxis(column, 1, 0), station)
+
+    mine = of_station(pending)
+    rank = prefix_sum(mine)
+    slot, there = first_rows(mine, TAKEN)
+    at = jnp.arange(plan.stations).reshape((-1,) + (1,) * station.ndim) == station
+    pending = pending & (~at | (rank > TAKEN)[:, None])
 
     def take(column: jax.Array) -> jax.Array:
-        """(TAKEN, stations, ...) to (stations * TAKEN, ...)."""
-        taken = jnp.swapaxes(jnp.take_along_axis(column, slot, axis=0), 0, 1)
-        return taken.reshape(-1, *taken.shape[2:])
+        every = jnp.broadcast_to(slot[:, None], (TAKEN, *column.shape[1:]))
+        return of_station(jnp.take_along_axis(column, every, axis=0))
 
     following = jnp.asarray(plan.next_class)[take(table.job_class)]
-    valid = jnp.swapaxes(there, 0, 1).reshape(-1, *there.shape[2:])
-    completed = jnp.sum((valid & (following < 0)).astype(jnp.int32), axis=0)
+    completed = jnp.sum((there & (following < 0)).astype(jnp.int32), axis=0)
     none = jnp.zeros_like(following)
     calls = Joining(
-        valid=valid & (following >= 0),
+        valid=there & (following >= 0),
         job_class=jnp.maximum(following, 0),
         number=take(table.request),
         arrival=jnp.broadcast_to(state.clock.low, following.shape),
@@ -738,7 +761,7 @@ def _enter(network: Network, state: NetworkState, calls: Joining) -> NetworkStat
     """Calls join the queues of their engines, behind all that are there."""
     plan, several = network.plan, calls.valid.shape[0]
     full = jnp.any(state.tail + several > network.fresh)
-    state = jax.lax.cond(full, lambda s: _compact(network, s), lambda s: s, state)
+    state = _once(full, lambda s: _compact(network, s), state)
     prefill, decode, due = _draw_lengths(network, state.stream.key, calls)
     station, state = _route(network, state, calls, prefill + decode)
     tail, places = state.tail, []
@@ -812,10 +835,11 @@ def call_lengths(
     """Own prompt and output tokens of calls, inherited context left out; of delays milliseconds, 0."""
     random = streams.words(key, job_class, number, 2, visit)[1:3]
     prefill, decode = jnp.zeros_like(number), jnp.zeros_like(number)
+    kind = jnp.asarray(network.length_of)[job_class]
     for k, length in enumerate(network.lengths):
         drawn = length(number, random)
-        prefill = jnp.where(job_class == k, drawn[0], prefill)
-        decode = jnp.where(job_class == k, drawn[1], decode)
+        prefill = jnp.where(kind == k, drawn[0], prefill)
+        decode = jnp.where(kind == k, drawn[1], decode)
     return prefill, decode
 
 

@@ -32,11 +32,13 @@ class Recorded:
 
     batches: list[list[Ran]]
     finished: dict[Any, tuple[int, int]]
+    epochs: list[int]  # when each ended
     arrived: int
     dropped: int
     present: int
     completed: int
     backlog: int
+    served: int  # tokens
     end: int
     clipped: bool
 
@@ -95,6 +97,7 @@ def record(
 
 def _environment(network: Network, out: Record, state: NetworkState, env: int) -> Recorded:
     column = {name: values[..., env] for name, values in out.items()}
+    served = state.totals.prefill_tokens, state.totals.decode_tokens
     batches: list[list[Ran]] = [[] for _ in range(network.plan.engines)]
     finished: dict[Any, tuple[int, int]] = {}
     for step, engine in np.argwhere(column["batch_ticks"] > 0):
@@ -114,11 +117,13 @@ def _environment(network: Network, out: Record, state: NetworkState, env: int) -
     return Recorded(
         batches,
         finished,
+        epochs=(column["start"] + column["duration"]).tolist(),
         arrived=int(state.totals.arrived[env]),
         dropped=int(state.totals.dropped[env]),
         present=int(state.present[env]),
         completed=int(state.totals.completed[env]),
         backlog=int(state.backlog[env]),
+        served=sum(int(t.to_numpy()[env]) for t in served),
         end=int(state.clock.to_numpy()[env]),
         clipped=bool(column["clipped"].any()),
     )

@@ -167,7 +167,9 @@ class NetworkSimulator:
         self.turns = [0] * len(self.groups)
         self.now = self.arrived = self.dropped = self.present = self.completed = 0
         self.finished: dict[Any, tuple[int, int]] = {}  # name of a call: first token, finish
-        self.passed_over = self.rounds = 0
+        self.events: list[int] = []  # times at which something happened
+        self.decisions: list[int] = []  # those at which an engine may have become free, or was
+        self.passed_over = self.rounds = self.joined = 0  # stages, rounds of loops, tokens
         self._admit()
 
     @property
@@ -175,23 +177,23 @@ class NetworkSimulator:
         """Tokens to come of all calls at engines."""
         return sum(c.left for s in self.servers for c in s.calls)
 
-    def epoch(self) -> bool:
-        """Free engines start batches; then time passes until a decision may be due. False: nothing to come."""
+    def step(self) -> bool:
+        """Free engines start batches; then time passes to the next event. False: nothing is to come."""
         for server in self.servers:
             if server.running is None:
                 server.start(self.policy, self.now)
-        while True:
-            times = [s.until for s in self.servers if s.running is not None]
-            times += [d.until for d in self.delays if d.until is not None]
-            times += [arrival for arrival, _, _ in self.coming[:1]]
-            some_free = any(s.running is None for s in self.servers)
-            if not times:
-                return False
-            self.now = min(times)
-            ended = self._end()
-            came = self._admit()
-            if ended or (came and some_free):
-                return True
+        times = [s.until for s in self.servers if s.running is not None]
+        times += [d.until for d in self.delays if d.until is not None]
+        times += [arrival for arrival, _, _ in self.coming[:1]]
+        if not times:
+            return False
+        some_free = any(s.running is None for s in self.servers)
+        self.now = min(times)
+        ended, came = self._end(), self._admit()
+        self.events.append(self.now)
+        if ended or (came and some_free):
+            self.decisions.append(self.now)
+        return True
 
     def _end(self) -> bool:
         """All that ends now; then all that this sets off, one after the other."""
@@ -279,7 +281,7 @@ class NetworkSimulator:
             for v, step in enumerate(steps)
             if step.probability is not None and set(step.parents) == set(parents)
         ]
-        visit = job.visits[steps[options[0]].parents[0]] if parents else 0
+        visit = sum(job.visits[u] for u in parents)  # grows from round to round of a loop
         draw = self.draws.choice(job.name, options[0], visit)
         for option in options[:-1]:
             draw -= steps[option].probability or 0.0
@@ -300,6 +302,7 @@ class NetworkSimulator:
                 continue
             prompt = first + (begins[stage] if step.inherits else 0)
             call = Call(*job.name, self.now, prompt, second, **where)
+            self.joined += call.left
             self._route(step.group, call).calls.append(call)
 
     def _route(self, group: int, call: Call) -> Server:

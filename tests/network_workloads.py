@@ -39,9 +39,10 @@ FORMS: dict[str, tuple[str, ...]] = {
     "cycle": ("call",),
     "waits": ("call", "delay"),
     "dag": ("dag", "fork"),
-    "loop": ("loop", "series"),
+    "loop": ("loop", "loop", "series"),
     "choice": ("choice", "series"),
-    "tools": ("loop", "fork", "delay"),
+    "tools": ("loop", "fork", "series", "delay"),
+    "rounds": ("loop", "choice", "series"),
     "any": ("dag", "fork", "loop", "choice", "series", "delay"),
 }
 """What workflows are made of. Of the first two every job is a chain; jobs of a replay are one call."""
@@ -69,25 +70,36 @@ class Structure:
 
 
 def structures() -> list[Structure]:
-    """Every form with several routers, caps and kinds of batch times."""
-    forms = (
-        "cycle", "dag", "any", "loop", "choice", "tools", "waits", "replay", "any", "dag", "any",
-        "tools", "cycle", "any",
-    )  # fmt: skip
-    sites = ((1, 1), (2, 1), (3,), (1, 2, 1), (1, 1, 1), (2, 2))
+    """Every form and every router, with all caps and kinds of batch times."""
+    table = (
+        (0, "cycle", (1, 1), 2),
+        (3, "dag", (2, 1), 2),
+        (120, "any", (3,), 1),
+        (7, "loop", (1, 2, 1), 1),
+        (2, "choice", (2, 1), 2),
+        (140, "tools", (2, 2), 1),
+        (6, "waits", (2, 1), 3),
+        (7, "replay", (3,), 1),
+        (52, "any", (1, 2, 1), 2),
+        (137, "rounds", (2, 1), 1),
+        (253, "any", (2, 2), 1),
+        (46, "tools", (3,), 2),
+        (12, "cycle", (2, 2), 1),
+        (56, "any", (1, 2, 1), 2),
+    )
     return [
         Structure(
-            seed=n,
+            seed=seed,
             form=form,
-            engines=(3,) if form == "replay" else sites[(n + n // 6) % 6],
+            engines=engines,
             router=ROUTERS[(n + n // 6) % 6],
             cap=(None, "batch", "resident")[(n + n // 3) % 3],
             batch_time=BATCH_TIME_KINDS[(n + n // 4) % 4],
-            types=1 if form == "replay" else 1 + n % 2 if form == "any" else 1 + (n + n // 4) % 3,
+            types=types,
             slots=(12, 7, 16, 4)[n % 4],
             fresh=(40, 24, 33)[n % 3],
         )
-        for n, form in enumerate(forms)
+        for n, (seed, form, engines, types) in enumerate(table)
     ]
 
 
@@ -98,6 +110,7 @@ class Grower:
         self.rng, self.structure = rng, structure
         self.blocks = FORMS[structure.form]
         self.stages: list[dict[str, Any]] = []
+        self.headless: set[tuple[str, ...]] = set()
 
     def stage(
         self, after: tuple[str, ...], probability: float | None = None, delay: bool = False
@@ -130,7 +143,8 @@ class Grower:
         self, after: tuple[str, ...], size: int, probability: float | None = None
     ) -> tuple[str, ...]:
         """About ``size`` stages that begin after the given ones; the stages that they end with."""
-        kind = str(self.rng.choice(self.blocks)) if size >= 3 else "call"
+        blocks = [b for b in self.blocks if b != "delay"]
+        kind = str(self.rng.choice(blocks)) if size >= 3 else "call"
         if kind == "series":
             half = self.block(after, size // 2, probability)
             return self.block(half, size - size // 2)
@@ -139,8 +153,10 @@ class Grower:
         if kind == "loop":
             return self._loop(after, size, probability)
         if kind in ("fork", "choice"):
-            # Only a block that nothing else comes after the same stages as may do without a head.
-            headless = len(after) > 1 and probability is None
+            # Two choices after the same stages would be one.
+            headless = len(after) != 1 and probability is None and after not in self.headless
+            headless = headless and (bool(after) or self.rng.uniform() < 0.3)
+            self.headless.add(after)
             before = after if headless else (self.stage(after, probability),)
             return self._branches(before, size - (not headless), kind == "choice")
         delay = "delay" in self.blocks and self.rng.uniform() < 0.35
@@ -171,9 +187,7 @@ class Grower:
         self.stages[int(last[1:])]["repeat"] = repeat
         return (last,)
 
-    def _dag(
-        self, after: tuple[str, ...], size: int, probability: float | None
-    ) -> tuple[str, ...]:
+    def _dag(self, after: tuple[str, ...], size: int, probability: float | None) -> tuple[str, ...]:
         names = [self.stage(after, probability)]
         for _ in range(size - 1):
             some = self.rng.choice(names, min(len(names), int(self.rng.integers(1, 4))), False)
@@ -190,7 +204,7 @@ def workflows(structure: Structure) -> list[list[dict[str, Any]]]:
         if structure.form in ("cycle", "waits"):
             grower.chain(int(rng.integers(2, 5)))
         else:
-            grower.block((), int(rng.integers(5, 9)) if structure.types < 3 else 4)
+            grower.block((), (8, 5, 3)[structure.types - 1])
         if all(stage["delay"] for stage in grower.stages):
             grower.stages[-1]["delay"] = False
         found.append(grower.stages)
@@ -214,7 +228,7 @@ def random_network(structure: Structure, seed: int) -> RandomNetwork:
     engines = tuple(
         _engine(structure, group, tick, coarse, rng) for group in range(len(structure.engines))
     )
-    mean = float(rng.uniform(0.5, 6))
+    mean = float(rng.uniform(0.3, 2.5))
     if structure.form == "replay":
         workload: Any = _replay(1.0, mean, rng)
     else:
