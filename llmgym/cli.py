@@ -135,9 +135,48 @@ def simulate(
         write(out / "summary.json", to_json(run.summary))
         write(out / "requests.csv", run.requests.to_csv(index=False))
         write(out / "batches.csv", run.batches.to_csv(index=False))
+        if chosen.is_network:
+            write(out / "jobs.csv", run.jobs.to_csv(index=False))
+            write(out / "stages.csv", run.stages.to_csv(index=False))
     if as_json:
-        return _print_json(run.summary)
+        stages = {"stages": run.stages.to_dict("records")} if chosen.is_network else {}
+        return _print_json(run.summary | stages)
     console.print(_summary_table(f"{run.policy} on {chosen.name}", run.summary))
+    if chosen.is_network:
+        console.print(_stages_table(chosen, run.stages))
+
+
+def _network_facts(scenario: Any, limit: Any) -> dict[str, Any]:
+    """Engine by engine, and what the nominal load does not tell."""
+    from llmgym.theory.networks import CyclicRoutingWarning, check_routing, virtual_station
+
+    notes = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CyclicRoutingWarning)
+        check_routing(scenario)
+    notes += [str(w.message) for w in caught]
+    station = virtual_station(scenario)
+    if station is not None:
+        notes.append(
+            f"Under the priorities of the scenario {' and '.join(station.classes)} form a virtual "
+            f"station of load {station.load:.3f}: stable only below {station.critical_per_s:,.3f} jobs/s."
+        )
+    engines = [asdict(e) for e in limit.engines]
+    return {"engines": engines, "notes": notes}
+
+
+def _stages_table(scenario: Any, stages: Any) -> Table:
+    table = Table(
+        title="stages: mean ms of a call, share of the critical path", title_justify="left"
+    )
+    for column in ("stage", "calls", "waiting", "service", "delay", "share"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for row in stages.itertuples():
+        job = scenario.job_types[scenario.job_names.index(row.job_type)]
+        times = (f"{x:,.1f}" for x in (row.waiting_ms, row.service_ms, row.delay_ms))
+        name = f"{row.job_type}.{job.stages[row.stage].name}"
+        table.add_row(name, f"{row.calls:,}", *times, f"{100 * row.critical_share:.0f} %")
+    return table
 
 
 def _summary_table(title: str, summary: dict[str, Any]) -> Table:
@@ -173,6 +212,8 @@ def capacity(
         "load_factor": limit.load_factor,
         "bottleneck": limit.bottleneck,
     }
+    if chosen.is_network:
+        found |= _network_facts(chosen, limit)
     if policy is not None:
         with _bar(as_json) as bar:
             task = bar.add_task(f"capacity of {policy}", total=1.0)
@@ -185,11 +226,19 @@ def capacity(
         found["policy"] = {"name": policy, **asdict(estimate)}
     if as_json:
         return _print_json(found)
+    apart = ("policy", "engines", "notes")
     console.print(
         _summary_table(
-            f"capacity of {chosen.name}", {k: v for k, v in found.items() if k != "policy"}
+            f"capacity of {chosen.name}", {k: v for k, v in found.items() if k not in apart}
         )
     )
+    for engine in found.get("engines", ()):
+        console.print(
+            f"{engine['name']}: load {engine['load']:.3f}, slack {1 - engine['load']:.3f}, "
+            f"alone it carries {engine['jobs_per_s']:,.3f} jobs/s"
+        )
+    for note in found.get("notes", ()):
+        console.print(f"[yellow]{note}[/yellow]")
     if policy is not None:
         console.print(
             f"{policy}: {estimate.requests_per_s:.3f} requests/s "
