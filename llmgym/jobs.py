@@ -163,8 +163,9 @@ def _chosen(
     """Whether the choice that a stage belongs to, if any, falls on it."""
     for group in routes.choices:
         if v in group:
-            before = routes.parents[v]
-            visit = visits[before[0]] if before else jnp.zeros_like(number)
+            # Drawn anew whenever stages before it have ended again; some of them may be passed over.
+            before = routes.parents[group[0]]
+            visit = sum((visits[u] for u in before), jnp.zeros_like(number))
             draw = uniform(words(key, first + group[0] + CHOICE, number, 1, visit)[0])
             at = group.index(v)
             low = sum(routes.probability[u] for u in group[:at])

@@ -104,6 +104,7 @@ def lower_network(scenario: Scenario, burst: int = 0) -> Network:
     size = scenario.slots * rows_per_slot(scenario)
     per_batch = _calls_per_batch(scenario)
     fresh = int(np.clip(np.ceil(2 * COMPACT_EVERY * per_batch), 16, 256))
+    fresh = max(fresh, plan.most_stages if plan.routes else plan.stations * TAKEN)
     fresh += -(size + fresh) % GROUP
     if size > 2**15:
         raise LLMGymError(f"{scenario.slots} slots make tables of {size} rows; at most {2**15}.")
@@ -448,7 +449,9 @@ def step_network(
     )
     due = jnp.any(moved.steps % COMPACT_EVERY == 0)
     moved = _once(due, lambda s: _tidy(network, s), moved)
-    after, late = _arrivals(network, moved, 1)
+    # Jobs that came during the epoch were routed by the loads of their time: before the credit.
+    extra = _loads(plan, table) - _loads(plan, credited)
+    after, late = _arrivals(network, moved, 1, extra)
     after = _pass_on(network, after)
     after, _ = _arrivals(network, after, 0)
     info = NetworkInfo(
@@ -488,7 +491,10 @@ def _next_event(
         until = (table.last_token[:, plan.engines] - state.clock.low).astype(jnp.int32)
         waiting = table.decode[:, plan.engines] > 0
         soonest = jnp.minimum(soonest, jnp.min(jnp.where(waiting, until, NEVER), axis=0))
-    arrival = jnp.where(jnp.any(busy == 0, axis=0), next_job(network, state), NEVER)
+    heeded = jnp.any(busy == 0, axis=0)
+    if plan.begins_with_delay:  # which may be over before any batch is
+        heeded = jnp.ones_like(heeded)
+    arrival = jnp.where(heeded, next_job(network, state), NEVER)
     return jnp.minimum(soonest, arrival)
 
 
@@ -568,7 +574,9 @@ def _no_lengths(index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.zeros_like(index), jnp.zeros_like(index)
 
 
-def _arrivals(network: Network, state: NetworkState, before: int) -> tuple[NetworkState, jax.Array]:
+def _arrivals(
+    network: Network, state: NetworkState, before: int, extra: jax.Array | None = None
+) -> tuple[NetworkState, jax.Array]:
     """Let the jobs join that arrived at least ``before`` ticks ago. Also their ticks since, float32."""
     several = 1 if network.plan.routes else TAKEN
 
@@ -617,12 +625,12 @@ def _arrivals(network: Network, state: NetworkState, before: int) -> tuple[Netwo
             ),
         )
         if network.plan.routes:
-            state = _begin(network, state, admitted[0], number[0], arrival[0], job_type[0])
+            state = _begin(network, state, admitted[0], number[0], arrival[0], job_type[0], extra)
         else:
             none = jnp.zeros_like(number)
             first = jnp.asarray(network.plan.first_class)[job_type]
             calls = Joining(admitted, first, number, arrival, arrival, none, none, none)
-            state = _enter(network, state, calls)
+            state = _enter(network, state, calls, extra)
         return state, late + jnp.sum(ago.astype(jnp.float32), axis=0)
 
     return jax.lax.while_loop(more, some, (state, jnp.zeros(state.present.shape)))
@@ -635,6 +643,7 @@ def _begin(
     number: jax.Array,
     arrival: jax.Array,
     job_type: jax.Array,
+    extra: jax.Array | None,
 ) -> NetworkState:
     """Give a new job a row, and start its first calls."""
     jobs = state.jobs
@@ -643,7 +652,7 @@ def _begin(
     none = jnp.zeros_like(number)
     several = jnp.zeros((jobs.visits.shape[0], *none.shape), jnp.int32)
     job = Jobs(begins, job_type, number, arrival, none, none, none, several, several)
-    return _set_off(network, state, row, job, none - 1, none, begins, arrival)
+    return _set_off(network, state, row, job, none - 1, none, begins, arrival, extra)
 
 
 def _set_off(
@@ -655,6 +664,7 @@ def _set_off(
     context: jax.Array,
     wanted: jax.Array,
     now: jax.Array,
+    extra: jax.Array | None = None,
 ) -> NetworkState:
     """Write down that a stage of a job ended, and let the calls join that it sets off."""
     assert state.jobs is not None
@@ -683,7 +693,7 @@ def _set_off(
         present=state.present - completed,
         totals=replace(state.totals, completed=state.totals.completed + completed),
     )
-    return _enter(network, state, calls)
+    return _enter(network, state, calls, extra)
 
 
 def _pass_on(network: Network, state: NetworkState) -> NetworkState:
@@ -757,13 +767,18 @@ def _pass_one(network: Network, state: NetworkState) -> NetworkState:
     return _set_off(network, state, job_row, job, ended, context, wanted, state.clock.low)
 
 
-def _enter(network: Network, state: NetworkState, calls: Joining) -> NetworkState:
-    """Calls join the queues of their engines, behind all that are there."""
+def _enter(
+    network: Network, state: NetworkState, calls: Joining, extra: jax.Array | None = None
+) -> NetworkState:
+    """Calls join the queues of their engines, behind all that are there.
+
+    ``extra`` is what the routers see of the loads on top of the tables.
+    """
     plan, several = network.plan, calls.valid.shape[0]
     full = jnp.any(state.tail + several > network.fresh)
     state = _once(full, lambda s: _compact(network, s), state)
     prefill, decode, due = _draw_lengths(network, state.stream.key, calls)
-    station, state = _route(network, state, calls, prefill + decode)
+    station, state = _route(network, state, calls, prefill + decode, extra)
     tail, places = state.tail, []
     index = jnp.arange(plan.stations).reshape((-1,) + (1,) * calls.valid[0].ndim)
     for n in range(several):
@@ -844,7 +859,11 @@ def call_lengths(
 
 
 def _route(
-    network: Network, state: NetworkState, calls: Joining, tokens: jax.Array
+    network: Network,
+    state: NetworkState,
+    calls: Joining,
+    tokens: jax.Array,
+    extra: jax.Array | None,
 ) -> tuple[jax.Array, NetworkState]:
     """The station (several, ...) that each call goes to: its engine, or one of its replicas."""
     plan = network.plan
@@ -853,7 +872,9 @@ def _route(
     station = jnp.where(group < 0, plan.engines, first)
     if all(replicas == 1 for _, replicas in plan.groups):
         return station, state
-    load = _loads(plan, state)
+    load = _loads(plan, state.table)
+    if extra is not None:
+        load = load + extra
     member = jnp.asarray(plan.engine_group()).reshape((-1,) + (1,) * state.present.ndim)
     index = rows(load)
     turns, chosen = state.turns, []
@@ -881,9 +902,9 @@ def _weight(router: str, tokens: jax.Array) -> jax.Array | int:
     return 0 if router == "least_kv" else 1
 
 
-def _loads(plan: Plan, state: NetworkState) -> jax.Array:
+def _loads(plan: Plan, table: CallTable) -> jax.Array:
     """What the router looks at, (engines, ...): tokens left, tokens in memory, or requests."""
-    table = _engines(plan, state.table)
+    table = _engines(plan, table)
     if plan.router == "fewest_tokens":
         return jnp.sum(table.prefill + table.decode, axis=0)
     if plan.router == "least_kv":

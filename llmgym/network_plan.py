@@ -60,6 +60,7 @@ class Plan:
     hop: tuple[int, ...]
     priority: tuple[int, ...]
     router: str
+    begins_with_delay: bool = False
 
     @property
     def classes(self) -> int:
@@ -113,6 +114,9 @@ class Plan:
             hop=tuple(int(d) for job in jobs for d in job.workflow.depth),
             priority=tuple(s.priority for s in stages),
             router=scenario.router,
+            begins_with_delay=any(
+                job.stages[v].is_delay for job in jobs for v in job.workflow.roots
+            ),
         )
 
 

@@ -100,11 +100,11 @@ def _environment(network: Network, out: Record, state: NetworkState, env: int) -
     served = state.totals.prefill_tokens, state.totals.decode_tokens
     batches: list[list[Ran]] = [[] for _ in range(network.plan.engines)]
     finished: dict[Any, tuple[int, int]] = {}
-    for step, engine in np.argwhere(column["batch_ticks"] > 0):
+    for step, engine in np.argwhere(column["batch_ticks"] > 0).tolist():
         tokens, decoding = (column[k][step, :, engine] for k in ("tokens", "decoding"))
         prefill, decode = (
             {_name(network, column, (step, at, engine)): int(tokens[at]) for at in rows}
-            for rows in (np.flatnonzero(tokens * ~decoding), np.flatnonzero(tokens * decoding))
+            for rows in (np.flatnonzero(tokens * where).tolist() for where in (~decoding, decoding))
         )
         start, duration = int(column["start"][step]), int(column["batch_ticks"][step, engine])
         batches[engine].append(Ran(start, duration, prefill, decode))
@@ -129,7 +129,7 @@ def _environment(network: Network, out: Record, state: NetworkState, env: int) -
     )
 
 
-def _name(network: Network, column: Record, index: tuple[int, ...]) -> tuple[int, ...]:
+def _name(network: Network, column: Record, index: tuple[int, ...]) -> Any:
     """(job type, job number, stage, visit) of the call in a row of the table."""
     job_class, request, visit = (int(column[k][index]) for k in ("job_class", "request", "visit"))
     job_type = network.plan.type_of[job_class]
@@ -169,6 +169,9 @@ def _tables(network: Network, keys: jax.Array, count: int, visits: int) -> tuple
     )
 
 
+WORDS = {"choice": 0, "router": 2, "other": 3}
+
+
 class Table:
     """The ``network_reference.Draws`` of one environment: what the streams of the JAX network hold."""
 
@@ -181,22 +184,13 @@ class Table:
     def _at(self, job: tuple[int, int], stage: int, visit: int) -> tuple[int, int, int]:
         return self.first_class[job[0]] + stage, job[1], visit
 
-    def _uniform(self, words: np.ndarray, word: int, at: tuple[int, int, int]) -> float:
-        return ((int(words[word, *at]) >> 9) + 0.5) * 2.0**-23
-
     def lengths(self, job: tuple[int, int], stage: int, visit: int) -> tuple[int, int]:
         prefill, decode = self.tokens[:, *self._at(job, stage, visit)].tolist()
         return prefill, decode
 
-    def loop(self, job: tuple[int, int], stage: int, visit: int) -> float:
-        return self._uniform(self.own, 3, self._at(job, stage, visit))
-
-    def choice(self, job: tuple[int, int], stage: int, visit: int) -> float:
-        return self._uniform(self.other, 0, self._at(job, stage, visit))
-
-    def router(self, job: tuple[int, int], stage: int, visit: int) -> tuple[float, float]:
-        at = self._at(job, stage, visit)
-        return self._uniform(self.other, 2, at), self._uniform(self.other, 3, at)
+    def uniform(self, what: str, job: tuple[int, int], stage: int, visit: int) -> float:
+        words, word = (self.own, 3) if what == "loop" else (self.other, WORDS[what])
+        return ((int(words[word, *self._at(job, stage, visit)]) >> 9) + 0.5) * 2.0**-23
 
 
 def draws(network: Network, keys: jax.Array, count: int, visits: int) -> list[Table]:

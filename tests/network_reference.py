@@ -55,14 +55,8 @@ class Draws(Protocol):
     def lengths(self, job: tuple[int, int], stage: int, visit: int) -> tuple[int, int]:
         """Prompt and output tokens of a call; milliseconds and 0 of a delay."""
 
-    def loop(self, job: tuple[int, int], stage: int, visit: int) -> float:
-        """Uniform number: below the probability the loop goes back."""
-
-    def choice(self, job: tuple[int, int], stage: int, visit: int) -> float:
-        """Uniform number for the choice whose first stage is given."""
-
-    def router(self, job: tuple[int, int], stage: int, visit: int) -> tuple[float, float]:
-        """Two uniform numbers for the routers that draw."""
+    def uniform(self, what: str, job: tuple[int, int], stage: int, visit: int) -> float:
+        """For a "loop", the "choice" whose first stage is given, or a "router" ("other": once more)."""
 
 
 @dataclass(eq=False)
@@ -70,7 +64,6 @@ class Job:
     """A job in the network: where each of its stages stands."""
 
     name: tuple[int, int]  # (type, number)
-    arrival: int
     status: list[str]
     visits: list[int]  # how often each stage has ended
     context: list[int]  # prompt and output of its last visit
@@ -95,11 +88,6 @@ class Call(Request):
         """Tokens to come."""
         return self.prefill_left + self.decode_left
 
-    @property
-    def held(self) -> int:
-        """Tokens processed."""
-        return self.prefill + self.decode - self.left
-
 
 @dataclass(eq=False)
 class Server:
@@ -114,37 +102,29 @@ class Server:
     def start(self, policy: Policy, now: int) -> None:
         """Form a batch and let it run, if there is anything in it."""
         tokens = policy(self.engine, list(self.calls), now)
-        if not tokens:
-            return
-        assert sum(tokens.values()) <= self.engine.token_budget
-        duration = self.engine.batch_ticks(sum(tokens.values()))
         served = [c for c in self.calls if c.name in tokens]
         prefill = {c.name: tokens[c.name] for c in served if c.prefill_left > 0}
         decode = {c.name: tokens[c.name] for c in served if c.prefill_left == 0}
-        assert all(tokens[c.name] <= c.prefill_left for c in served if c.prefill_left > 0)
-        assert all(n == 1 for n in decode.values())
-        self.batches.append(Ran(now, duration, prefill, decode))
-        self.running, self.until = tokens, now + duration
+        assert sum(tokens.values()) <= self.engine.token_budget
+        assert all(tokens[c.name] <= max(c.prefill_left, 1) for c in served)
+        if tokens:
+            duration = self.engine.batch_ticks(sum(tokens.values()))
+            self.batches.append(Ran(now, duration, prefill, decode))
+            self.running, self.until = tokens, now + duration
 
     def end(self, now: int) -> list[Call]:
         """Credit the batch; the calls that are done leave."""
         assert self.running is not None
-        for call in self.calls:
-            tokens = self.running.get(call.name, 0)
-            if tokens == 0:
-                continue
+        for call in [c for c in self.calls if c.name in self.running]:
             call.last_service = now
             if call.prefill_left > 0:
-                call.prefill_left -= tokens
+                call.prefill_left -= self.running[call.name]
             else:
-                call.decode_left -= tokens
-                call.first_token = now if call.first_token is None else call.first_token
-            if call.left == 0:
-                call.finish = now
-                call.first_token = now if call.first_token is None else call.first_token
+                call.decode_left -= self.running[call.name]
+            if call.first_token is None and (call.decode_left < call.decode or call.left == 0):
+                call.first_token = now
         self.running = None
-        done = [c for c in self.calls if c.left == 0]
-        self.calls = [c for c in self.calls if c.left > 0]
+        done, self.calls = ([c for c in self.calls if (c.left > 0) == m] for m in (False, True))
         return done
 
 
@@ -179,9 +159,8 @@ class NetworkSimulator:
 
     def step(self) -> bool:
         """Free engines start batches; then time passes to the next event. False: nothing is to come."""
-        for server in self.servers:
-            if server.running is None:
-                server.start(self.policy, self.now)
+        for server in [s for s in self.servers if s.running is None]:
+            server.start(self.policy, self.now)
         times = [s.until for s in self.servers if s.running is not None]
         times += [d.until for d in self.delays if d.until is not None]
         times += [arrival for arrival, _, _ in self.coming[:1]]
@@ -197,59 +176,48 @@ class NetworkSimulator:
 
     def _end(self) -> bool:
         """All that ends now; then all that this sets off, one after the other."""
-        servers = [s for s in self.servers if s.running is not None and s.until == self.now]
+        servers = [s for s in self.servers if s.running and s.until == self.now]
         done = [call for server in servers for call in server.end(self.now)]
         over = [d for d in self.delays if d.until == self.now]
         self.delays = [d for d in self.delays if d.until != self.now]
         for call in done + over:
-            first = 0 if call.first_token is None else call.first_token
-            assert call.name not in self.finished
-            self.finished[call.name] = first, self.now
+            self.finished[call.name] = call.first_token or 0, self.now
             self._stage_ended(call.job, call.stage, call.prefill + call.decode)
         return bool(servers or over)
 
     def _admit(self) -> bool:
         """New jobs of this instant; where all slots are taken they are lost."""
-        came = False
+        before = self.arrived
         while self.coming and self.coming[0][0] <= self.now:
-            arrival, kind, number = self.coming.pop(0)
-            came = True
+            _, kind, number = self.coming.pop(0)
             self.arrived += 1
             if self.present == self.site.slots:
                 self.dropped += 1
                 continue
             self.present += 1
-            count = len(self.types[kind])
-            job = Job((kind, number), arrival, [WAITING] * count, [0] * count, [0] * count)
+            stages = len(self.types[kind])
+            job = Job((kind, number), [WAITING] * stages, [0] * stages, [0] * stages)
             self._start(job, self._ready(job))
-        return came
+        return self.arrived > before
 
     def _stage_ended(self, job: Job, stage: int, context: int) -> None:
         steps = self.types[job.name[0]]
         loop, visit = steps[stage].loop, job.visits[stage]
-        job.visits[stage] += 1
-        job.context[stage] = context
-        begins = {}
-        if loop is not None and self._again(job, stage, visit):
+        job.visits[stage], job.context[stage] = visit + 1, context
+        draw = self.draws.uniform("loop", job.name, stage, visit)
+        again, begins = loop is not None and draw < (loop.probability or 0.0), {}
+        if loop is not None and loop.rounds is not None:
+            again = (visit + 1) % loop.rounds != 0
+        if loop is not None and again:
             self.rounds += 1
             for body in body_of(steps, loop.to, stage):
                 job.status[body] = WAITING
-            job.status[loop.to] = RUNNING
-            begins[loop.to] = context
+            job.status[loop.to], begins[loop.to] = RUNNING, context
         else:
             job.status[stage] = DONE
         self._start(job, begins | self._ready(job))
         if all(status in (DONE, PASSED) for status in job.status):
-            self.present -= 1
-            self.completed += 1
-
-    def _again(self, job: Job, stage: int, visit: int) -> bool:
-        loop = self.types[job.name[0]][stage].loop
-        assert loop is not None
-        if loop.rounds is not None:
-            return (visit + 1) % loop.rounds != 0
-        assert loop.probability is not None
-        return self.draws.loop(job.name, stage, visit) < loop.probability
+            self.present, self.completed = self.present - 1, self.completed + 1
 
     def _ready(self, job: Job) -> dict[int, int]:
         """The stages that start now, with the context that those before them bring."""
@@ -260,8 +228,7 @@ class NetworkSimulator:
                 open_ = [u for u in step.parents if job.status[u] not in (DONE, PASSED)]
                 if job.status[stage] != WAITING or open_:
                     continue
-                settled = False
-                taken = [u for u in step.parents if job.status[u] == DONE]
+                settled, taken = False, [u for u in step.parents if job.status[u] == DONE]
                 if (step.parents and not taken) or not self._chosen(job, stage):
                     job.status[stage] = PASSED
                     self.passed_over += 1
@@ -276,54 +243,52 @@ class NetworkSimulator:
         if steps[stage].probability is None:
             return True
         parents = steps[stage].parents
-        options = [
-            v
-            for v, step in enumerate(steps)
-            if step.probability is not None and set(step.parents) == set(parents)
-        ]
+        group = [(v, s.probability) for v, s in enumerate(steps) if set(s.parents) == set(parents)]
+        options = [(v, chance) for v, chance in group if chance is not None]
         visit = sum(job.visits[u] for u in parents)  # grows from round to round of a loop
-        draw = self.draws.choice(job.name, options[0], visit)
-        for option in options[:-1]:
-            draw -= steps[option].probability or 0.0
+        draw = self.draws.uniform("choice", job.name, options[0][0], visit)
+        for option, chance in options[:-1]:
+            draw -= chance
             if draw < 0:
                 return stage == option
-        return stage == options[-1]
+        return stage == options[-1][0]
 
     def _start(self, job: Job, begins: dict[int, int]) -> None:
         """Calls join the queue of an engine, and delays begin, in order of the stages."""
         for stage in sorted(begins):
             step, visit = self.types[job.name[0]][stage], job.visits[stage]
             first, second = self.draws.lengths(job.name, stage, visit)
-            where: dict[str, Any] = {"job": job, "stage": stage, "visit": visit}
+            prompt = 0 if step.group is None else first
+            if step.inherits or step.group is None:  # a delay passes on what it inherits
+                prompt += begins[stage]
+            call = Call(*job.name, self.now, prompt, second, job=job, stage=stage, visit=visit)
             if step.group is None:
-                ticks = max(round(Fraction(first) / self.site.tick_ms), 1)
-                delay = Call(*job.name, self.now, begins[stage], 0, **where, until=self.now + ticks)
-                self.delays.append(delay)
-                continue
-            prompt = first + (begins[stage] if step.inherits else 0)
-            call = Call(*job.name, self.now, prompt, second, **where)
-            self.joined += call.left
-            self._route(step.group, call).calls.append(call)
+                call.until = self.now + max(round(Fraction(first) / self.site.tick_ms), 1)
+                self.delays.append(call)
+            else:
+                self.joined += call.left
+                self._route(step.group, call).calls.append(call)
 
     def _route(self, group: int, call: Call) -> Server:
-        """The replica that a call goes to: of those that are equally good the first."""
-        servers, turn = self.groups[group], self.turns[group]
+        """The replica that a call goes to: the first of those that are equally good."""
+        servers, turn, count = self.groups[group], self.turns[group], len(self.groups[group])
         self.turns[group] += 1
-        draws = self.draws.router(call.job.name, call.stage, call.visit)
-        one = int(draws[0] * len(servers))
+        at = call.job.name, call.stage, call.visit
+        one, other = self.draws.uniform("router", *at), self.draws.uniform("other", *at)
         match self.site.router:
             case "round_robin":
-                return servers[turn % len(servers)]
+                return servers[turn % count]
             case "random":
-                return servers[one]
-            case "power_of_two" if len(servers) > 1:
-                others = servers[one + 1 :] + servers[:one]
-                pair = (servers[one], others[int(draws[1] * len(others))])
-                return min(pair, key=lambda s: len(s.calls))
+                return servers[int(one * count)]
+            case "power_of_two" if count > 1:
+                pair = servers[int(one * count) :] + servers[: int(one * count)]
+                return min(pair[0], pair[1 + int(other * (count - 1))], key=lambda s: len(s.calls))
             case "fewest_tokens":
                 return min(servers, key=lambda s: sum(c.left for c in s.calls))
             case "least_kv":
-                return min(servers, key=lambda s: sum(c.held for c in s.calls))
+                return min(
+                    servers, key=lambda s: sum(c.prefill + c.decode - c.left for c in s.calls)
+                )
         return min(servers, key=lambda s: len(s.calls))
 
 
@@ -331,6 +296,5 @@ def body_of(steps: Sequence[Step], first: int, last: int) -> set[int]:
     """The stages on all ways from the first to the last of a loop."""
     if first == last:
         return {first}
-    ways = [body_of(steps, first, u) for u in steps[last].parents]
-    inside = set().union(*(way for way in ways if first in way))
-    return inside | {last} if first in inside else set()
+    inside = set().union(*(body_of(steps, first, u) for u in steps[last].parents))
+    return inside | {last} if inside else set()

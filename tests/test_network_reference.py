@@ -16,9 +16,9 @@ import pytest
 import reference_policies
 from network_recording import Recorded, draws, jobs, record, run, trace
 from network_reference import Draws, Loop, NetworkSimulator, Site, Step
+from network_workflows import FORMS
 from network_workloads import (
     BATCH_TIME_KINDS,
-    FORMS,
     POLICIES,
     ROUTERS,
     Structure,
@@ -37,7 +37,7 @@ from llmgym.scenario import Engine as ScenarioEngine
 from llmgym.scenario import Scenario
 from llmgym.workload import JobType, Stage
 
-STEPS, ENVS, JOBS, VISITS = 144, 4, 400, 48
+STEPS, ENVS, JOBS, VISITS = 144, 4, 500, 48
 """Epochs of a run; environments of a network; jobs and visits whose random numbers are at hand."""
 
 REPEATS = 3
@@ -101,7 +101,7 @@ def run_structure(structure: Structure) -> None:
             for count in ("passed_over", "rounds"):
                 seen[count] += getattr(simulator, count)
     assert seen["batches"] > 0.4 * STEPS * ENVS * REPEATS * len(POLICIES)
-    assert seen["dropped"] > 20 and seen["completed"] > 20
+    assert min(seen["dropped"], seen["completed"]) > 8
     steps = [s for job in reference_steps(random_network(structure, 0).scenario) for s in job]
     assert (seen["rounds"] > 20) == any(s.loop for s in steps)
     assert (seen["passed_over"] > 20) == any(s.probability for s in steps)
@@ -146,7 +146,7 @@ def test_a_difference_is_noticed(change: str) -> None:
     structure = ALL[3]
     other = {"token_budget": 3, "router": "round_robin", "slots": structure.slots - 1}
     noticed = 0
-    for recorded, simulator in cases(structure, 1, **{change: other[change]}):
+    for recorded, simulator in cases(structure, 5, **{change: other[change]}):
         try:
             compare(recorded, simulator)
         except AssertionError:
@@ -154,9 +154,10 @@ def test_a_difference_is_noticed(change: str) -> None:
     assert noticed >= ENVS - 1
 
 
+@pytest.mark.slow
 def test_loop_scan_and_vmap_end_in_equal_states() -> None:
     # Tables with room for all: with several environments they are compacted when one of them is full.
-    physics, environments = replace(lowered(ALL[3], 1), fresh=256), keys(5, 3)
+    physics, environments = replace(lowered(ALL[12], 0), fresh=256), keys(5, 3)
     settings = jnp.int32(0), jnp.int32(12)
     scanned, _ = trace(physics, environments, *settings, 40)
     one = jax.jit(partial(run, steps=1))
@@ -168,7 +169,7 @@ def test_loop_scan_and_vmap_end_in_equal_states() -> None:
         return run(physics, init_network(physics, key), key, *settings, steps=40)[0]
 
     mapped = jax.jit(jax.vmap(alone, out_axes=-1))(environments)
-    assert (np.asarray(scanned.totals.completed) > 0).all()
+    assert (np.asarray(scanned.totals.batches) > 0).all()
     for other in (state, mapped):
         jax.tree.map(np.testing.assert_array_equal, scanned, other)
 
@@ -191,11 +192,8 @@ class NoDraws(Draws):
     def lengths(self, job: tuple[int, int], stage: int, visit: int) -> tuple[int, int]:
         return self.given[stage]
 
-    def choice(self, job: tuple[int, int], stage: int, visit: int) -> float:
+    def uniform(self, what: str, job: tuple[int, int], stage: int, visit: int) -> float:
         return 0.5
-
-    def router(self, job: tuple[int, int], stage: int, visit: int) -> tuple[float, float]:
-        return 0.0, 0.0
 
 
 def by_hand(steps: list[Step], numbers: Draws, arriving: list[int]) -> NetworkSimulator:
@@ -210,14 +208,14 @@ def by_hand(steps: list[Step], numbers: Draws, arriving: list[int]) -> NetworkSi
 
 
 def test_the_reference_forks_and_joins_by_hand() -> None:
-    # Root: 0-2. Branch at engine 1: 2-5; delay of 4: 2-6. Join with their contexts, 3 + 1: 6-8.
+    # Root: 0-2. Branch at engine 1: 2-5; delay of 4: 2-6. Join with their contexts, 3 + 1: 6-8, 8-10.
     join = Step(0, (1, 2), inherits=True)
     steps = [Step(0, ()), Step(1, (0,)), Step(None, (0,)), join]
     simulator = by_hand(steps, NoDraws((1, 0), (3, 0), (4, 0), (0, 1)), [0])
     ends = {stage: end for (_, _, stage, _), (_, end) in simulator.finished.items()}
     assert ends == {0: 2, 1: 5, 2: 6, 3: 10}
     prompt, output = simulator.servers[0].batches[1:]
-    assert (prompt.start, prompt.tokens) == (6, 3) and (output.start, output.tokens) == (8, 1)
+    assert (prompt.start, prompt.tokens) == (6, 4) and (output.start, output.tokens) == (8, 1)
 
 
 def test_the_reference_loops_and_chooses_by_hand() -> None:
