@@ -60,7 +60,9 @@ class Staircase(BatchTime):
         check_number("tile", self.tile, low=1, integer=True)
 
     def formula(self, tokens: Any, xp: Any) -> Any:
-        return self.c_ms + self.a_ms * xp.ceil(tokens / self.tile)
+        # Half a token less: a compiler may divide by multiplying with 1/tile, which at whole tiles
+        # comes out a little above the whole number.
+        return self.c_ms + self.a_ms * xp.ceil((xp.ceil(tokens) - 0.5) / self.tile)
 
     @property
     def period(self) -> int:

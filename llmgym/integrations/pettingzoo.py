@@ -1,0 +1,143 @@
+"""A network of engines as a PettingZoo ``ParallelEnv``: one agent an engine.
+
+Needs the extra ``pettingzoo``: ``pip install llmgym[pettingzoo]``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import jax
+import numpy as np
+from gymnasium.utils import seeding
+
+from llmgym.envs.functional import EnvState
+from llmgym.envs.network import FunctionalNetwork
+from llmgym.errors import LLMGymError
+
+try:
+    from pettingzoo import ParallelEnv
+except ImportError as error:  # pragma: no cover - depends on what is installed
+    raise LLMGymError("This view needs PettingZoo: pip install llmgym[pettingzoo]") from error
+
+
+class NetworkParallelEnv(ParallelEnv):
+    """Every engine composes its own batch; all agents share the reward of the network.
+
+    Agents are the names of the engines. An agent observes its engine as in ``llmgym/Engine-v0``, then
+    whether its batch runs, how long still (log1p ms), and the jobs in the network (log1p). At an epoch
+    all agents act; what engines that are busy say is ignored, and their ``action_mask`` in ``infos``
+    leaves them one choice. Episodes are truncated, never terminated. Calls are routed among
+    replicas by the scenario's router.
+
+    Args: those of llmgym.envs.network.FunctionalNetwork; ``action`` may not be "batch".
+    """
+
+    metadata = {"render_modes": [], "name": "llmgym_network_v0", "is_parallelizable": True}  # noqa: RUF012
+
+    def __init__(self, **settings: Any) -> None:
+        self.core = FunctionalNetwork(**settings)
+        if self.core.action_space is None:
+            raise LLMGymError(
+                'action="batch" is for llmgym.functional; use tiles, split or tokens.'
+            )
+        if self.core.encoding.routed:  # type: ignore[attr-defined]
+            raise LLMGymError("With one agent an engine nobody routes: use another router.")
+        self.possible_agents = list(self.core.scenario.engine_names)
+        self.agents: list[str] = []
+        self.render_mode = None
+        parts: Any = self.core.encoding
+        self._actions = {a: p.space for a, p in zip(self.possible_agents, parts.parts, strict=True)}
+        self._spaces = {a: self._space(s) for s, a in enumerate(self.possible_agents)}
+        self._init, self._step = jax.jit(self.core.init), jax.jit(self.core.step)
+        self._observe, self._mask = jax.jit(self.core.observe), jax.jit(self.core.action_mask)
+        self._random = seeding.np_random(None)[0]
+        self._state: EnvState | None = None
+
+    def _entries(self, s: int) -> np.ndarray:
+        """The entries of the network's observation that agent ``s`` sees."""
+        sizes = [part.space.shape[0] for part in self.core.observation.parts]
+        start, engines = sum(sizes[:s]), len(sizes)
+        rest = sum(sizes)
+        own = np.arange(start, start + sizes[s])
+        return np.concatenate([own, [rest + s, rest + engines + s, rest + 2 * engines]])
+
+    def _space(self, s: int) -> gym.spaces.Box:
+        whole, entries = self.core.observation_space, self._entries(s)
+        return gym.spaces.Box(whole.low[entries], whole.high[entries], dtype=np.float32)
+
+    def observation_space(self, agent: str) -> gym.spaces.Box:
+        """The space of an agent's observations."""
+        return self._spaces[agent]
+
+    def action_space(self, agent: str) -> gym.Space[Any]:
+        """The space of an agent's actions."""
+        return self._actions[agent]
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+        """A network without jobs. No options are known."""
+        if seed is not None:
+            self._random = seeding.np_random(seed)[0]
+        key = jax.random.key(int(self._random.integers(2**31)), impl="threefry2x32")
+        self.agents = list(self.possible_agents)
+        self._state = self._init(key, self.core.params)
+        observation = np.array(self._observe(self._state, self.core.params))
+        mask = np.array(self._mask(self._state, self.core.params))
+        return self._observations(observation), self._infos(mask)
+
+    def step(
+        self, actions: dict[str, Any]
+    ) -> tuple[
+        dict[str, np.ndarray],
+        dict[str, float],
+        dict[str, bool],
+        dict[str, bool],
+        dict[str, dict[str, Any]],
+    ]:
+        """Start the batches of the engines that are free; time passes to the next event."""
+        if self._state is None or not self.agents:
+            raise LLMGymError("Call reset() first: the episode has not begun, or is over.")
+        for agent in self.agents:
+            if agent not in actions:
+                raise LLMGymError(f"No action for agent {agent!r}.")
+            if not self._actions[agent].contains(actions[agent]):
+                raise LLMGymError(
+                    f"Action {actions[agent]!r} of {agent!r} is not in {self._actions[agent]}."
+                )
+        action = np.concatenate([np.atleast_1d(actions[agent]) for agent in self.agents])
+        self._state, outcome = self._step(self._state, action, self.core.params)
+        result = jax.device_get(outcome)
+        mask = np.array(result.info["action_mask"])
+        observations, infos = self._observations(np.array(result.observation)), self._infos(mask)
+        over, reward = bool(result.truncated), float(result.reward)
+        agents = self.agents
+        self.agents = [] if over else agents
+        return (
+            observations,
+            dict.fromkeys(agents, reward),
+            dict.fromkeys(agents, False),
+            dict.fromkeys(agents, over),
+            infos,
+        )
+
+    def _observations(self, whole: np.ndarray) -> dict[str, np.ndarray]:
+        return {a: whole[self._entries(s)] for s, a in enumerate(self.possible_agents)}
+
+    def _infos(self, mask: np.ndarray) -> dict[str, dict[str, Any]]:
+        sizes = [self._choices(space) for space in self._actions.values()]
+        parts = np.split(mask, np.cumsum(sizes)[:-1])
+        return {
+            a: {"action_mask": part} for a, part in zip(self.possible_agents, parts, strict=True)
+        }
+
+    @staticmethod
+    def _choices(space: gym.Space[Any]) -> int:
+        if isinstance(space, gym.spaces.Discrete):
+            return int(space.n)
+        if isinstance(space, gym.spaces.MultiDiscrete):
+            return int(space.nvec.sum())
+        assert space.shape is not None
+        return int(space.shape[0])
