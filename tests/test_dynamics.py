@@ -461,7 +461,7 @@ def test_one_compilation_serves_every_load_and_constant() -> None:
 @settings(max_examples=40, deadline=None)
 def test_sources_moves_the_live_rows_up_in_order(mask: list[bool]) -> None:
     padded = np.array([mask + [False] * (70 - len(mask)), [True] * 70, [False] * 70]).T
-    got = np.asarray(jax.jit(dynamics._sources)(jnp.asarray(padded)))
+    got = np.asarray(jax.jit(dynamics.sources)(jnp.asarray(padded)))
     for env in range(padded.shape[1]):
         live = np.flatnonzero(padded[:, env])
         expected = np.concatenate([live, np.full(70 - live.size, -1)])
