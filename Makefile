@@ -15,7 +15,7 @@ help:
 	@echo "make benchmark    measure the policies; TRACE=file.csv replays a request trace,"
 	@echo "                  ARGS=... goes to 'llmgym benchmark'"
 	@echo "make test         the tests, in JOBS=$(JOBS) processes; ARGS=... goes to pytest"
-	@echo "make test-slow    the tests that take long, one after another"
+	@echo "make test-slow    the tests that take long, in JOBS processes"
 	@echo "make lint         ruff and mypy"
 	@echo "make notebooks    execute the notebooks; ARGS=--inplace keeps what they print"
 	@echo "make clean        remove .venv, builds and caches; results stay"
@@ -28,7 +28,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
