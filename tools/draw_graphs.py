@@ -1,0 +1,19 @@
+"""Write docs/graphs anew: a picture of every shipped network of engines.
+
+python tools/draw_graphs.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmgym import scenario_files
+from llmgym.graph import save_graph
+
+if __name__ == "__main__":
+    folder = Path(__file__).parents[1] / "docs" / "graphs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in scenario_files.names():
+        scenario = scenario_files.scenario(name)
+        if scenario.is_network:
+            save_graph(scenario, folder / f"{name}.svg")
