@@ -145,6 +145,10 @@ def pollaczek_khinchine(arrival_rate_per_s: float, service_ms: float) -> float:
 
 
 def _mean_tokens(scenario: Scenario) -> float:
+    if scenario.is_network:
+        raise LLMGymError(
+            f"This bound is for one engine; {scenario.name!r} is a network: use capacity(scenario)."
+        )
     return scenario.mean_prefill + scenario.mean_decode
 
 

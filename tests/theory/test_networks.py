@@ -503,3 +503,14 @@ def test_bad_priorities_are_refused():
     waits = Scenario(engines(8), job(call(1, 1, 1), Stage(delay_ms=5, name="tool")))
     with pytest.raises(LLMGymError, match="is a delay"):
         virtual_station(waits, {"job.tool": 1})
+
+
+def test_bounds_of_one_engine_refuse_networks() -> None:
+    from llmgym import scenario_files
+    from llmgym.theory import bounds
+
+    scenario = scenario_files.scenario("rybko-stolyar")
+    with pytest.raises(LLMGymError, match="one engine"):
+        bounds.theorem2_capacity(scenario)
+    with pytest.raises(LLMGymError, match="one engine"):
+        bounds.fluid_growth(scenario, 3000.0)
