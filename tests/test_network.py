@@ -133,6 +133,7 @@ def test_network_policies_serve_everyone_at_low_load(name: str) -> None:
     assert late > 400
 
 
+@pytest.mark.slow
 def test_priorities_come_first() -> None:
     scenario = llmgym.scenario("rybko-stolyar", slots=512)
     physics, keys = model.lower(scenario), rollout.keys(0, 8)
@@ -159,6 +160,7 @@ def test_priorities_come_first() -> None:
     assert clashes > 30
 
 
+@pytest.mark.slow
 def test_the_oldest_job_comes_first() -> None:
     scenario = llmgym.scenario("lu-kumar", slots=256)
     physics, keys = model.lower(scenario), rollout.keys(0, 8)

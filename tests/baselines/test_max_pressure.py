@@ -48,6 +48,7 @@ def relieved(view: View, batch: Batch, weight: float) -> np.ndarray:
     return np.where(size > 0, total / llmgym.CODELLAMA_34B_A100.ms(size), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seqs", [None, 40])
 def test_no_other_policy_relieves_more(seqs: int | None) -> None:
     chosen = baselines.make("max_pressure")

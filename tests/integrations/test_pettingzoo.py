@@ -14,6 +14,7 @@ def make() -> NetworkParallelEnv:
     return NetworkParallelEnv(scenario="planner-workers-critic", max_steps=120)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_the_api_test_of_pettingzoo_passes() -> None:
     parallel_api_test(make(), num_cycles=300)
