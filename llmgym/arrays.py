@@ -63,8 +63,14 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
 
 def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Slots of the first ``count`` rows where ``mask`` holds (count, ...), and whether each exists."""
-    rank = prefix_sum(mask)
-    position = jnp.arange(count).reshape((-1,) + (1,) * (mask.ndim - 1))
-    # The n-th marked row has as many rows before it as have a rank of at most n.
-    slot = jnp.stack([jnp.sum((rank <= n).astype(jnp.int32), axis=0) for n in range(count)])
-    return jnp.minimum(slot, mask.shape[0] - 1), position < rank[-1]
+    row, size = rows(mask), mask.shape[0]
+    if size <= 32:  # the n-th marked row has as many rows before it as have a rank of at most n
+        rank = jnp.cumsum(mask, axis=0, dtype=jnp.int32)
+        ahead = rank[None] <= row[:count, None]
+        slot = jnp.sum(ahead.astype(jnp.int32), axis=1)
+        return jnp.minimum(slot, size - 1), slot < size
+    found = [jnp.full(mask.shape[1:], -1, jnp.int32)]
+    for _ in range(count):
+        found.append(jnp.min(jnp.where(mask & (row > found[-1]), row, size), axis=0))
+    slot = jnp.stack(found[1:])
+    return jnp.minimum(slot, size - 1), slot < size

@@ -308,6 +308,7 @@ def speed(
         str | None, typer.Option("--policy", "-p", help="Policy in the loop.")
     ] = None,
     load: Annotated[float | None, typer.Option(help="Fraction of the LP capacity.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="Engine or network to run.")] = None,
     seed: Seed = 0,
     out: Out = None,
     as_json: Json = False,
@@ -316,7 +317,13 @@ def speed(
     from llmgym.evaluation import speed as speeds
     from llmgym.evaluation.files import to_json, write
 
-    given: dict[str, Any] = {"num_envs": num_envs, "slots": slots, "policy": policy, "load": load}
+    given: dict[str, Any] = {
+        "num_envs": num_envs,
+        "slots": slots,
+        "policy": policy,
+        "load": load,
+        "scenario": scenario,
+    }
     chosen = {k: v for k, v in given.items() if v is not None}
     if chosen:
         found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))

@@ -129,11 +129,18 @@ def fill(
         seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
         newcomer = (demand > 0) & ~seated
         demand = jnp.where(newcomer & (prefix_sum(newcomer) > seats), 0, demand)
-    upto = prefix_sum(demand)
-    if whole:
-        given = jnp.where(upto <= room, demand, 0)
-    else:
-        given = jnp.clip(room - (upto - demand), 0, demand)
+
+    def served(demand: jax.Array) -> jax.Array:
+        upto = prefix_sum(demand)
+        if whole:
+            return jnp.where(upto <= room, demand, 0)
+        return jnp.clip(room - (upto - demand), 0, demand)
+
+    # Often there is room for all, as for decodes. A loop of one round costs nothing then.
+    short = jnp.any(jnp.sum(demand, axis=0) > room)
+    given, _ = jax.lax.while_loop(
+        lambda c: c[1], lambda c: (served(c[0]), jnp.zeros_like(short)), (demand, short)
+    )
     return Batch(batch.tokens + given)
 
 

@@ -12,6 +12,7 @@ on at once, and calls join the queue of their engine in the order in which they 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from llmgym.arrivals import NEVER
 from llmgym.composition import Batch, clip
 from llmgym.dynamics import COMPACT_EVERY, credit
 from llmgym.jobs import no_jobs
-from llmgym.network_calls import admit_jobs, call_lengths, once, pass_on, tidy
+from llmgym.network_calls import call_lengths, once, settle, tidy
 from llmgym.network_plan import Plan
 from llmgym.network_state import (
     CallTable,
@@ -49,8 +50,7 @@ def init_network(network: Network, key: jax.Array) -> NetworkState:
     queue = jnp.zeros((network.coming, *shape), jnp.int32)
     state = NetworkState(
         table=empty_calls(size, (count, *shape), bool(plan.routes)),
-        pending=jnp.zeros((size, count, *shape), bool),
-        tail=jnp.zeros((count, *shape), jnp.int32),
+        tail=none,
         busy=engines,
         present=none,
         backlog=none,
@@ -64,7 +64,7 @@ def init_network(network: Network, key: jax.Array) -> NetworkState:
         totals=empty_totals(shape),
         steps=none,
     )
-    return admit_jobs(network, state, 0)[0]
+    return settle(network, state, state.table.live)[0]
 
 
 def next_job(network: Network, state: NetworkState) -> jax.Array:
@@ -120,7 +120,6 @@ def step_network(
     moved = replace(
         state,
         table=credited,
-        pending=finished,
         busy=left,
         backlog=state.backlog - served_p - served_d,
         clock=clock,
@@ -135,13 +134,11 @@ def step_network(
         ),
         steps=state.steps + 1,
     )
-    due = jnp.any(moved.steps % COMPACT_EVERY == 0)
-    moved = once(due, lambda s: tidy(network, s), moved)
     # Jobs that came during the epoch were routed by the loads of their time: before the credit.
     extra = loads(plan, table) - loads(plan, credited)
-    after, late = admit_jobs(network, moved, 1, extra)
-    after = pass_on(network, after)
-    after, _ = admit_jobs(network, after, 0)
+    after, late = settle(network, moved, finished, extra)
+    due = jnp.any(after.steps % COMPACT_EVERY == 0)
+    after = once(due, partial(tidy, network), after)
     info = NetworkInfo(
         duration=duration,
         batch_ticks=ticks,

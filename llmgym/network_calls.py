@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from llmgym import stream as streams
-from llmgym.arrays import first_rows, prefix_sum, rows, select
+from llmgym.arrays import first_rows, rows, select
 from llmgym.dynamics import sources
 from llmgym.jobs import Jobs, advance, job_at, put_job
 from llmgym.network_state import (
-    TAKEN,
+    CALLS_TAKEN,
+    JOBS_TAKEN,
     CallTable,
     Coming,
     Joining,
     Network,
     NetworkState,
 )
+from llmgym.pytree import register
 from llmgym.routing import route
 
+T = TypeVar("T")
 
-def once(
-    wanted: jax.Array, change: Callable[[NetworkState], NetworkState], state: NetworkState
-) -> NetworkState:
-    """The state after a change, where it is ``wanted``.
+
+def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
+    """The state after a change, if it is ``wanted``.
 
     A loop of at most one round: a condition would copy the tables when there is nothing to do.
     """
 
-    def body(carry: tuple[NetworkState, jax.Array]) -> tuple[NetworkState, jax.Array]:
+    def body(carry: tuple[T, jax.Array]) -> tuple[T, jax.Array]:
         return change(carry[0]), jnp.zeros_like(wanted)
 
     return jax.lax.while_loop(lambda c: c[1], body, (state, wanted))[0]
+
+
+@register
+@dataclass(frozen=True)
+class Ended:
+    """Calls that ended and are to be passed on: those of ``mask`` below row ``last`` of their station."""
+
+    mask: jax.Array  # (rows, stations, ...)
+    last: jax.Array  # (stations, ...) row that was passed on last
+    count: jax.Array  # (stations, ...) that are left
+
+    @classmethod
+    def of(cls, mask: jax.Array) -> Ended:
+        """All calls of a mask."""
+        count = jnp.sum(mask.astype(jnp.int32), axis=0)
+        return cls(mask, jnp.full_like(count, -1), count)
+
+    @property
+    def left(self) -> jax.Array:
+        """The mask of those that are left."""
+        return self.mask & (rows(self.mask) > self.last)
+
+    @property
+    def any(self) -> jax.Array:
+        """Whether any is left."""
+        return jnp.any(self.count > 0, axis=0)
 
 
 def tidy(network: Network, state: NetworkState) -> NetworkState:
@@ -46,7 +75,14 @@ def tidy(network: Network, state: NetworkState) -> NetworkState:
 
 def _compact(network: Network, state: NetworkState) -> NetworkState:
     """Move all calls to the top rows. Empty rows are inert: it changes no result."""
-    source = sources(state.table.live | state.pending)[: network.rows]
+    return _compact_both(network, (state, Ended.of(jnp.zeros_like(state.table.live))))[0]
+
+
+def _compact_both(network: Network, both: tuple[NetworkState, Ended]) -> tuple[NetworkState, Ended]:
+    """The same while calls that ended have yet to be passed on."""
+    state, ended = both
+    left = ended.left
+    source = sources(state.table.live | left)[: network.rows]
     index, gone = jnp.maximum(source, 0), source < 0
 
     def move(column: jax.Array) -> jax.Array:
@@ -54,8 +90,9 @@ def _compact(network: Network, state: NetworkState) -> NetworkState:
         top = jnp.where(gone, none, jnp.take_along_axis(column, index, axis=0))
         return jnp.concatenate([top, jnp.zeros((network.fresh, *top.shape[1:]), column.dtype)])
 
-    table, pending = jax.tree.map(move, (state.table, state.pending))
-    return replace(state, table=table, pending=pending, tail=jnp.zeros_like(state.tail))
+    table, mask = jax.tree.map(move, (state.table, left))
+    ended = Ended(mask, jnp.full_like(ended.last, -1), ended.count)
+    return replace(state, table=table, tail=jnp.zeros_like(state.tail)), ended
 
 
 def _top_up(network: Network, state: NetworkState, wanted: jax.Array) -> NetworkState:
@@ -93,256 +130,264 @@ def _no_lengths(index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.zeros_like(index), jnp.zeros_like(index)
 
 
-def admit_jobs(
-    network: Network, state: NetworkState, before: int, extra: jax.Array | None = None
+def settle(
+    network: Network, state: NetworkState, mask: jax.Array, extra: jax.Array | None = None
 ) -> tuple[NetworkState, jax.Array]:
-    """Let the jobs join that arrived at least ``before`` ticks ago. Also their ticks since, float32."""
-    several = 1 if network.plan.routes else TAKEN
+    """Let all happen that is due: jobs that came before now, calls that ended, jobs that come now.
+
+    In this order, a few calls of every environment in each round.
+
+    Args:
+        mask: (rows, stations, ...) calls that ended.
+        extra: what the routers saw of the loads, on top of the tables, when the jobs before now came.
+
+    Returns:
+        The state, and the ticks since the jobs came that joined, float32.
+    """
+    some = _some_of_jobs if network.plan.routes else _some_of_chains
 
     def spent(state: NetworkState) -> jax.Array:
-        due = jnp.min(state.stream.wait, axis=0) <= -before
+        due = jnp.min(state.stream.wait, axis=0) <= 0
         return due & (state.coming.joined == state.coming.drawn)
 
-    def heads(state: NetworkState) -> tuple[jax.Array, jax.Array]:
-        coming = state.coming
-        ahead = jnp.arange(several).reshape((-1,) + (1,) * coming.joined.ndim)
-        row = coming.joined + ahead
-        index = jnp.minimum(row, network.coming - 1)
-        arrival = jnp.take_along_axis(coming.arrival, index, axis=0)
-        ago = (state.clock.low - arrival).astype(jnp.int32)
-        return index, (row < coming.drawn) & (ago >= before)
+    def more(carry: tuple[NetworkState, Ended, jax.Array]) -> jax.Array:
+        state, ended, _ = carry
+        _, ago, waits = _heads(network, state, 1)
+        return jnp.any((waits & (ago >= 0))[0] | spent(state) | ended.any)
 
-    def more(carry: tuple[NetworkState, jax.Array]) -> jax.Array:
-        return jnp.any(heads(carry[0])[1][0] | spent(carry[0]))
-
-    def some(carry: tuple[NetworkState, jax.Array]) -> tuple[NetworkState, jax.Array]:
-        state, late = carry
+    def body(
+        carry: tuple[NetworkState, Ended, jax.Array],
+    ) -> tuple[NetworkState, Ended, jax.Array]:
+        state, ended, late = carry
         wanted = spent(state)
         state = once(jnp.any(wanted), lambda s: _top_up(network, s, wanted), state)
-        index, due = heads(state)
-        arrival, number, job_type = (
-            jnp.take_along_axis(column, index, axis=0)
-            for column in (state.coming.arrival, state.coming.number, state.coming.job_type)
-        )
-        count = jnp.sum(due.astype(jnp.int32), axis=0)
-        ahead = jnp.arange(several).reshape((-1,) + (1,) * count.ndim)
-        admitted = due & (ahead < network.slots - state.present)
-        taken = jnp.sum(admitted.astype(jnp.int32), axis=0)
-        ago = jnp.where(admitted, (state.clock.low - arrival).astype(jnp.int32), 0)
-        totals = state.totals
-        request_ticks = totals.request_ticks + jnp.sum(ago & 0xFFFF, axis=0)
-        request_ticks = request_ticks.add_product(jnp.sum(ago >> 16, axis=0), jnp.int32(1 << 16))
-        state = replace(
-            state,
-            coming=replace(state.coming, joined=state.coming.joined + count),
-            present=state.present + taken,
-            totals=replace(
-                totals,
-                arrived=totals.arrived + count,
-                dropped=totals.dropped + count - taken,
-                request_ticks=request_ticks,
-            ),
-        )
-        if network.plan.routes:
-            state = _begin(network, state, admitted[0], number[0], arrival[0], job_type[0], extra)
-        else:
-            none = jnp.zeros_like(number)
-            first = jnp.asarray(network.plan.first_class)[job_type]
-            calls = Joining(admitted, first, number, arrival, arrival, none, none, none)
-            state = _enter(network, state, calls, extra)
-        return state, late + jnp.sum(ago.astype(jnp.float32), axis=0)
+        full = jnp.any(state.tail + network.joining > network.fresh)
+        state, ended = once(full, partial(_compact_both, network), (state, ended))
+        state, ended, ago = some(network, state, ended, extra)
+        return state, ended, late + ago
 
-    return jax.lax.while_loop(more, some, (state, jnp.zeros(state.present.shape)))
+    late = jnp.zeros(state.present.shape)
+    state, _, late = jax.lax.while_loop(more, body, (state, Ended.of(mask), late))
+    return state, late
 
 
-def _begin(
-    network: Network,
-    state: NetworkState,
-    begins: jax.Array,
-    number: jax.Array,
-    arrival: jax.Array,
-    job_type: jax.Array,
-    extra: jax.Array | None,
-) -> NetworkState:
-    """Give a new job a row, and start its first calls."""
-    jobs = state.jobs
-    assert jobs is not None
-    row = jnp.argmax(~jobs.live, axis=0).astype(jnp.int32)
-    none = jnp.zeros_like(number)
-    several = jnp.zeros((jobs.visits.shape[0], *none.shape), jnp.int32)
-    job = Jobs(begins, job_type, number, arrival, none, none, none, several, several)
-    return _set_off(network, state, row, job, none - 1, none, begins, arrival, extra)
+def _heads(
+    network: Network, state: NetworkState, several: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The jobs that come next: their index in the queue, ticks since they came, and whether they are."""
+    coming = state.coming
+    ahead = jnp.arange(several).reshape((-1,) + (1,) * coming.joined.ndim)
+    row = coming.joined + ahead
+    index = jnp.minimum(row, network.coming - 1)
+    arrival = jnp.take_along_axis(coming.arrival, index, axis=0)
+    return index, (state.clock.low - arrival).astype(jnp.int32), row < coming.drawn
 
 
-def _set_off(
-    network: Network,
-    state: NetworkState,
-    row: jax.Array,
-    job: Jobs,
-    ended: jax.Array,
-    context: jax.Array,
-    wanted: jax.Array,
-    now: jax.Array,
-    extra: jax.Array | None = None,
-) -> NetworkState:
-    """Write down that a stage of a job ended, and let the calls join that it sets off."""
-    assert state.jobs is not None
-    plan = network.plan
-    job, starts, inherited = advance(plan, state.stream.key, job, ended, context)
-    stage = jnp.arange(plan.most_stages).reshape((-1,) + (1,) * row.ndim)
+def _admit(
+    network: Network, state: NetworkState, several: int, calls_ended: jax.Array
+) -> tuple[NetworkState, jax.Array, Coming, jax.Array, jax.Array]:
+    """Take up to ``several`` jobs off the queue; those of now only when all calls that ended are gone.
 
-    def each(x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x, starts.shape)
-
-    calls = Joining(
-        valid=starts & wanted,
-        job_class=jnp.asarray(plan.first_class)[job.job_type] + stage,
-        number=each(job.number),
-        arrival=each(now),
-        job_arrival=each(job.arrival),
-        job_row=each(row),
-        visit=job.visits,
-        context=inherited,
+    Returns the state; which jobs are admitted; the jobs; how long ago each came, 0 where it is not
+    admitted; and whether calls that ended are to wait, as more jobs came before now.
+    """
+    index, ago, waits = _heads(network, state, several)
+    before, now = waits & (ago > 0), waits & (ago == 0)
+    due = before | (now & ~calls_ended)
+    count = jnp.sum(due.astype(jnp.int32), axis=0)
+    spent = state.coming.joined + count == state.coming.drawn
+    calls_wait = before[-1] | (spent & (jnp.min(state.stream.wait, axis=0) < 0))
+    ahead = jnp.arange(several).reshape((-1,) + (1,) * count.ndim)
+    admitted = due & (ahead < network.slots - state.present)
+    taken = jnp.sum(admitted.astype(jnp.int32), axis=0)
+    ago = jnp.where(admitted, ago, 0)
+    totals, coming = state.totals, state.coming
+    request_ticks = totals.request_ticks + jnp.sum(ago & 0xFFFF, axis=0)
+    request_ticks = request_ticks.add_product(jnp.sum(ago >> 16, axis=0), jnp.int32(1 << 16))
+    arrival, number, job_type = (
+        jnp.take_along_axis(column, index, axis=0)
+        for column in (coming.arrival, coming.number, coming.job_type)
     )
-    over = wanted & ~job.live
-    completed = over.astype(jnp.int32)
     state = replace(
         state,
-        jobs=put_job(state.jobs, row, job, wanted),
-        present=state.present - completed,
-        totals=replace(state.totals, completed=state.totals.completed + completed),
+        coming=replace(coming, joined=coming.joined + count),
+        present=state.present + taken,
+        totals=replace(
+            totals,
+            arrived=totals.arrived + count,
+            dropped=totals.dropped + count - taken,
+            request_ticks=request_ticks,
+        ),
     )
-    return _enter(network, state, calls, extra)
+    jobs = Coming(coming.joined, coming.drawn, arrival, number, job_type)
+    return state, admitted, jobs, ago, calls_wait
 
 
-def pass_on(network: Network, state: NetworkState) -> NetworkState:
-    """Let every call that ended set off what follows it."""
-    one = _pass_one if network.plan.routes else _pass_several
-    return jax.lax.while_loop(lambda s: jnp.any(s.pending), lambda s: one(network, s), state)
-
-
-def _pass_several(network: Network, state: NetworkState) -> NetworkState:
-    """Chains of calls: pass on up to TAKEN calls of the first station that has any."""
-    plan, table, pending = network.plan, state.table, state.pending
-    station = jnp.argmax(jnp.any(pending, axis=0), axis=0)
+def _some_of_chains(
+    network: Network, state: NetworkState, ended: Ended, extra: jax.Array | None
+) -> tuple[NetworkState, Ended, jax.Array]:
+    """Chains of calls: the next jobs, then calls that ended at the first station with any."""
+    plan, table = network.plan, state.table
+    state, admitted, jobs, ago, calls_wait = _admit(network, state, JOBS_TAKEN, ended.any)
+    station = jnp.argmax(ended.count > 0, axis=0)
 
     def of_station(column: jax.Array) -> jax.Array:
         return select(jnp.moveaxis(column, 1, 0), station)
 
-    mine = of_station(pending)
-    rank = prefix_sum(mine)
-    slot, there = first_rows(mine, TAKEN)
-    at = jnp.arange(plan.stations).reshape((-1,) + (1,) * station.ndim) == station
-    pending = pending & (~at | (rank > TAKEN)[:, None])
+    mine = of_station(ended.left) & ~calls_wait
+    slot, there = first_rows(mine, CALLS_TAKEN)
+    here = (rows(ended.count) == station) & ~calls_wait
+    ended = replace(
+        ended,
+        last=jnp.where(here, slot[-1], ended.last),
+        count=jnp.where(here, jnp.maximum(ended.count - CALLS_TAKEN, 0), ended.count),
+    )
 
     def take(column: jax.Array) -> jax.Array:
-        every = jnp.broadcast_to(slot[:, None], (TAKEN, *column.shape[1:]))
+        every = jnp.broadcast_to(slot[:, None], (CALLS_TAKEN, *column.shape[1:]))
         return of_station(jnp.take_along_axis(column, every, axis=0))
 
     following = jnp.asarray(plan.next_class)[take(table.job_class)]
     completed = jnp.sum((there & (following < 0)).astype(jnp.int32), axis=0)
-    none = jnp.zeros_like(following)
+    candidates = jnp.concatenate([admitted, there & (following >= 0)])
+    place, valid = first_rows(candidates, network.joining)
+
+    def both(of_jobs: jax.Array, of_calls: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(jnp.concatenate([of_jobs, of_calls]), place, axis=0)
+
+    none = jnp.zeros_like(place)
+    now = jnp.broadcast_to(state.clock.low, following.shape)
     calls = Joining(
-        valid=there & (following >= 0),
-        job_class=jnp.maximum(following, 0),
-        number=take(table.request),
-        arrival=jnp.broadcast_to(state.clock.low, following.shape),
-        job_arrival=take(table.job_arrival),
+        valid=valid,
+        job_class=both(jnp.asarray(plan.first_class)[jobs.job_type], jnp.maximum(following, 0)),
+        number=both(jobs.number, take(table.request)),
+        arrival=both(jobs.arrival, now),
+        job_arrival=both(jobs.arrival, take(table.job_arrival)),
         job_row=none,
         visit=none,
         context=none,
+        early=both(admitted & (ago > 0), there & False),
     )
     state = replace(
         state,
-        pending=pending,
         present=state.present - completed,
         totals=replace(state.totals, completed=state.totals.completed + completed),
     )
-    return _enter(network, state, calls)
+    return _enter(network, state, calls, extra), ended, jnp.sum(ago.astype(jnp.float32), axis=0)
 
 
-def _pass_one(network: Network, state: NetworkState) -> NetworkState:
-    """Jobs of any form: pass on the first call that ended, station by station."""
-    table, pending, jobs = state.table, state.pending, state.jobs
+def _some_of_jobs(
+    network: Network, state: NetworkState, ended: Ended, extra: jax.Array | None
+) -> tuple[NetworkState, Ended, jax.Array]:
+    """Jobs of any form: the next job, or the first call that ended, station by station."""
+    plan, table = network.plan, state.table
+    state, admitted, coming, ago, calls_wait = _admit(network, state, 1, ended.any)
+    jobs, begins = state.jobs, admitted[0]
     assert jobs is not None
-    row = jnp.argmax(pending, axis=0)[None]  # first of every station
-    there = jnp.any(pending, axis=0)
+    row = jnp.argmax(ended.left, axis=0)[None]  # first of every station
+    there = (ended.count > 0) & ~calls_wait
     station = jnp.argmax(there, axis=0)[None]
-    wanted = jnp.any(there, axis=0)
+    ends = jnp.any(there, axis=0)
+    here = (rows(there) == station) & ends
+    ended = Ended(ended.mask, jnp.where(here, row[0], ended.last), ended.count - here)
 
     def take(column: jax.Array | None) -> jax.Array:
         assert column is not None
         return jnp.take_along_axis(jnp.take_along_axis(column, row, axis=0)[0], station, axis=0)[0]
 
-    at = jnp.arange(pending.shape[1]).reshape((-1,) + (1,) * wanted.ndim) == station
-    state = replace(state, pending=pending & ~((rows(pending) == row) & at & wanted))
-    job_row, job_class = take(table.job_row), take(table.job_class)
-    job = job_at(jobs, job_row)
-    first = jnp.asarray(network.plan.first_class)[job.job_type]
+    job_class = take(table.job_class)
     context = take(table.prompt) + take(table.output)
-    delay = jnp.asarray(network.plan.is_delay)[job_class]
-    context = jnp.where(delay, context - 1, context)
-    ended = job_class - first
-    return _set_off(network, state, job_row, job, ended, context, wanted, state.clock.low)
+    context = jnp.where(jnp.asarray(plan.is_delay)[job_class], context - 1, context)
+    context = jnp.where(begins, 0, context)
+
+    free = jnp.argmax(~jobs.live, axis=0).astype(jnp.int32)
+    job_row = jnp.where(begins, free, take(table.job_row))
+    none, several = jnp.zeros_like(job_row), jnp.zeros_like(jobs.visits[:, 0])
+    new = Jobs(
+        begins, coming.job_type[0], coming.number[0], coming.arrival[0],
+        none, none, none, several, several,
+    )  # fmt: skip
+    job = jax.tree.map(lambda n, o: jnp.where(begins, n, o), new, job_at(jobs, job_row))
+    first = jnp.asarray(plan.first_class)[job.job_type]
+    over = jnp.where(begins, -1, job_class - first)
+    job, starts, inherited = advance(plan, state.stream.key, job, over, context)
+    wanted = begins | ends
+    stage = jnp.arange(plan.most_stages).reshape((-1,) + (1,) * ends.ndim)
+    _, real = place = first_rows(starts & wanted, plan.most_stages)
+
+    def each(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, starts.shape)
+
+    def of_stage(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, place[0], axis=0)
+
+    calls = Joining(
+        valid=real,
+        job_class=of_stage(first + stage),
+        number=each(job.number),
+        arrival=each(jnp.where(begins, job.arrival, state.clock.low)),
+        job_arrival=each(job.arrival),
+        job_row=each(job_row),
+        visit=of_stage(job.visits),
+        context=of_stage(inherited),
+        early=each(ago[0] > 0),
+    )
+    completed = (wanted & ~job.live).astype(jnp.int32)
+    state = replace(
+        state,
+        jobs=put_job(jobs, job_row, job, wanted),
+        present=state.present - completed,
+        totals=replace(state.totals, completed=state.totals.completed + completed),
+    )
+    return _enter(network, state, calls, extra), ended, ago[0].astype(jnp.float32)
 
 
 def _enter(
-    network: Network, state: NetworkState, calls: Joining, extra: jax.Array | None = None
+    network: Network, state: NetworkState, calls: Joining, extra: jax.Array | None
 ) -> NetworkState:
     """Calls join the queues of their engines, behind all that are there.
 
-    ``extra`` is what the routers see of the loads on top of the tables.
+    They are written to the same rows in every environment and at every station, with gaps where there
+    is no call: one slice of the table, whatever happens where.
     """
-    plan, several = network.plan, calls.valid.shape[0]
-    full = jnp.any(state.tail + several > network.fresh)
-    state = once(full, lambda s: _compact(network, s), state)
-    prefill, decode, due = _draw_lengths(network, state.stream.key, calls)
+    plan = network.plan
+    # Behind a barrier, or every column that is written would draw the lengths again.
+    prefill, decode, due = jax.lax.optimization_barrier(
+        _draw_lengths(network, state.stream.key, calls)
+    )
     station, state = route(network, state, calls, prefill + decode, extra)
-    tail, places = state.tail, []
-    index = jnp.arange(plan.stations).reshape((-1,) + (1,) * calls.valid[0].ndim)
-    for n in range(several):
-        here = (index == station[n]) & calls.valid[n]
-        places.append((here, tail))
-        tail = tail + here.astype(jnp.int32)
+    index = jnp.arange(plan.stations).reshape((1, -1) + (1,) * calls.valid[0].ndim)
+    here = (index == station[:, None]) & calls.valid[:, None]
+    start = network.rows + jnp.max(state.tail)
 
-    table, size = state.table, network.rows
-    row = rows(table.prefill[size:])
-    hits = [here & (row == place) for here, place in places]
-    joined = hits[0]
-    for hit in hits[1:]:
-        joined = joined | hit
+    def write(column: jax.Array, values: jax.Array) -> jax.Array:
+        block = jnp.where(here, values[:, None].astype(column.dtype), jnp.zeros((), column.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(column, block, start, axis=0)
 
-    def write(column: Any, values: jax.Array) -> Any:
-        if column is None:
-            return None
-        fresh = column[size:]
-        for hit, value in zip(hits, values, strict=True):
-            fresh = jnp.where(hit, value.astype(column.dtype), fresh)
-        return column.at[size:].set(fresh)
-
-    def clear(column: jax.Array) -> jax.Array:
-        return column.at[size:].set(jnp.where(joined, 0, column[size:]))
-
+    table = state.table
     delay = jnp.asarray(plan.is_delay)[calls.job_class]
+    none = jnp.zeros_like(prefill)
     tokens = jnp.where(calls.valid & ~delay, prefill + decode, 0)
-    prompt = jnp.where(delay, calls.context, prefill)
     table = CallTable(
         prefill=write(table.prefill, prefill),
         decode=write(table.decode, decode),
-        prompt=write(table.prompt, prompt),
+        prompt=write(table.prompt, jnp.where(delay, calls.context, prefill)),
         output=write(table.output, decode),
         arrival=write(table.arrival, calls.arrival),
-        first_token=clear(table.first_token),
+        first_token=write(table.first_token, none),
         last_token=write(table.last_token, calls.arrival + due),
         request=write(table.request, calls.number),
         job_class=write(table.job_class, calls.job_class),
         job_arrival=write(table.job_arrival, calls.job_arrival),
-        service=clear(table.service),
-        planned=clear(table.planned),
-        job_row=write(table.job_row, calls.job_row),
-        visit=write(table.visit, calls.visit),
+        service=write(table.service, none),
+        planned=write(table.planned, none),
+        job_row=None if table.job_row is None else write(table.job_row, calls.job_row),
+        visit=None if table.visit is None else write(table.visit, calls.visit),
     )
-    return replace(state, table=table, tail=tail, backlog=state.backlog + jnp.sum(tokens, axis=0))
+    used = jnp.max(jnp.where(calls.valid, rows(calls.valid) + 1, 0), axis=0)
+    tail = jnp.max(state.tail) + jnp.broadcast_to(jnp.max(used), state.tail.shape)
+    backlog = state.backlog + jnp.sum(tokens, axis=0)
+    return replace(state, table=table, tail=tail, backlog=backlog)
 
 
 def _draw_lengths(

@@ -22,8 +22,8 @@ from llmgym.state import Stream, Table, Totals
 from llmgym.wide import Wide
 from llmgym.workload import Replay
 
-TAKEN = 4
-"""Requests of an engine that are passed on in one go; more only cost another."""
+JOBS_TAKEN, CALLS_TAKEN = 4, 4
+"""Jobs that begin, and calls of an engine that are passed on, in one round; more only cost another."""
 
 NO_LIMIT = 2**20
 
@@ -66,6 +66,11 @@ class Network:
     resident_limit: bool = field(metadata={"static": True})
     lengths_known: bool = field(metadata={"static": True})
 
+    @property
+    def joining(self) -> int:
+        """Most calls that join in one round."""
+        return self.plan.most_stages if self.plan.routes else JOBS_TAKEN + CALLS_TAKEN
+
 
 def lower_network(scenario: Scenario, burst: int = 0) -> Network:
     """The network of a scenario as traced parameters. ``burst``: as in ``dynamics.lower``."""
@@ -92,7 +97,7 @@ def lower_network(scenario: Scenario, burst: int = 0) -> Network:
     size = scenario.slots * rows_per_slot(scenario)
     per_batch = _calls_per_batch(scenario)
     fresh = int(np.clip(np.ceil(2 * COMPACT_EVERY * per_batch), 16, 256))
-    fresh = max(fresh, plan.most_stages if plan.routes else plan.stations * TAKEN)
+    fresh = max(fresh, plan.most_stages if plan.routes else JOBS_TAKEN + CALLS_TAKEN)
     fresh += -(size + fresh) % GROUP
     if size > 2**15:
         raise LLMGymError(f"{scenario.slots} slots make tables of {size} rows; at most {2**15}.")
@@ -201,8 +206,7 @@ class NetworkState:
     """Everything that ``step`` carries. ``present`` counts jobs, ``backlog`` tokens of their calls."""
 
     table: CallTable
-    pending: jax.Array  # (rows, stations, ...) calls that ended and are to be passed on
-    tail: jax.Array  # (stations, ...) rows of the fresh ones that are used
+    tail: jax.Array  # fresh rows that are used, whether or not they hold a call
     busy: jax.Array  # (engines, ...) ticks until its batch ends; 0: free
     present: jax.Array
     backlog: jax.Array
@@ -251,6 +255,7 @@ class Joining:
     job_row: jax.Array
     visit: jax.Array
     context: jax.Array
+    early: jax.Array  # routed by the loads before the present moment
 
 
 def empty_calls(size: int, shape: tuple[int, ...], jobs: bool) -> CallTable:

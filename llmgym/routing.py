@@ -36,8 +36,6 @@ def route(
     if all(replicas == 1 for _, replicas in plan.groups):
         return station, state
     load = loads(plan, state.table)
-    if extra is not None:
-        load = load + extra
     member = jnp.asarray(plan.engine_group()).reshape((-1,) + (1,) * state.present.ndim)
     index = rows(load)
     turns, chosen = state.turns, []
@@ -48,7 +46,8 @@ def route(
         draw = streams.words(
             state.stream.key, calls.job_class[n] + CHOICE, calls.number[n], 2, calls.visit[n]
         )
-        replica = _replica(plan.router, load, mine, first[n], count, turn, draw, state, group[n])
+        seen = load if extra is None else load + jnp.where(calls.early[n], extra, 0)
+        replica = _replica(plan.router, seen, mine, first[n], count, turn, draw, state, group[n])
         to = jnp.where(group[n] < 0, plan.engines, first[n] + replica)
         chosen.append(to)
         here = (index == to) & calls.valid[n]

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry2x32_p
 
 from llmgym.arrays import select
 from llmgym.arrivals import FAR, NEVER
@@ -41,15 +40,36 @@ def words(
     ``key`` holds two words, axis 0. Counter-based (Threefry 2x32), so that any policy, in any order,
     in any batch, meets the same requests. A job that comes back to a call draws anew: ``visit`` counts.
     """
-    out = []
-    high = jnp.broadcast_to(key[0], index.shape)
-    low = jnp.broadcast_to(key[1], index.shape)
+    out: list[jax.Array] = []
     source = jnp.broadcast_to(jnp.asarray(job_class, jnp.uint32), index.shape)
     if visit is not None:
         source = source | (visit.astype(jnp.uint32) << 8)
     for pair in range(pairs):
-        out += threefry2x32_p.bind(high, low, index.astype(jnp.uint32), 2 * source + pair)
-    return jnp.stack(out)
+        out += threefry(key[0], key[1], index.astype(jnp.uint32), 2 * source + pair)
+    # Behind a barrier, or whatever uses them would compute them again.
+    return jax.lax.optimization_barrier(jnp.stack(out))
+
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry(
+    key_0: jax.Array, key_1: jax.Array, x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Threefry 2x32 with 20 rounds (Salmon et al., SC 2011, doi:10.1145/2063384.2063405), uint32.
+
+    The words of JAX's own generator. Written out: that is compiled to a loop, which is no faster for a
+    thousand numbers than this is for ten thousand.
+    """
+    keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(0x1BD11BDA))
+    x, y = x + keys[0], y + keys[1]
+    for group in range(5):
+        for distance in ROTATIONS[group % 2]:
+            x = x + y
+            y = x ^ ((y << distance) | (y >> (32 - distance)))
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x, y
 
 
 def lengths_of(

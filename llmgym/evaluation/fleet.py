@@ -14,20 +14,17 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from llmgym import dynamics, policies
-from llmgym.dynamics import Physics
+from llmgym import model, policies
 from llmgym.errors import UnservableWarning, check_number
 from llmgym.evaluation import rollout
-from llmgym.scenario import Scenario
-from llmgym.scenario_files import scenario as named
-from llmgym.state import State
+from llmgym.scenario import Scenario, as_scenario
 
 SCENARIO = "geometric"
 """Poisson arrivals, geometric prompts and outputs of 129 and 112 tokens in the mean, budget 512."""
@@ -46,15 +43,13 @@ COMPILER_OPTIONS = {
 
 
 @partial(jax.jit, static_argnames=("policy", "length"), donate_argnums=1)
-def advance(
-    physics: Physics, state: State, key: jax.Array, policy: rollout.Policy, length: int
-) -> State:
+def advance(physics: Any, state: Any, key: jax.Array, policy: rollout.Policy, length: int) -> Any:
     """``length`` steps of a block of environments."""
 
-    def body(state: State, _: None) -> tuple[State, None]:
+    def body(state: Any, _: None) -> tuple[Any, None]:
         drawn = rollout.policy_key(key, state.steps)
-        batch = policies.compose(policy, drawn, dynamics.view(physics, state))
-        return dynamics.step(physics, state, batch)[0], None
+        batch = policies.compose(policy, drawn, model.view(physics, state))
+        return model.step(physics, state, batch)[0], None
 
     return jax.lax.scan(body, state, None, length=length)[0]
 
@@ -112,10 +107,14 @@ class Fleet:
     ) -> None:
         on_cpu = jax.default_backend() == "cpu"
         self.threads = threads or (cores() if on_cpu else 1)
+        self.physics, self.num_envs, self.steps = model.lower(scenario), num_envs, steps
+        engines = sum(e.replicas for e in scenario.engines)
         sizes = block_sizes(
-            num_envs, scenario.slots, self.threads, block or (None if on_cpu else num_envs)
+            num_envs,
+            scenario.slots * engines,
+            self.threads,
+            block or (None if on_cpu else num_envs),
         )
-        self.physics, self.num_envs, self.steps = dynamics.lower(scenario), num_envs, steps
         self.block = sizes[0]
         keys, ends = rollout.keys(seed, num_envs), np.cumsum(sizes)
         self.keys = [keys[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -180,6 +179,7 @@ class SpeedResult:
     mean_in_system: float
     num_envs: int
     slots: int
+    scenario: str
     policy: str
     load: float
     block: int
@@ -197,6 +197,7 @@ def measure(
     steps: int = 200,
     seed: int = 0,
     load: float = LOAD,
+    scenario: Scenario | str = SCENARIO,
     repeats: int = 7,
     warm_up: int = WARM_UP,
     block: int | None = None,
@@ -207,7 +208,8 @@ def measure(
     Args:
         num_envs: environments; slots: rows of their request tables.
         steps: of every environment between two returns to Python.
-        load: fraction of the LP capacity of the scenario ``SCENARIO``.
+        scenario: an engine, or a network, whose step lasts until the next event at any engine.
+        load: fraction of the LP capacity of the scenario.
         repeats: timed after ``warm_up`` steps, each at least ``steps`` steps and about 0.3 s.
         block, threads: see Fleet.
 
@@ -221,7 +223,8 @@ def measure(
     for name, number in counts.items():
         if number is not None:
             check_number(name, number, low=1, high=2**20, integer=True)
-    chosen, scenario = policies.resolve(policy), speed_scenario(slots, load)
+    chosen = policies.resolve(policy)
+    scenario = replace(as_scenario(scenario), slots=slots).at_load(load)
     problem = policies.check(chosen, scenario.longest_prompt, scenario.engine.token_budget)
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
@@ -242,6 +245,7 @@ def measure(
         mean_in_system=gone["request_ticks"] / max(gone["clock"], 1),
         num_envs=num_envs,
         slots=slots,
+        scenario=scenario.name,
         policy=policies.name_of(chosen),
         load=load,
         block=fleet.block,
@@ -255,7 +259,7 @@ def measure(
 
 def speed_scenario(slots: int, load: float = LOAD) -> Scenario:
     """What all speeds are measured on."""
-    return named(SCENARIO, slots=slots).at_load(load)
+    return replace(as_scenario(SCENARIO), slots=slots).at_load(load)
 
 
 def rates(run: Callable[[], int], repeats: int, seconds: float = 0.3) -> list[float]:

@@ -19,7 +19,14 @@ from rich.table import Table
 
 from llmgym import baselines, policies
 from llmgym.evaluation import rival
-from llmgym.evaluation.fleet import SpeedResult, cores, measure, rates, speed_scenario
+from llmgym.evaluation.fleet import (
+    SCENARIO,
+    SpeedResult,
+    cores,
+    measure,
+    rates,
+    speed_scenario,
+)
 
 Row = dict[str, Any]
 Job = Callable[[], Row]
@@ -85,11 +92,18 @@ def _jobs(quick: bool) -> list[tuple[str, Job]]:
         label = f"{name}, {num_envs} environments, {slots} slots"
         return label, partial(_rollout, num_envs, slots, policy, repeats=repeats, **settings)
 
+    def network(name: str, policy: str) -> tuple[str, Job]:
+        return f"{name}, {policy}", partial(
+            _rollout, most, slots, policy, scenario=name, repeats=repeats, **settings
+        )
+
+    networks = () if quick else (("fork-join", "sarathi"), ("load-balanced", "sarathi"))
     others = () if quick else tuple(n for n in (*baselines.PAPER, "greedy_rate") if n != "sarathi")
     return [
         *(rollout(n, slots, "sarathi") for n in (1, *batches)),
         *(rollout(most, size, "sarathi") for size in (() if quick else (128, 1024))),
         *(rollout(most, slots, name) for name in others),
+        *(network(*of) for of in (("rybko-stolyar-reversed", "priority"), *networks)),
         ("gym.make", partial(_single, slots, repeats)),
         *((f"gym.make_vec, {n}", partial(_vector, n, slots, repeats)) for n in batches),
         *((f"SB3VecEnv, {n}", partial(_sb3, n, slots, repeats)) for n in batches),
@@ -127,7 +141,10 @@ def _rollout(num_envs: int, slots: int, policy: policies.PolicyLike, **settings:
     if result.dropped:
         note += f", {result.dropped / result.arrived:.1%} of arrivals dropped"
     speed = [result.steps_per_s]
-    return _row("compiled rollout", num_envs, slots, result.policy, speed, result.compile_s, note)
+    what = "compiled rollout"
+    if result.scenario != SCENARIO:
+        what += f", {result.scenario}"
+    return _row(what, num_envs, slots, result.policy, speed, result.compile_s, note)
 
 
 def _stepped(
