@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from llmgym import agents, baselines
 from llmgym.composition import Batch, View
 from llmgym.errors import LLMGymError
+from llmgym.scenario import Scenario
 
 PolicyLike = str | Callable[[jax.Array, View], Batch]
 
@@ -58,7 +59,10 @@ def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
     return fold(keys, number) if keys.ndim == 0 else jax.vmap(fold, in_axes=(0, None))(keys, number)
 
 
-def check(policy: Any, longest_prompt: float, token_budget: int) -> str | None:
-    """Why the policy can never serve some request on this engine; None if it can serve all."""
+def check(policy: Any, scenario: Scenario) -> str | None:
+    """Why the policy can never serve some request of the scenario; None if it can serve all."""
     unservable = getattr(policy, "unservable", None)
-    return None if unservable is None else unservable(longest_prompt, token_budget)
+    if unservable is None:
+        return None
+    problems = (unservable(scenario.longest_prompt(e), e.token_budget) for e in scenario.engines)
+    return next((problem for problem in problems if problem), None)

@@ -240,12 +240,20 @@ class Scenario:
         """Mean output tokens of a job over all arrivals, m_d."""
         return self._mean("mean_decode")
 
-    @property
-    def longest_prompt(self) -> float:
-        """Largest prompt that can arrive, in tokens (infinite where there is no bound)."""
+    def longest_prompt(self, engine: Engine) -> float:
+        """Largest prompt that can arrive at an engine, in tokens (infinite where there is no bound)."""
         if isinstance(self.workload, Replay):
             return self.workload.longest_prompt
-        return max(stage.longest_prompt for job in self.workload for stage in job.stages)
+        stages = [
+            (stage, longest)
+            for job in self.workload
+            for stage, longest in zip(job.stages, job.workflow.longest_prompts, strict=True)
+        ]
+        only = len(self.engines) == 1
+        here = [
+            n for stage, n in stages if not stage.is_delay and (only or stage.engine == engine.name)
+        ]
+        return max(here, default=0.0)
 
     def at_rate(self, rate_per_s: float) -> Scenario:
         """The same scenario with all arrivals sped up or slowed down to ``rate_per_s`` in total."""

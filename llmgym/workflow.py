@@ -126,6 +126,22 @@ class Workflow:
         return found
 
     @cached_property
+    def longest_prompts(self) -> tuple[float, ...]:
+        """Largest possible prompt of each stage, inherited context included (infinite without a bound)."""
+        back = {self._index(s.repeat.to) for s in self.stages if s.repeat is not None}
+        longest, context = [0.0] * len(self.stages), [0.0] * len(self.stages)
+        for v in self.order:
+            stage, brought = self.stages[v], sum(context[u] for u in self.parents[v])
+            if stage.is_delay:
+                context[v] = np.inf if v in back else brought
+                continue
+            longest[v] = stage.longest_prompt
+            if stage.inherits:
+                longest[v] += np.inf if v in back else brought
+            context[v] = longest[v] + stage.longest_output
+        return tuple(longest)
+
+    @cached_property
     def follows(self) -> np.ndarray:
         """Mean number of visits (stages, stages) to the second that a visit to the first brings on.
 

@@ -244,6 +244,13 @@ class Stage:
             return float(np.max(self.paired.prefill_tokens))
         return 0.0 if self.prefill is None else self.prefill.maximum
 
+    @property
+    def longest_output(self) -> float:
+        """Largest possible output in tokens (infinite where there is no bound)."""
+        if self.paired is not None:
+            return float(np.max(self.paired.decode_tokens))
+        return 0.0 if self.decode is None else self.decode.maximum
+
     def sampler(self) -> IndependentLengths | JointLengths | Delays:
         """Device form of the stage's lengths, or of its delay."""
         if self.delay_ms is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import Repeat, Stage, baselines, dynamics, model, network
+from llmgym import Repeat, Stage, baselines, dynamics, model, network, policies
 from llmgym.errors import LLMGymError
 from llmgym.evaluation import rollout
 
@@ -234,6 +235,27 @@ def test_stages_and_loops_that_make_no_sense() -> None:
         )  # fmt: skip
     with pytest.raises(LLMGymError, match="Network-v0"):
         llmgym.functional("llmgym/Engine-v0", scenario="rybko-stolyar")
+
+
+def test_longest_prompts_carry_the_context() -> None:
+    short, long = llmgym.Uniform(5, 10), llmgym.Uniform(50, 100)
+
+    def stage(name: str, after: str | None = None, repeat: Repeat | None = None) -> Stage:
+        return Stage(short, long, name=name, engine=name, after=after, inherits=True, repeat=repeat)
+
+    chain = llmgym.JobType(llmgym.Poisson(1), (stage("a"), stage("b", "a")))
+    assert chain.workflow.longest_prompts == (10, 120)
+    back = Repeat("b", rounds=2)
+    loop = llmgym.JobType(llmgym.Poisson(1), (stage("a"), stage("b", "a", back)))
+    assert loop.workflow.longest_prompts == (10, math.inf)
+
+    engines = tuple(llmgym.Engine(llmgym.Affine(1.0, 0.1), 100, name=n) for n in "ab")
+    scenario = llmgym.Scenario(engines, (chain,))
+    assert policies.check(baselines.make("vllm", token_budget=10), scenario) is not None
+    assert "120 tokens" in (policies.check(baselines.make("vllm"), scenario) or "")
+    assert policies.check(baselines.make("vllm", prompts="split"), scenario) is None
+    roomy = tuple(replace(engine, token_budget=120) for engine in engines)
+    assert policies.check(baselines.make("vllm"), replace(scenario, engines=roomy)) is None
 
 
 @pytest.mark.slow

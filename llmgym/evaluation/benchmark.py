@@ -116,10 +116,9 @@ def resolve(name: str) -> Any:
 
 def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
     """The names, with prompts split for those policies that could never serve the longest prompt."""
-    budget, longest = scenario.engine.token_budget, scenario.longest_prompt
     rows = []
     for name in names:
-        problem = policies.check(resolve(name), longest, budget)
+        problem = policies.check(resolve(name), scenario)
         rows.append(f"{name}{',' if ':' in name else ':'}prompts=split" if problem else name)
     return tuple(rows)
 

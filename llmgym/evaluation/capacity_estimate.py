@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 
 from llmgym import model, policies
@@ -14,10 +15,14 @@ from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import Scenario, as_scenario
 from llmgym.theory.capacity import capacity
+from llmgym.theory.networks import is_cyclic
 from llmgym.workload import Replay
 
 OVERLOAD = 1.4
 """Load at which a policy is saturated."""
+
+SLIGHT = 0.05
+"""What a network is offered above its capacity, where its engines must not starve one another."""
 
 WARM_SHARE = 0.4
 """Part of a saturated run that is left out."""
@@ -49,15 +54,19 @@ def estimate_capacity(
     served by the mean tokens of a request; in a table that stays full this is the rate of departures,
     with less noise. Valid where more waiting requests never slow a policy down, which a policy says of
     itself (``saturates``).
+    ``"overload"``: the same for a network whose routing has no cycle: offer a little too much to an
+    empty network, and look at the engines whose queues grow. The tokens that such an engine serves,
+    divided by what a mean job brings it, are its rate; the smallest counts.
     ``"bisection"``: for all others, find the rate at which an engine that starts from a backlog serves
     just what arrives, with common random numbers. Service is averaged over the second half of each
     run, so a policy that slows down with more waiting requests is measured at its slowest.
     Either interval includes one full batch, the grain of the count.
 
     Args:
-        method: one of the two; None: by the policy.
-        replications: 8 for saturation, 16 for bisection by default.
-        requests: arrivals per replication that are measured; 6,000 and 300 by default.
+        method: one of the three; None: by the policy and the scenario.
+        replications: 8 for saturation, 4 for overload, 16 for bisection by default.
+        requests: arrivals (of a network: jobs) per replication that are measured; 6,000, 2,000, and
+            300 by default.
 
     Raises LLMGymError on bad arguments, and for a replay.
     """
@@ -66,7 +75,7 @@ def estimate_capacity(
         raise LLMGymError("Capacity is about an endless stream of arrivals; a replay is finite.")
     chosen = policies.resolve(policy)
     if method is None:
-        method = "saturation" if getattr(chosen, "saturates", False) else "bisection"
+        method = _usual(scenario, chosen)
     if method not in METHODS:
         raise LLMGymError(f"Unknown method {method!r}; use one of {', '.join(METHODS)}.")
     measure, usual_replications, usual_requests = METHODS[method]
@@ -80,6 +89,14 @@ def estimate_capacity(
     mean, low, high = mean_interval(per_replication)
     grain = mean * scenario.engine.token_budget / (requests * _request_tokens(scenario))
     return CapacityEstimate(mean, max(low - grain, 0.0), high + grain, method, replications)
+
+
+def _usual(scenario: Scenario, policy: rollouts.Policy) -> str:
+    if not getattr(policy, "saturates", False):
+        return "bisection"
+    if not scenario.is_network:
+        return "saturation"
+    return "bisection" if is_cyclic(scenario) else "overload"
 
 
 def _request_tokens(scenario: Scenario) -> float:
@@ -117,6 +134,59 @@ def _saturated(
     return np.asarray((after - before) / (end_s - start_s))
 
 
+def _overloaded(
+    scenario: Scenario,
+    policy: rollouts.Policy,
+    replications: int,
+    requests: int,
+    seed: int,
+    progress: Callable[[float], None],
+) -> np.ndarray:
+    """Jobs' worth of tokens that the engines serve which cannot keep up, one value per replication."""
+    plan = capacity(scenario)
+    group = np.repeat(np.arange(len(scenario.engines)), [e.replicas for e in scenario.engines])
+    per_job = np.array([e.prefill_tokens + e.decode_tokens for e in plan.engines])
+    fills = sum(e.replicas * e.token_budget for e in scenario.engines)
+    slots = int(np.clip(fills / 2 + 0.1 * requests, 128, MOST_SLOTS))
+    limit, again, most = plan.requests_per_s, 0, 4
+    while True:
+        rate = (1 + SLIGHT) * limit
+        physics = model.lower(replace(scenario.at_rate(rate), slots=slots))
+        key = rollouts.keys(seed, replications)
+        horizon = round(requests / rate / (1 - WARM_SHARE) * 1000 / scenario.tick_ms)
+        state, served = rollouts.start(physics, key), np.zeros((len(group), replications))
+        levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for stop in (round(WARM_SHARE * horizon), horizon):
+            for latest, steps in rollouts.rollout(physics, policy, state, key, stop):
+                state = latest
+                served = served + np.sum(steps.prefill_tokens + steps.decode_tokens, axis=0)
+                progress((again + float(state.clock.to_numpy().min()) / horizon) / most)
+            left = np.asarray(jnp.sum(state.table.prefill + state.table.decode, axis=0))
+            time_s = state.clock.to_numpy() * scenario.tick_ms / 1000
+            levels.append((served, left[: len(group)], time_s))
+        (before, queue, start_s), (after, longer, end_s) = levels
+        gone, growth = (_by_group(x, group) for x in (after - before, longer - queue))
+        used = per_job > 0
+        grows = used & (growth.mean(axis=1) > SLIGHT / 4 * gone.mean(axis=1))
+        counted = grows if grows.any() else used
+        rates = gone[counted] / per_job[counted, None] / (end_s - start_s)
+        found = rates[rates.mean(axis=1).argmin()]
+        again += 1
+        if again == most:
+            return np.asarray(found)
+        if np.asarray(state.totals.dropped).any() and slots < MOST_SLOTS:
+            slots = min(2 * slots, MOST_SLOTS)
+        elif found.mean() < (1 - SLIGHT) * limit:
+            limit = float(found.mean())  # far below the plan: it was offered far too much
+        else:
+            return np.asarray(found)
+
+
+def _by_group(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Sums over the replicas of each engine (axis 0)."""
+    return np.array([values[group == g].sum(axis=0) for g in range(group[-1] + 1)])
+
+
 def _bisected(
     scenario: Scenario,
     policy: rollouts.Policy,
@@ -129,7 +199,8 @@ def _bisected(
     """The rate at which service equals arrivals, one value per replication."""
     hot = hot_backlog(scenario)
     limit, tokens = capacity(scenario).requests_per_s, _request_tokens(scenario)
-    scenario = replace(scenario, slots=max(scenario.slots, min(4 * hot, MOST_SLOTS)))
+    room = 2 * hot * len(scenario.job_types) if scenario.is_network else 4 * hot
+    scenario = replace(scenario, slots=max(scenario.slots, min(room, MOST_SLOTS)))
     low, high, rate = 0.0, limit, 0.75 * limit
     rates: list[float] = []
     served: list[np.ndarray] = []
@@ -164,4 +235,8 @@ def _crossings(rates: np.ndarray, served: np.ndarray) -> np.ndarray:
     return np.asarray(rates[first] + share * (rates[second] - rates[first]))
 
 
-METHODS = {"saturation": (_saturated, 8, 6000), "bisection": (_bisected, 16, 300)}
+METHODS = {
+    "saturation": (_saturated, 8, 6000),
+    "overload": (_overloaded, 4, 2000),
+    "bisection": (_bisected, 16, 300),
+}

@@ -225,7 +225,7 @@ def measure(
             check_number(name, number, low=1, high=2**20, integer=True)
     chosen = policies.resolve(policy)
     scenario = replace(as_scenario(scenario), slots=slots).at_load(load)
-    problem = policies.check(chosen, scenario.longest_prompt, scenario.engine.token_budget)
+    problem = policies.check(chosen, scenario)
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
     fleet = Fleet(scenario, chosen, num_envs, steps, seed, block, threads)

@@ -209,7 +209,7 @@ def simulate(
     scenario = as_scenario(scenario).at_load(load)
     chosen = policies.resolve(policy)
     _check_arguments(scenario, duration_s, num_envs, seed, warmup_s)
-    problem = policies.check(chosen, scenario.longest_prompt, scenario.engine.token_budget)
+    problem = policies.check(chosen, scenario)
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
     physics = model.lower(scenario)

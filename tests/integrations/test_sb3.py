@@ -13,6 +13,7 @@ import pytest
 from env_samples import ACTIONS, MAX_STEPS, NUM_ENVS, single_env, vector_env
 from gymnasium.vector import AutoresetMode
 
+import llmgym
 from llmgym import LLMGymError
 
 pytest.importorskip("stable_baselines3")
@@ -257,6 +258,21 @@ def test_dqn_trains_on_tiles(steps: int) -> None:
     model = DQN("MlpPolicy", VecMonitor(SB3VecEnv(vector_env("tiles"))), learning_starts=100,
                 buffer_size=2000, seed=0, device="cpu")  # fmt: skip
     assert_trained(model.learn(steps), steps)
+
+
+@pytest.mark.parametrize("action", [pytest.param("tiles", marks=pytest.mark.slow), "split"])
+@pytest.mark.parametrize("learner", [PPO, pytest.param(MaskablePPO, marks=pytest.mark.slow)])
+def test_networks_train_on_the_adapter(action: str, learner: Any) -> None:
+    envs = gym.make_vec(
+        "llmgym/Network-v0",
+        num_envs=4,
+        scenario=llmgym.scenario("rybko-stolyar-reversed", slots=64),
+        load=0.5,
+        action=action,
+        max_steps=MAX_STEPS,
+    )
+    model = learner("MlpPolicy", VecMonitor(SB3VecEnv(envs)), **settings(512))
+    assert_trained(model.learn(512), 512)
 
 
 def test_evaluation_and_normalisation_wrap_it() -> None:
