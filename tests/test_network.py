@@ -101,8 +101,16 @@ def test_the_parts_of_a_job_add_up(run: llmgym.Run) -> None:
     assert run.summary["mean_in_system"] == pytest.approx(in_system, rel=0.1)  # Little's law
 
 
-@pytest.mark.parametrize("router", ["random", "round_robin", "power_of_two", "fewest_requests",
-                                    "fewest_tokens", "least_kv"])  # fmt: skip
+@pytest.mark.parametrize(
+    "router",
+    [
+        "power_of_two",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("random", "round_robin", "fewest_requests", "fewest_tokens", "least_kv")
+        ),
+    ],
+)
 def test_routers_use_all_replicas(router: str) -> None:
     scenario = llmgym.scenario("load-balanced", router=router, replicas=3)
     batches = llmgym.simulate(scenario, "orca", duration_s=60, seed=2).batches
@@ -123,8 +131,24 @@ def test_a_state_that_no_one_serves_waits() -> None:
     assert run.summary["dropped"] == run.summary["arrived"] - 2 * 64
 
 
-@pytest.mark.parametrize("name", ["priority", "fbfs", "lbfs", "round_robin", "longest_queue",
-                                  "longest_workload", "global_fcfs", "token_pressure"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "priority",
+        "global_fcfs",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "fbfs",
+                "lbfs",
+                "round_robin",
+                "longest_queue",
+                "longest_workload",
+                "token_pressure",
+            )
+        ),
+    ],
+)
 def test_network_policies_serve_everyone_at_low_load(name: str) -> None:
     scenario = llmgym.scenario("rybko-stolyar-reversed", slots=256).at_load(0.4)
     run = llmgym.simulate(scenario, name, duration_s=0.6, num_envs=2)

@@ -260,8 +260,9 @@ def test_dqn_trains_on_tiles(steps: int) -> None:
     assert_trained(model.learn(steps), steps)
 
 
-@pytest.mark.parametrize("action", [pytest.param("tiles", marks=pytest.mark.slow), "split"])
-@pytest.mark.parametrize("learner", [PPO, pytest.param(MaskablePPO, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["tiles", "split"])
+@pytest.mark.parametrize("learner", [PPO, MaskablePPO])
 def test_networks_train_on_the_adapter(action: str, learner: Any) -> None:
     envs = gym.make_vec(
         "llmgym/Network-v0",
