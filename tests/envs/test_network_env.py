@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import llmgym
+from llmgym.envs.network_rendering import NetworkRenderer
 from llmgym.errors import LLMGymError
 
 SLOW = pytest.mark.slow
@@ -71,8 +74,8 @@ def test_pictures() -> None:
     assert isinstance(picture, np.ndarray)
     assert picture.shape == (480, 800, 3)
     assert picture.std() > 10
-    env.unwrapped.render_mode = "ansi"
-    text = env.render()
+    inside: Any = env.unwrapped
+    text = NetworkRenderer(inside.core, "ansi").render(inside.state)
     assert isinstance(text, str)
     assert all(name in text for name in ("large", "workers-1", "workers-2"))
 
