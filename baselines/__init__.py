@@ -30,6 +30,8 @@ from llmgym.baselines.random_feasible import RandomFeasible
 from llmgym.baselines.sarathi import SarathiServe
 from llmgym.baselines.tile_align import TileAlign
 from llmgym.baselines.vllm import VanillaVLLM
+from llmgym.baselines.vllm_v1 import VLLMV1
+from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
 from llmgym.errors import LLMGymError, unknown
 
 POLICIES: dict[str, type[Policy]] = {
@@ -44,6 +46,8 @@ POLICIES: dict[str, type[Policy]] = {
         TileAlign,
         Flush,
         KFCFS,
+        VLLMV1,
+        VLLMV1Priority,
         GlobalFCFS,
         ClassPriority,
         FirstBufferFirstServed,

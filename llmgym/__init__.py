@@ -9,7 +9,16 @@ import gymnasium as _gym
 
 from llmgym import agents, baselines
 from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson
-from llmgym.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, Affine, BatchTime, Hinge, Staircase
+from llmgym.batch_time import (
+    CODELLAMA_34B_A100,
+    LLAMA_3_70B,
+    Affine,
+    BatchTime,
+    Hinge,
+    MeasuredTable,
+    Roofline,
+    Staircase,
+)
 from llmgym.composition import Batch, View
 from llmgym.envs.checker import check_vector_env
 from llmgym.envs.functional import functional

@@ -1,4 +1,4 @@
-"""The command line: ``llmgym list | show | simulate | capacity | benchmark | speed``."""
+"""The command line: ``llmgym list | show | simulate | capacity | benchmark | calibrate | speed``."""
 
 from __future__ import annotations
 
@@ -298,6 +298,55 @@ def benchmark(
         return _print_json(report.rows(chosen, results))
     console.print(report.tables(chosen, results))
     console.print(f"Wrote {', '.join(str(p) for p in paths)}; raw numbers in {out / 'raw'}.")
+
+
+@app.command()
+def calibrate(
+    file: Annotated[
+        Path, typer.Argument(help="CSV: tokens, ms, and perhaps decode_context, prefill_pairs.")
+    ],
+    form: Annotated[
+        str | None, typer.Option(help="Form to write; by default the best one.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Tile of the staircase; else searched.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Fit batch-time models to measured batches. --out writes batch_time.toml and calibration.png."""
+    from llmgym.calibration import calibrate as fit_all
+    from llmgym.calibration import draw
+
+    found = fit_all(file, tile)
+    chosen = found.fit(form)
+    paths = [] if out is None else [out / "batch_time.toml", out / "calibration.png"]
+    if paths:
+        found.write(paths[0], form)
+        draw(found, paths[1])
+    if as_json:
+        fits = [fit.record() for fit in found.fits]
+        return _print_json({"chosen": chosen.form, "fits": fits, "notes": found.notes})
+    console.print(_fits_table(found))
+    for note in found.notes:
+        console.print(f"[yellow]{note}[/yellow]")
+    constants = ", ".join(f"{k} = {v}" for k, v in vars(chosen.model).items())
+    console.print(f"{chosen.form}: {constants}", highlight=False)
+    if paths:
+        console.print(f"Wrote {' and '.join(map(str, paths))}.", markup=False)
+
+
+def _fits_table(found: Any) -> Table:
+    table = Table(
+        title=f"batch times fitted to {len(found.data)} measurements, best first",
+        caption="unseen: root mean squared error on batch sizes left out of the fit; where forms"
+        " do alike, within the noise, the one with fewer constants comes first",
+        title_justify="left",
+    )
+    for column in ("form", "constants", "R²", "mean error", "largest ms", "unseen ms"):
+        table.add_column(column, justify="left" if column == "form" else "right")
+    for fit in found.fits:
+        errors = (f"{100 * fit.mape:.2f} %", f"{fit.largest_ms:.3g}", f"{fit.cv_ms:.3g}")
+        table.add_row(fit.form, str(fit.constants), f"{fit.r2:.4f}", *errors)
+    return table
 
 
 @app.command()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from llmgym.arrays import prefix_sum
 from llmgym.batch_time import BatchTime
+from llmgym.kv_cache import Memory, secure
 from llmgym.pytree import register
 
 
@@ -22,10 +23,12 @@ class Batch:
     """The action in its canonical form: how many tokens of each slot's request go into the batch.
 
     ``tokens`` is int32 of shape (slots,): prompt tokens where the request has prefill left, else at
-    most one decode token.
+    most one decode token. ``preempt`` names the slots whose requests lose their KV memory before the
+    batch forms; None: nobody, unless memory is short (see ``kv_cache.secure``).
     """
 
     tokens: jax.Array
+    preempt: jax.Array | None = None
 
     @property
     def size(self) -> jax.Array:
@@ -85,6 +88,7 @@ class View:
     free: jax.Array  # whether the engine is free to start a batch
     job_age: jax.Array  # ticks since the job of the request arrived
     resident_limit: bool = field(default=False, metadata={"static": True})  # what k_max counts
+    memory: Memory | None = None  # KV memory, if it is limited
 
     @property
     def live(self) -> jax.Array:
@@ -223,7 +227,8 @@ def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     """The nearest feasible batch, and whether anything had to be cut.
 
     A slot gives no more than it has: prompt tokens left, or one token where it decodes (6a, 6c). Where
-    seats (k_max) or the token budget (6d) do not suffice, later slots lose first.
+    seats (k_max) or the token budget (6d) do not suffice, later slots lose first. Where KV memory does
+    not, ``preempt`` of the result says who loses it.
     """
     tokens = jnp.clip(batch.tokens.astype(jnp.int32), 0, view.demand)
     budget = view.token_budget
@@ -242,4 +247,7 @@ def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
 
     # A loop that rarely runs: a policy that fills with the rules above never exceeds anything.
     tokens = jax.lax.while_loop(lambda t: jnp.any(excess(t)), cut, tokens)
-    return Batch(tokens), jnp.any(tokens != batch.tokens, axis=0)
+    if view.memory is None:
+        return Batch(tokens), jnp.any(tokens != batch.tokens, axis=0)
+    tokens, preempt = secure(view.memory, tokens, batch.preempt)
+    return Batch(tokens, preempt), jnp.any(tokens != batch.tokens, axis=0)

@@ -18,9 +18,10 @@ import numpy as np
 from llmgym import stream as streams
 from llmgym.arrays import GROUP, prefix_sum, rows
 from llmgym.arrivals import NEVER
-from llmgym.batch_time import BatchTime
+from llmgym.batch_time import NO_ATTENTION, Attention, BatchTime
 from llmgym.composition import Batch, Classes, View, clip
 from llmgym.errors import LLMGymError
+from llmgym.kv_cache import Memory, cached_tokens
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import State, Table, Totals, empty_table, empty_totals
@@ -47,6 +48,9 @@ class Physics:
     lengths: tuple[Any, ...]
     means: jax.Array  # (2, classes) mean prompt and output tokens
     priority: jax.Array  # of each class
+    kv_blocks: jax.Array | None  # of KV memory; None: no limit
+    block_size: int = field(metadata={"static": True})
+    prompt_samples: bool = field(metadata={"static": True})  # the end of a prompt yields a token
     slots: int = field(metadata={"static": True})
     fresh: int = field(metadata={"static": True})  # rows behind the slots, for requests to come
     resident_limit: bool = field(metadata={"static": True})
@@ -84,6 +88,9 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
         lengths=lengths,
         means=jnp.asarray(scenario.class_means, jnp.float32).T,
         priority=jnp.asarray(scenario.class_priorities, jnp.int32),
+        kv_blocks=None if engine.kv_cache is None else jnp.int32(engine.kv_cache.blocks),
+        block_size=1 if engine.kv_cache is None else engine.kv_cache.block_size,
+        prompt_samples=engine.prompt_samples,
         slots=scenario.slots,
         fresh=fresh,
         resident_limit=engine.seq_limit == "resident",
@@ -105,6 +112,7 @@ class StepInfo:
     arrived: jax.Array  # requests, those dropped included
     dropped: jax.Array  # requests
     clipped: jax.Array  # whether the batch asked for had to be cut
+    preempted: jax.Array  # requests that lost their KV memory; ``batch.preempt`` says who
     idle: jax.Array  # whether no token ran
     request_ticks: jax.Array  # integral of the number present over the step, float32
     batch: Batch  # that ran
@@ -120,7 +128,7 @@ def init(physics: Physics, key: jax.Array) -> State:
     data = jnp.moveaxis(jax.random.key_data(key).astype(jnp.uint32), -1, 0)
     shape, none = data.shape[1:], jnp.zeros(data.shape[1:], jnp.int32)
     state = State(
-        table=empty_table(physics.slots + physics.fresh, shape),
+        table=empty_table(physics.slots + physics.fresh, shape, physics.kv_blocks is not None),
         joined=none,
         drawn=none,
         present=none,
@@ -142,10 +150,16 @@ def view(physics: Physics, state: State) -> View:
 
     live, now = table.live, state.clock.low
     seqs = physics.max_num_seqs
+    memory = None
+    if physics.kv_blocks is not None:
+        cached = cached_tokens(table, physics.prompt_samples)
+        assert table.admitted is not None
+        blocks = spread(physics.kv_blocks)
+        memory = Memory(cached, table.admitted, blocks, physics.block_size)
     return View(
         prefill=table.prefill,
         decoding=(table.prefill == 0) & (table.decode > 0),
-        started=table.started,
+        started=table.started if memory is None else memory.resident,
         prompt=jnp.where(live, table.prompt, 0),
         generated=jnp.where(live, table.output - table.decode, 0),
         waited=jnp.where(live, (now - table.arrival).astype(jnp.int32), 0),
@@ -161,6 +175,7 @@ def view(physics: Physics, state: State) -> View:
         classes=_classes(physics, table),
         free=jnp.ones(shape, bool),
         job_age=jnp.where(live, (now - table.arrival).astype(jnp.int32), 0),
+        memory=memory,
     )
 
 
@@ -223,18 +238,25 @@ def step(
     idle = jnp.where(wait >= NEVER, 0 if idle_limit is None else NEVER, wait)
     if idle_limit is not None:
         idle = jnp.minimum(idle, idle_limit)
-    running = seen.batch_time.ticks(size, seen.tick_ms)
+    running = seen.batch_time.ticks(size, seen.tick_ms, _attention(physics, seen, table, tokens))
     duration = jnp.where(size > 0, running, idle)
 
+    backlog, preempted = state.backlog - size, jnp.zeros_like(size)
+    if batch.preempt is not None:
+        assert table.admitted is not None
+        enters = (tokens > 0) & ~seen.started
+        table = replace(table, admitted=jnp.where(enters, state.steps, table.admitted))
+        table, lost = _preempt(physics, table, batch.preempt)
+        backlog, preempted = backlog + lost, jnp.sum(batch.preempt.astype(jnp.int32), axis=0)
     clock = state.clock + duration
-    table, finished = credit(table, seen.decoding, tokens, clock.low)
+    table, finished = credit(table, seen.decoding, tokens, clock.low, physics.prompt_samples)
     completed = jnp.sum(finished.astype(jnp.int32), axis=0)
     totals = state.totals
     moved = replace(
         state,
         table=table,
         present=state.present - completed,
-        backlog=state.backlog - size,
+        backlog=backlog,
         clock=clock,
         stream=streams.pass_time(state.stream, duration),
         totals=replace(
@@ -258,6 +280,7 @@ def step(
         arrived=after.totals.arrived - totals.arrived,
         dropped=after.totals.dropped - totals.dropped,
         clipped=clipped,
+        preempted=preempted,
         idle=size == 0,
         request_ticks=state.present.astype(jnp.float32) * duration.astype(jnp.float32) + late,
         batch=batch,
@@ -267,14 +290,48 @@ def step(
     return after, info
 
 
-def credit(table: T, decoding: jax.Array, tokens: jax.Array, now: jax.Array) -> tuple[T, jax.Array]:
+def _attention(physics: Physics, seen: View, table: Table, tokens: jax.Array) -> Attention:
+    """What attention reads in the batch, where the batch time depends on it."""
+    if not physics.batch_time.needs_attention:
+        return NO_ATTENTION
+    before = cached_tokens(table, physics.prompt_samples).astype(jnp.float32)
+    chunk = tokens.astype(jnp.float32)
+    decodes = seen.decoding & (tokens > 0)
+    pairs = jnp.where(seen.decoding, 0.0, chunk * (before + chunk / 2))
+    return Attention(
+        decode_context=jnp.sum(jnp.where(decodes, before + 1, 0.0), axis=0),
+        prefill_pairs=jnp.sum(pairs, axis=0),
+    )
+
+
+def _preempt(physics: Physics, table: Table, preempt: jax.Array) -> tuple[Table, jax.Array]:
+    """The table after requests lost their KV memory, and the tokens that are to be computed again."""
+    assert table.preemptions is not None
+    known = table.prompt + table.output - table.decode
+    # With prompt_samples the token that ends a prompt counts as one of the prompt.
+    ends = physics.prompt_samples & (table.prefill == 0) & (table.decode > 0)
+    lost = jnp.where(preempt, known - table.prefill - ends.astype(jnp.int32), 0)
+    return replace(
+        table,
+        prefill=jnp.where(preempt, known, table.prefill),
+        preemptions=table.preemptions + preempt,
+    ), jnp.sum(lost, axis=0)
+
+
+def credit(
+    table: T, decoding: jax.Array, tokens: jax.Array, now: jax.Array, prompt_samples: bool = False
+) -> tuple[T, jax.Array]:
     """The table after the batch, and which requests it completed."""
     ran = tokens > 0
     prefill = jnp.where(decoding, table.prefill, table.prefill - tokens)
     decode = jnp.where(decoding, table.decode - tokens, table.decode)
+    samples = decoding & ran
+    if prompt_samples:
+        samples = samples | (ran & (prefill == 0) & (table.decode > 0))
+        decode = table.decode - samples
     finished = ran & (prefill == 0) & (decode == 0)
     # A request without output tokens has its answer when its prompt is done.
-    first = (decoding & ran & (table.decode == table.output)) | (finished & (table.output == 0))
+    first = (samples & (table.decode == table.output)) | (finished & (table.output == 0))
     credited = replace(
         table,
         prefill=prefill,
@@ -309,9 +366,18 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
     ago = (state.clock.low - table.arrival[slots:]).astype(jnp.int32)
     due = _coming(physics, state) & (ago >= 0)
     count = jnp.sum(due.astype(jnp.int32), axis=0)
-    taken = jnp.minimum(count, slots - state.present)
-    joins = due & (rows(due) < state.joined + taken)
+    if physics.kv_blocks is None:
+        taken = jnp.minimum(count, slots - state.present)
+        joins = due & (rows(due) < state.joined + taken)
+    else:  # what could never fit into memory is dropped
+        longest = table.prompt[slots:] + table.output[slots:] - physics.prompt_samples
+        fits = due & (longest <= physics.kv_blocks * physics.block_size)
+        joins = fits & (prefix_sum(fits) <= slots - state.present)
+        taken = jnp.sum(joins.astype(jnp.int32), axis=0)
     prefill, decode = (jnp.where(joins, c[slots:], 0) for c in (table.prompt, table.output))
+    work = prefill + decode
+    if physics.prompt_samples:
+        work = work - ((prefill > 0) & (decode > 0))
 
     def wake(column: jax.Array, tokens: jax.Array) -> jax.Array:
         return column.at[slots:].add(tokens)
@@ -326,7 +392,7 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
         ),
         joined=state.joined + count,
         present=state.present + taken,
-        backlog=state.backlog + jnp.sum(prefill + decode, axis=0),
+        backlog=state.backlog + jnp.sum(work, axis=0),
         totals=replace(
             totals,
             arrived=totals.arrived + count,
@@ -365,6 +431,8 @@ def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
         arrival,
         drawn.request,
         drawn.job_class,
+        None if table.preemptions is None else none,
+        None if table.admitted is None else none,
     )
 
     def move(column: jax.Array, coming: jax.Array) -> jax.Array:

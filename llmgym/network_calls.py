@@ -378,6 +378,8 @@ def _enter(
         last_token=write(table.last_token, calls.arrival + due),
         request=write(table.request, calls.number),
         job_class=write(table.job_class, calls.job_class),
+        preemptions=None,
+        admitted=None,
         job_arrival=write(table.job_arrival, calls.job_arrival),
         service=write(table.service, none),
         planned=write(table.planned, none),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.arrays import GROUP
-from llmgym.batch_time import BatchTime
+from llmgym.batch_time import NO_ATTENTION, Attention, BatchTime
 from llmgym.composition import Batch
 from llmgym.dynamics import COMPACT_EVERY
 from llmgym.errors import LLMGymError
@@ -36,10 +36,14 @@ class MixedTimes(BatchTime):
     models: tuple[BatchTime, ...]
     which: jax.Array
 
-    def formula(self, tokens: Any, xp: Any) -> Any:
-        found = self.models[0].formula(tokens, xp)
+    @property
+    def needs_attention(self) -> bool:  # type: ignore[override]
+        return any(model.needs_attention for model in self.models)
+
+    def formula(self, tokens: Any, xp: Any, attention: Attention = NO_ATTENTION) -> Any:
+        found = self.models[0].formula(tokens, xp, attention)
         for n, model in enumerate(self.models[1:], start=1):
-            found = xp.where(self.which == n, model.formula(tokens, xp), found)
+            found = xp.where(self.which == n, model.formula(tokens, xp, attention), found)
         return found
 
 
@@ -75,10 +79,18 @@ class Network:
 def lower_network(scenario: Scenario, burst: int = 0) -> Network:
     """The network of a scenario as traced parameters. ``burst``: as in ``dynamics.lower``."""
     plan, workload = Plan.of(scenario), scenario.workload
+    for engine in scenario.engines:
+        if engine.needs_memory:
+            raise LLMGymError(
+                f"Engine {engine.name!r} has KV memory, samples with the prompt, or a batch time "
+                "that asks for the context; networks of engines have none of these yet."
+            )
     if plan.classes > CHOICE:
         raise LLMGymError(f"A network has at most {CHOICE} stages in all, got {plan.classes}.")
     ticks_per_s = 1000.0 / scenario.tick_ms
     if isinstance(workload, Replay):
+        if workload.priority is not None:
+            raise LLMGymError("A replay with priorities is served by one engine, not by replicas.")
         arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
         lengths: tuple[Any, ...] = (workload.length_sampler(),)
         length_of: tuple[int, ...] = (0,)
@@ -128,16 +140,19 @@ def lower_network(scenario: Scenario, burst: int = 0) -> Network:
 
 def _batch_time(models: list[BatchTime]) -> BatchTime:
     """One model whose constants have an axis of engines."""
-    kinds = list(dict.fromkeys(type(m) for m in models))
+    # Tables of different lengths are of different kinds, too. (JAX compares no types.)
+    structures = [(type(m), jax.tree.structure(m)) for m in models]
+    kinds = list(dict.fromkeys(structures))
+    which = [kinds.index(s) for s in structures]
     stacked = []
-    for kind in kinds:
+    for kind in range(len(kinds)):
         # Engines of another kind get the constants of some engine of this one; they are not used.
-        example = next(m for m in models if type(m) is kind)
-        mine = [m if type(m) is kind else example for m in models]
+        example = models[which.index(kind)]
+        mine = [m if own == kind else example for m, own in zip(models, which, strict=True)]
         stacked.append(jax.tree.map(lambda *xs: jnp.asarray(xs, jnp.float32), *mine))
     if len(kinds) == 1:
         return stacked[0]
-    return MixedTimes(tuple(stacked), jnp.asarray([kinds.index(type(m)) for m in models]))
+    return MixedTimes(tuple(stacked), jnp.asarray(which))
 
 
 def _calls_per_batch(scenario: Scenario) -> float:
@@ -263,5 +278,6 @@ def empty_calls(size: int, shape: tuple[int, ...], jobs: bool) -> CallTable:
     none, never = jnp.zeros((size, *shape), jnp.int32), jnp.zeros((size, *shape), jnp.uint32)
     known = none if jobs else None
     return CallTable(
-        none, none, none, none, never, never, never, none, none, never, never, none, known, known
+        none, none, none, none, never, never, never, none, none, None, None, never, never, none, known,
+        known,
     )  # fmt: skip

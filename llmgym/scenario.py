@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 from llmgym.arrivals import Arrivals
 from llmgym.batch_time import BatchTime
 from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.kv_cache import KVCache
 from llmgym.lengths import Fixed, Length
 from llmgym.workload import JobType, Replay, Stage
 
 SEQ_LIMITS = ("batch", "resident")
+FIRST_TOKENS = ("decode", "prefill")
 ROUTERS = (
     "fewest_tokens",
     "fewest_requests",
@@ -38,6 +41,10 @@ class Engine:
             is all that have received a token and are not finished. Sources differ.
         name: what stages call it.
         replicas: how many of it there are behind a router; stages name the group.
+        kv_cache: its KV memory; None: as much as anyone asks for.
+        first_token: ``"decode"``: every output token takes an iteration of its own, as in the model of
+            arXiv:2504.07347; ``"prefill"``: the iteration that ends the prompt yields the first one,
+            as in vLLM, so a request of P and O tokens costs P + O - 1.
     """
 
     batch_time: BatchTime
@@ -46,6 +53,8 @@ class Engine:
     seq_limit: str = "batch"
     name: str = "engine"
     replicas: int = 1
+    kv_cache: KVCache | None = None
+    first_token: str = "decode"
 
     def __post_init__(self) -> None:
         check_number("replicas", self.replicas, low=1, high=256, integer=True)
@@ -60,6 +69,21 @@ class Engine:
             object.__setattr__(self, "max_num_seqs", int(self.max_num_seqs))
         if self.seq_limit not in SEQ_LIMITS:
             raise unknown("seq_limit", self.seq_limit, SEQ_LIMITS)
+        if self.first_token not in FIRST_TOKENS:
+            raise unknown("first_token", self.first_token, FIRST_TOKENS)
+        if not (self.kv_cache is None or isinstance(self.kv_cache, KVCache)):
+            raise LLMGymError(f"kv_cache must be a KVCache or None, got {self.kv_cache!r}.")
+
+    @property
+    def prompt_samples(self) -> bool:
+        """Whether the iteration that ends a prompt yields an output token."""
+        return self.first_token == "prefill"
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether what a request has in KV memory matters at all."""
+        attention = self.batch_time.needs_attention
+        return self.kv_cache is not None or self.prompt_samples or attention
 
 
 @dataclass(frozen=True)
@@ -178,14 +202,15 @@ class Scenario:
     def classes(self) -> tuple[tuple[int, int], ...]:
         """The request classes that an agent tells apart: (job type, stage), delays included."""
         if isinstance(self.workload, Replay):
-            return ((0, 0),)
+            return ((0, 0),) * len(self.workload.priorities)
         return tuple((j, s) for j, job in enumerate(self.workload) for s in range(len(job.stages)))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the request classes: the job type, and the stage where it has several."""
         if isinstance(self.workload, Replay):
-            return (self.workload.name,)
+            several = [f"{self.workload.name}, priority {p}" for p in self.workload.priorities]
+            return (self.workload.name,) if len(several) == 1 else tuple(several)
         jobs = [self.workload[j] for j, _ in self.classes]
         return tuple(
             job.name if len(job.stages) == 1 else f"{job.name}.{job.stages[s].name}"
@@ -196,7 +221,12 @@ class Scenario:
     def class_means(self) -> tuple[tuple[float, float], ...]:
         """(m_p, m_d) of each class: mean prompt and output tokens."""
         if isinstance(self.workload, Replay):
-            return ((self.workload.mean_prefill, self.workload.mean_decode),)
+            replay = self.workload
+            if replay.priority is None:
+                return ((replay.mean_prefill, replay.mean_decode),)
+            mine = [np.equal(replay.priority, p) for p in replay.priorities]
+            columns = np.asarray(replay.prefill_tokens), np.asarray(replay.decode_tokens)
+            return tuple((float(columns[0][m].mean()), float(columns[1][m].mean())) for m in mine)
         means = [row for job in self.workload for row in job.workflow.means.tolist()]
         return tuple((prefill, decode) for prefill, decode in means)
 
@@ -204,13 +234,16 @@ class Scenario:
     def class_priorities(self) -> tuple[int, ...]:
         """Priority of each class; more is served first by policies that heed it."""
         if isinstance(self.workload, Replay):
-            return (0,)
+            return self.workload.priorities
         return tuple(self.workload[j].stages[s].priority for j, s in self.classes)
 
     @property
     def targets_ms(self) -> tuple[tuple[float | None, float | None], ...]:
         """(TTFT, TPOT) targets of each class in milliseconds; None where there is none."""
-        classes = (self.workload,) if isinstance(self.workload, Replay) else self.workload
+        if isinstance(self.workload, Replay):
+            classes: tuple[Any, ...] = (self.workload,) * len(self.workload.priorities)
+        else:
+            classes = self.workload
         return tuple((c.ttft_ms, c.tpot_ms) for c in classes)
 
     @property
@@ -276,15 +309,20 @@ class Scenario:
     def override(self, **changes: Any) -> Scenario:
         """A copy with changed settings.
 
-        Every engine: batch_time, token_budget, max_num_seqs, seq_limit, replicas. Workload:
-        arrival_rate_per_s, arrivals, prefill_tokens and decode_tokens (a length distribution or a
-        whole number; for every call), workload. Any field of Scenario itself, such as slots or tick_ms.
+        Every engine: batch_time (also a name in ``llmgym.presets``, or a TOML file that holds one),
+        token_budget, max_num_seqs, seq_limit, replicas. Workload: arrival_rate_per_s, arrivals,
+        prefill_tokens and decode_tokens (a length distribution or a whole number; for every call),
+        workload. Any field of Scenario itself, such as slots or tick_ms.
         """
         known = {*ENGINE_SETTINGS, *WORKLOAD_SETTINGS, *SCENARIO_SETTINGS}
         for name in changes:
             if name not in known:
                 raise unknown("scenario setting", name, known)
         settings = {k: changes[k] for k in ENGINE_SETTINGS if k in changes}
+        if isinstance(settings.get("batch_time"), (str, os.PathLike)):
+            from llmgym.scenario_files import load_batch_time
+
+            settings["batch_time"] = load_batch_time(settings["batch_time"])
         engines = tuple(replace(engine, **settings) for engine in self.engines)
         direct = {k: changes[k] for k in SCENARIO_SETTINGS if k in changes}
         scenario = replace(self, engines=engines, **direct)

@@ -17,9 +17,11 @@ arrivals, lengths ::
     prefill = { kind = "fixed", tokens = 129 }
     decode = { kind = "geometric", mean_tokens = 112 }
 
-The keys of a table are the fields of its class; those without a default must be there. In place of
-prefill and decode a call may have ``[job_types.paired]``. A job of several calls lists its stages;
-where there are several engines each has a name, and each call says which engine serves it ::
+The keys of a table are the fields of its class; those without a default must be there. A batch time
+may also be a string: the name of one in ``llmgym.presets``, or a TOML file with a ``[batch_time]``,
+such as ``llmgym calibrate`` writes, seen from the current folder. In place of prefill and decode a
+call may have ``[job_types.paired]``. A job of several calls lists its stages; where there are several
+engines each has a name, and each call says which engine serves it ::
 
     [[engines]]
     name = "large"
@@ -59,9 +61,11 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from llmgym.batch_time import BatchTime
 from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.presets import PRESETS
 from llmgym.scenario import Engine, Scenario
 from llmgym.scenario_toml import KINDS, dumps
 from llmgym.traces import read_trace
@@ -134,20 +138,44 @@ def loads(text: str, source: str = "TOML text") -> Scenario:
 
 def load(path: str | Path) -> Scenario:
     """The scenario in a TOML file. Raises LLMGymError as ``loads`` does, or if it is unreadable."""
+    return _parse(_text("scenario", path), str(path), Path(path).parent)
+
+
+def load_batch_time(name_or_path: str | Path) -> BatchTime:
+    """A batch time by its name in ``llmgym.presets``, or from the ``[batch_time]`` of a TOML file.
+
+    Raises:
+        LLMGymError: an unknown name (with the nearest match); for files see ``load``.
+    """
+    name = str(name_or_path)
+    if name in PRESETS:
+        return PRESETS[name]
+    if not name.endswith(".toml"):
+        raise unknown("batch time", name, PRESETS)
+    place = _Place(name)
+    top = _tables(place, _text("batch time", name))
+    place.check_keys(top, ["batch_time"], ["batch_time"])
+    return cast(BatchTime, _read_table(place.inside("batch_time"), BatchTime, top["batch_time"]))
+
+
+def _text(what: str, path: str | Path) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise LLMGymError(f"Cannot read scenario {path}: {reason}. Give a TOML file.") from None
-    return _parse(text, str(path), Path(path).parent)
+        raise LLMGymError(f"Cannot read {what} {path}: {reason}. Give a TOML file.") from None
+
+
+def _tables(place: _Place, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise place.error(f"this is not valid TOML: {error}.") from None
 
 
 def _parse(text: str, source: str, folder: Path) -> Scenario:
     place = _Place(source)
-    try:
-        top = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise place.error(f"this is not valid TOML: {error}.") from None
+    top = _tables(place, text)
     own = {f.name for f in fields(Scenario)} - {"engines", "workload"}
     place.check_keys(top, own | {"engine", "engines", *WORKLOADS})
     engines = _read_engines(place, top)
@@ -253,8 +281,15 @@ def _value(place: _Place, key: str, hint: Any, value: Any) -> Any:
     return tuple(_scalar(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
 
 
-def _read_kind(place: _Place, base: type, table: Any) -> Any:
-    """A batch time, an arrival process or a length: the table names its kind."""
+def _read_kind(place: _Place, base: type, value: Any) -> Any:
+    """A batch time, an arrival process or a length; a batch time may also be named."""
+    if base is BatchTime and isinstance(value, str):
+        return place.make(load_batch_time, value)
+    return _read_table(place, base, value)
+
+
+def _read_table(place: _Place, base: type, table: Any) -> Any:
+    """An object of a class that comes in kinds: the table names the kind."""
     kinds = KINDS[base]
     if not isinstance(table, dict) or "kind" not in table:
         raise place.error(f"this must be a table with a kind, one of {', '.join(kinds)}.")

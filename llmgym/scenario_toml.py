@@ -49,6 +49,15 @@ def dumps(scenario: Scenario) -> str:
     return "".join(_lines(table, compact=several or staged))
 
 
+def dumps_batch_time(batch_time: BatchTime) -> str:
+    """The TOML table ``[batch_time]``, as ``load_batch_time`` of ``llmgym.scenario_files`` reads it.
+
+    Raises:
+        LLMGymError: its class is no registered kind.
+    """
+    return "".join(_lines({"batch_time": _table(batch_time)}, compact=False)).lstrip()
+
+
 def _job_type(job: JobType, several_engines: bool) -> dict[str, Any]:
     """A job type with its stages, or with the fields of its one call in the same table."""
     table = _table(job, leave_out=("stages",))

@@ -37,6 +37,9 @@ class Table:
     last_token: jax.Array  # time of the last service, of the arrival before it
     request: jax.Array  # number of the request within its job type, int32
     job_class: jax.Array  # index of the job type, int32
+    # Only of engines with KV memory:
+    preemptions: jax.Array | None  # how often it lost its memory
+    admitted: jax.Array | None  # number of the step in which it got the memory that it has
 
     @property
     def live(self) -> jax.Array:
@@ -50,7 +53,9 @@ class Table:
 
     def details(self) -> dict[str, jax.Array]:
         """The columns that a record of finished requests keeps."""
-        return {k: getattr(self, k) for k in ("request", "job_class", "arrival", "first_token")}
+        kept = ("request", "job_class", "arrival", "first_token")
+        more = {} if self.preemptions is None else {"preemptions": self.preemptions}
+        return {k: getattr(self, k) for k in kept} | more
 
 
 @register
@@ -94,10 +99,11 @@ class State:
     steps: jax.Array  # int32
 
 
-def empty_table(slots: int, shape: tuple[int, ...]) -> Table:
-    """A table with no request."""
+def empty_table(slots: int, shape: tuple[int, ...], memory: bool = False) -> Table:
+    """A table with no request; ``memory``: whether preemptions are counted."""
     none, never = jnp.zeros((slots, *shape), jnp.int32), jnp.zeros((slots, *shape), jnp.uint32)
-    return Table(none, none, none, none, never, never, never, none, none)
+    count = none if memory else None
+    return Table(none, none, none, none, never, never, never, none, none, count, count)
 
 
 def empty_totals(shape: tuple[int, ...]) -> Totals:

@@ -132,7 +132,9 @@ def draw(
         times.append(jnp.concatenate([stream.wait[k][None], later]))
         prefill, decode = length(index, random[1:3])
         memories.append(memory)
-        fields.append((prefill, decode, index, jnp.full_like(index, k)))
+        listed = getattr(length, "request_class", None) is not None
+        own_class = length.classes(index) if listed else jnp.full_like(index, k)
+        fields.append((prefill, decode, index, own_class))
 
     if len(times) == 1:
         taken = [jnp.sum(((times[0][:-1] < FAR) & (ahead < limit)).astype(jnp.int32), axis=0)]

@@ -54,10 +54,16 @@ class ListedLengths:
 
     prefill: jax.Array
     decode: jax.Array
+    request_class: jax.Array | None = None
 
     def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
         row = jnp.minimum(index, self.prefill.shape[0] - 1)
         return jnp.take(self.prefill, row), jnp.take(self.decode, row)
+
+    def classes(self, index: jax.Array) -> jax.Array:
+        """The class of each request."""
+        assert self.request_class is not None
+        return jnp.take(self.request_class, jnp.minimum(index, self.prefill.shape[0] - 1))
 
 
 @register
@@ -331,7 +337,11 @@ def Workload(  # noqa: N802 - reads as a constructor where a scenario is written
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """An explicit list of requests: arrival times in seconds (not decreasing) and token counts."""
+    """An explicit list of requests: arrival times in seconds (not decreasing) and token counts.
+
+    ``priority``, one whole number for each request, is for policies that heed it; more is served
+    first. The requests of each priority are a class of their own.
+    """
 
     arrival_s: Sequence[float] | np.ndarray
     prefill_tokens: Sequence[int] | np.ndarray
@@ -339,6 +349,7 @@ class Replay:
     name: str = "replay"
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    priority: Sequence[int] | np.ndarray | None = None
     kind: ClassVar[str] = "replay"
 
     def __post_init__(self) -> None:
@@ -373,9 +384,27 @@ class Replay:
             ("decode_tokens", decode),
         ):
             object.__setattr__(self, name, column)
+        self._check_priority()
         for name in ("ttft_ms", "tpot_ms"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0)
+
+    def _check_priority(self) -> None:
+        if self.priority is None:
+            return
+        column = np.asarray(self.priority)
+        if column.shape != np.shape(self.arrival_s) or not np.issubdtype(column.dtype, np.integer):
+            raise LLMGymError("priority must be a list of whole numbers, one for each request.")
+        if np.abs(column).max() > 2**20 or len(np.unique(column)) > 64:
+            raise LLMGymError(
+                "A replay has at most 64 different priorities between -2**20 and 2**20."
+            )
+        object.__setattr__(self, "priority", column)
+
+    @property
+    def priorities(self) -> tuple[int, ...]:
+        """The different priorities, one for each class, the most urgent first."""
+        return (0,) if self.priority is None else tuple(np.unique(self.priority)[::-1].tolist())
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -396,7 +425,8 @@ class Replay:
 
     def first(self, count: int) -> Replay:
         """The first ``count`` requests, or all of them if there are fewer."""
-        columns = ("arrival_s", "prefill_tokens", "decode_tokens")
+        columns = ["arrival_s", "prefill_tokens", "decode_tokens"]
+        columns += [] if self.priority is None else ["priority"]
         return replace(self, **{name: getattr(self, name)[:count] for name in columns})
 
     @property
@@ -427,4 +457,8 @@ class Replay:
 
     def length_sampler(self) -> ListedLengths:
         """Device form of the token counts."""
-        return ListedLengths(jnp.asarray(self.prefill_tokens), jnp.asarray(self.decode_tokens))
+        listed = jnp.asarray(self.prefill_tokens), jnp.asarray(self.decode_tokens)
+        if self.priority is None:
+            return ListedLengths(*listed)
+        order = np.searchsorted(-np.array(self.priorities), -np.asarray(self.priority))
+        return ListedLengths(*listed, jnp.asarray(order, jnp.int32))

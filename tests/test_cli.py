@@ -67,6 +67,44 @@ def test_simulate_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert json.loads(out)["completed"] == 2
 
 
+MEASURED = "tokens,ms\n" + "".join(f"{n},{20 + 0.5 * n:g}\n" for n in range(1, 30))
+
+
+def test_calibrate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file, out = tmp_path / "times.csv", tmp_path / "new"
+    file.write_text(MEASURED)
+    code, text, _ = run(capsys, "calibrate", str(file), "--out", str(out))
+    assert code == 0
+    assert "affine: c_ms = 20.0, a_ms_per_token = 0.5" in text
+    assert sorted(path.name for path in out.iterdir()) == ["batch_time.toml", "calibration.png"]
+    code, text, _ = run(
+        capsys, "calibrate", str(file), "--form", "hinge", "--out", str(out), "--json"
+    )
+    found = json.loads(text)
+    assert (code, found["chosen"], found["fits"][0]["form"]) == (0, "hinge", "affine")
+    assert found["fits"][0]["batch_time"] == {"kind": "affine", "c_ms": 20, "a_ms_per_token": 0.5}
+    assert 'kind = "hinge"' in (out / "batch_time.toml").read_text()
+    engine = ("--set", f"batch_time={out / 'batch_time.toml'}", "--set", "token_budget=200")
+    limit = json.loads(run(capsys, "capacity", *engine, "--json")[1])
+    assert limit["tokens_per_ms"] == pytest.approx(200 / 120)
+
+
+def test_calibrate_writes_nothing_on_bad_input(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, out = tmp_path / "times.csv", tmp_path / "new"
+    file.write_text(MEASURED)
+    for arguments, message in [
+        ((str(file), "--form", "hing"), "Did you mean 'hinge'"),
+        ((str(tmp_path / "no.csv"),), "No such file"),
+        ((str(file), "--tile", "0"), "tile must be at least 1"),
+    ]:
+        code, text, error = run(capsys, "calibrate", *arguments, "--out", str(out))
+        assert (code, text) == (2, "")
+        assert message in error
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

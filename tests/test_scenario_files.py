@@ -54,6 +54,18 @@ ARGUMENTS = {
     "batch_time/staircase": {"c_ms": positive, "a_ms": positive, "tile": tokens},
     "batch_time/hinge": {"c_ms": positive, "a_ms_per_token": positive, "free_tokens": tokens},
     "batch_time/affine": {"c_ms": positive, "a_ms_per_token": positive},
+    "batch_time/roofline": {
+        "c_ms": positive,
+        "a_ms_per_token": positive,
+        "free_tokens": tokens,
+        "kv_ms_per_kilotoken": positive,
+        "prefill_ms_per_megapair": positive,
+        "mixed_ms_per_kilotoken": st.just(0.0) | positive,
+    },
+    "batch_time/table": {
+        "tokens": st.sets(tokens, min_size=9, max_size=9).map(sorted),
+        "times_ms": st.lists(positive, min_size=9, max_size=9),
+    },
     "arrivals/poisson": {"rate_per_s": positive},
     "arrivals/deterministic": {"rate_per_s": positive},
     "arrivals/gamma": {"rate_per_s": positive, "cv": st.floats(0.1, 100)},

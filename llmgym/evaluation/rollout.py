@@ -80,7 +80,7 @@ def run_chunk(
     def body(state: Any, _: None) -> tuple[Any, Steps]:
         left = state.clock.until(horizon)
         batch = compose(policy, policy_key(key, state.steps), model.view(physics, state))
-        batch = Batch(jnp.where(left > 0, batch.tokens, 0))
+        batch = jax.tree.map(lambda x: jnp.where(left > 0, x, 0), batch)
         after, info = model.step(physics, state, batch, left if bounded else None)
         kept = Steps(
             start=state.clock,

@@ -44,7 +44,7 @@ class Table(BatchTime):
     values: tuple[float, ...]
     kind: ClassVar[str] = "table"
 
-    def formula(self, tokens: Any, xp: Any) -> Any:
+    def formula(self, tokens: Any, xp: Any, attention: Any = None) -> Any:
         return xp.asarray(self.values)[tokens.astype(int) - 1]
 
 

@@ -245,7 +245,7 @@ class Free(BatchTime):
 
     kind: ClassVar[str] = "free"
 
-    def formula(self, tokens: Any, xp: Any) -> Any:
+    def formula(self, tokens: Any, xp: Any, attention: Any = None) -> Any:
         return 0.0 * tokens
 
 

@@ -1,0 +1,207 @@
+"""vLLM's own terms: its workloads and configurations in, its scheduler's steps out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym import dynamics, policies
+from llmgym.baselines.vllm_v1 import VLLMV1
+from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
+from llmgym.batch_time import Affine
+from llmgym.dynamics import Physics
+from llmgym.errors import LLMGymError, unknown
+from llmgym.evaluation.rollout import keys, policy_key
+from llmgym.kv_cache import KVCache
+from llmgym.scenario import Engine, Scenario
+from llmgym.state import State
+from llmgym.workload import Replay
+
+Step = dict[str, Any]
+
+CHUNK = 64
+"""Steps that are compiled as one."""
+
+
+def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Step]:
+    """The steps in which an engine under ``vllm_v1`` serves a workload, one tick each.
+
+    Args:
+        workload: requests in order of arrival, each with id, arrival_step, prompt_len, output_len,
+            priority.
+        config: max_num_batched_tokens, max_num_seqs, block_size, num_blocks_incl_null,
+            enable_chunked_prefill, long_prefill_token_threshold, policy, enable_prefix_caching,
+            scheduler_reserve_full_isl, watermark, prefill_schedule_interval, max_model_len.
+
+    Returns:
+        A dictionary for each step: step, arrivals, scheduled (id, tokens, computed_before, phase,
+        samples), total_tokens, preempted, free_blocks_after_schedule, running_after_schedule,
+        waiting_after_schedule, finished, free_blocks_after_update. ``finished`` is sorted as text.
+
+    Raises LLMGymError on a missing entry, what is not modelled, and requests that could never run.
+    """
+    try:
+        workload = sorted(workload, key=lambda row: row["arrival_step"])
+        scenario, policy = _scenario(workload, config)
+    except KeyError as error:
+        raise LLMGymError(f"The workload or its configuration has no entry {error}.") from None
+    physics = dynamics.lower(scenario)
+    state, key = dynamics.init(physics, keys(0, 1)[0]), keys(0, 1)[0]
+    ids = [row["id"] for row in workload]
+    arrives = [row["arrival_step"] for row in workload]
+    steps: list[Step] = []
+    while True:
+        state, recorded = _run(physics, state, key, policy)
+        recorded = jax.device_get(recorded)
+        for n in range(CHUNK):
+            if sum(len(s["finished"]) for s in steps) == len(ids):
+                return steps
+            now = len(steps)
+            joins = [name for name, step in zip(ids, arrives, strict=True) if step == now]
+            one = {name: column[n] for name, column in recorded.items()}
+            steps.append({"step": now, "arrivals": joins} | _step(one, ids, physics))
+
+
+def _scenario(
+    workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
+) -> tuple[Scenario, VLLMV1]:
+    limit, budget = config["max_model_len"], config["max_num_batched_tokens"]
+    cache = KVCache(config["num_blocks_incl_null"] - 1, config["block_size"])
+    queues = {"fcfs": VLLMV1, "priority": VLLMV1Priority}
+    if config["policy"] not in queues:
+        raise unknown("policy", config["policy"], queues)
+    policy = queues[config["policy"]](
+        chunked_prefill=config["enable_chunked_prefill"],
+        long_prefill_cap=config["long_prefill_token_threshold"],
+        reserve_full=config["scheduler_reserve_full_isl"],
+        watermark=config["watermark"],
+    )
+    for name, only in {"enable_prefix_caching": False, "prefill_schedule_interval": 1}.items():
+        if config[name] != only:
+            raise LLMGymError(f"{name} = {config[name]!r} is not modelled; use {only!r}.")
+    if not workload:
+        raise LLMGymError("The workload has no requests.")
+    rows = [(r["id"], r["arrival_step"], r["prompt_len"], r["output_len"]) for r in workload]
+    for name, _, prompt, output in rows:
+        _check_request(name, prompt, min(output, limit - prompt), config, cache)
+    if len({name for name, *_ in rows}) < len(rows):
+        raise LLMGymError("Requests need different ids.")
+    _, arrival, prompts, outputs = (list(column) for column in zip(*rows, strict=True))
+    replay = Replay(
+        np.asarray(arrival) / 1000.0,
+        prompts,
+        [min(o, limit - p) for p, o in zip(prompts, outputs, strict=True)],
+        # The smaller is the more urgent there.
+        priority=[-r["priority"] for r in workload] if config["policy"] == "priority" else None,
+    )
+    engine = Engine(
+        Affine(1.0, 0.0),
+        budget,
+        config["max_num_seqs"],
+        "resident",
+        kv_cache=cache,
+        first_token="prefill",
+    )
+    return Scenario((engine,), replay, slots=len(rows), tick_ms=1.0), policy
+
+
+def _check_request(
+    name: str, prompt: int, output: int, config: Mapping[str, Any], cache: KVCache
+) -> None:
+    most = prompt + output - 1  # the last output token is never computed
+    if output < 1:
+        limit = config["max_model_len"]
+        raise LLMGymError(
+            f"Request {name!r} has a prompt of {prompt} tokens and at least one of output; "
+            f"max_model_len is {limit}."
+        )
+    if most > cache.tokens:
+        raise LLMGymError(
+            f"Request {name!r} needs KV memory for {most} tokens; there is room for {cache.tokens}."
+        )
+    budget = config["max_num_batched_tokens"]
+    if not config["enable_chunked_prefill"] and most > budget:
+        raise LLMGymError(
+            f"Request {name!r} may have to compute {most} tokens at once after a preemption; "
+            f"without chunked prefill the token budget is {budget}."
+        )
+
+
+@partial(jax.jit, static_argnames="policy")
+def _run(
+    physics: Physics, state: State, key: jax.Array, policy: VLLMV1
+) -> tuple[State, dict[str, jax.Array]]:
+    """CHUNK steps, an empty one too taking a tick, and what there is to tell of each."""
+
+    def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
+        view = dynamics.view(physics, state)
+        assert view.memory is not None
+        assert state.table.preemptions is not None
+        batch = policies.compose(policy, policy_key(key, state.steps), view)
+        after, info = dynamics.step(physics, state, batch, jnp.int32(1))
+        preempt = info.batch.preempt
+        assert preempt is not None
+        ran = info.batch.tokens
+        stays = (view.memory.resident & ~preempt) | (ran > 0)
+        held = jnp.where(stays, view.memory.needed(ran), 0)
+        last = view.memory.blocks - jnp.sum(jnp.where(info.finished, 0, held))
+        return after, {
+            "request": state.table.request,
+            "live": view.live,
+            "tokens": ran,
+            "left": view.demand,
+            "computed": view.memory.cached,
+            "again": state.table.preemptions > 0,
+            "decodes": view.decoding,
+            "preempt": preempt,
+            "admitted": jnp.where(view.memory.resident, view.memory.admitted, state.steps),
+            "urgency": view.classes.priority[view.job_class],
+            "running": stays,
+            "finished": info.finished,
+            "free": view.memory.blocks - jnp.sum(held),
+            "free_after": last,
+        }
+
+    return jax.lax.scan(body, state, None, length=CHUNK)
+
+
+def _step(one: dict[str, Any], ids: Sequence[str], physics: Physics) -> Step:
+    """A step as vLLM's recorder writes it down."""
+    row = np.arange(one["tokens"].size)
+    by_urgency = np.lexsort((row, -one["urgency"]))
+    by_admission = np.lexsort((row, -one["urgency"], one["admitted"]))
+
+    def named(mask: np.ndarray, order: np.ndarray = row) -> list[str]:
+        return [ids[one["request"][n]] for n in order if mask[n]]
+
+    scheduled = [
+        {
+            "id": ids[one["request"][row]],
+            "tokens": int(one["tokens"][row]),
+            "computed_before": int(one["computed"][row]),
+            "phase": "decode"
+            if one["decodes"][row]
+            else ("recompute" if one["again"][row] else "prefill"),
+            "samples": bool(one["tokens"][row] == one["left"][row]),
+        }
+        for row in by_admission
+        if one["tokens"][row] > 0
+    ]
+    return {
+        "scheduled": scheduled,
+        "total_tokens": int(one["tokens"].sum()),
+        "preempted": named(one["preempt"], by_urgency[::-1]),
+        "free_blocks_after_schedule": int(one["free"]),
+        "running_after_schedule": named(one["live"] & one["running"], by_admission),
+        "waiting_after_schedule": named(one["live"] & ~one["running"], by_urgency),
+        "finished": sorted(named(one["finished"])),
+        "free_blocks_after_update": int(one["free_after"]),
+    }
+
+
+__all__ = ["schedule"]

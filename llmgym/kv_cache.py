@@ -1,0 +1,105 @@
+"""Paged KV memory: what requests hold, what fits, and who loses it when it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from llmgym.arrays import prefix_sum
+from llmgym.errors import check_number
+from llmgym.pytree import register
+from llmgym.state import Table
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """The KV memory of an engine, in blocks of ``block_size`` tokens.
+
+    A request holds whole blocks for all its tokens that were computed and not lost. One that finishes
+    gives them back, one that is preempted loses them and computes its prompt and its outputs so far
+    again (recompute).
+
+    Args:
+        blocks: that requests can have. vLLM counts one more, the null block.
+        block_size: tokens in a block.
+    """
+
+    blocks: int
+    block_size: int = 16
+
+    def __post_init__(self) -> None:
+        check_number("blocks", self.blocks, low=1, high=2**24, integer=True)
+        check_number("block_size", self.block_size, low=1, high=2**16, integer=True)
+        check_number("blocks * block_size", self.tokens, high=2**30, integer=True)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that fit."""
+        return self.blocks * self.block_size
+
+
+@register
+@dataclass(frozen=True)
+class Memory:
+    """What a policy sees of the KV memory. Per-slot arrays have shape (slots, ...)."""
+
+    cached: jax.Array  # tokens of each request in memory
+    admitted: jax.Array  # number of the step in which each request got it
+    blocks: jax.Array  # that there are
+    block_size: int = field(metadata={"static": True})
+
+    def needed(self, tokens: jax.Array | int = 0) -> jax.Array:
+        """Blocks that each request holds when ``tokens`` more of it are computed."""
+        return -(-(self.cached + tokens) // self.block_size)
+
+    @property
+    def held(self) -> jax.Array:
+        """Blocks of each request now."""
+        return self.needed()
+
+    @property
+    def resident(self) -> jax.Array:
+        """Which requests hold memory: those that run, in the words of vLLM."""
+        return self.cached > 0
+
+    @property
+    def free(self) -> jax.Array:
+        """Blocks that no request holds."""
+        return self.blocks - jnp.sum(self.held, axis=0)
+
+
+def cached_tokens(table: Table, prompt_samples: bool) -> jax.Array:
+    """Tokens of each request in KV memory: all that were computed since it last had none.
+
+    ``prompt_samples``: the iteration that ends a prompt yields an output token as well, so of the
+    tokens of a request that decodes the last is not in memory yet.
+    """
+    known = table.prompt + table.output - table.decode
+    begun = table.output - table.decode > 0
+    decoding = known - (begun if prompt_samples else 0)
+    cached = jnp.where(table.prefill > 0, known - table.prefill, decoding)
+    return jnp.where(table.live, cached, 0)
+
+
+def secure(
+    memory: Memory, tokens: jax.Array, preempt: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The batch that memory allows, and who is preempted for it.
+
+    First those go whom ``preempt`` names. If the others that hold memory do not all fit with their
+    tokens, the last of them go, in order of the table. Requests that hold none are admitted in that
+    order up to the first that does not fit, and none if anyone was preempted (as in vLLM).
+    """
+    gone = jnp.zeros_like(memory.resident) if preempt is None else preempt & memory.resident
+    after = memory.needed(tokens)
+    stays = memory.resident & ~gone
+    fits = prefix_sum(jnp.where(stays, after, 0)) <= memory.blocks
+    gone = gone | (stays & ~fits)
+    stays = stays & fits
+    room = memory.blocks - jnp.sum(jnp.where(stays, after, 0), axis=0)
+    enters = ~memory.resident & (tokens > 0)
+    room = jnp.where(jnp.any(gone, axis=0), 0, room)
+    enters = enters & (prefix_sum(jnp.where(enters, after, 0)) <= room)
+    return jnp.where(stays | enters, tokens, 0), gone
