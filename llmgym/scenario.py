@@ -166,10 +166,19 @@ class Scenario:
         workload: JobType | tuple[JobType, ...] | Replay,
         max_num_seqs: int | None = None,
         seq_limit: str = "batch",
+        kv_cache: KVCache | None = None,
+        first_token: str = "decode",
         **fields: Any,
     ) -> Scenario:
         """One engine and its workload. ``fields`` are those of Scenario (slots, tick_ms, ...)."""
-        engine = Engine(batch_time, token_budget, max_num_seqs, seq_limit)
+        engine = Engine(
+            batch_time,
+            token_budget,
+            max_num_seqs,
+            seq_limit,
+            kv_cache=kv_cache,
+            first_token=first_token,
+        )
         return cls((engine,), workload, **fields)  # type: ignore[arg-type]
 
     @property
@@ -363,7 +372,15 @@ class Scenario:
         return replace(self, workload=(replace(self.workload[0], arrivals=arrivals),))
 
 
-ENGINE_SETTINGS = ("batch_time", "token_budget", "max_num_seqs", "seq_limit", "replicas")
+ENGINE_SETTINGS = (
+    "batch_time",
+    "token_budget",
+    "max_num_seqs",
+    "seq_limit",
+    "replicas",
+    "kv_cache",
+    "first_token",
+)
 WORKLOAD_SETTINGS = ("arrival_rate_per_s", "arrivals", "prefill_tokens", "decode_tokens")
 SCENARIO_SETTINGS = (
     "workload",

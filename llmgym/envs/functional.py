@@ -153,6 +153,8 @@ class FunctionalEngine:
             "clipped": info.clipped,
             "action_mask": self.encoding.mask(model.view(physics, after)),
         }
+        if getattr(physics, "kv_blocks", None) is not None:
+            step_info["preempted"] = info.preempted
         truncated = (after.steps >= self.max_steps) | over
         reward = jnp.asarray(self.reward(transition), jnp.float32)
         return new, TimeStep(self.observe(new, physics), reward, truncated, step_info)

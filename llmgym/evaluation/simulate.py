@@ -91,7 +91,7 @@ class Run:
                 "arrival_ms": raw["request_arrival"] * self.tick_ms,
                 "first_token_ms": raw["request_first"] * self.tick_ms,
                 "finish_ms": raw["request_finish"] * self.tick_ms,
-                "preemptions": 0,
+                "preemptions": raw.get("request_preemptions", 0),
             }
         )
         for name, what in (("job_arrival_ms", "job_arrival"), ("service_ms", "service")):
@@ -314,7 +314,8 @@ def _columns(
     for name in ("job_arrival", "service"):
         if name in details:
             found[f"request_{name}"] = absolute(details[name]).astype(float)
-    for name, source in (("prefill", "prompt"), ("decode", "output"), ("visit", "visit")):
+    kept = {"prefill": "prompt", "decode": "output", "visit": "visit", "preemptions": "preemptions"}
+    for name, source in kept.items():
         if source in details:
             found[f"request_{name}"] = details[source]
     return found

@@ -107,7 +107,7 @@ def _scenario(
         kv_cache=cache,
         first_token="prefill",
     )
-    return Scenario((engine,), replay, slots=len(rows), tick_ms=1.0), policy
+    return Scenario((engine,), replay, slots=max(len(rows), 8), tick_ms=1.0), policy
 
 
 def _check_request(

@@ -1,0 +1,148 @@
+"""The vllm_v1 baselines through the engine: recorded batches of vLLM, and the plain-Python scheduler."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vllm_reference
+
+from llmgym.errors import LLMGymError
+from llmgym.integrations.vllm import schedule
+
+REQUESTS = 10
+
+Case = tuple[list[dict[str, Any]], dict[str, Any]]
+
+
+def assert_equal(got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for mine, theirs in zip(got, expected, strict=False):
+        assert mine == theirs
+    assert len(got) == len(expected)
+
+
+# Cases that between them have every option; all of them are in the slow set.
+QUICK = ("kv_growth6|num_blocks_incl_null=13", "prio8|num_blocks_incl_null=20")
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_batches_are_those_of_vllm(shared_data: Path, every: bool) -> None:
+    with gzip.open(shared_data / "vllm_scheduler" / "batches.json.gz") as file:
+        recorded = json.load(file)
+    equal = 0
+    for case in recorded["cases"]:
+        if case["config"]["enable_prefix_caching"]:
+            continue
+        if every or case["name"].startswith(QUICK):
+            workload = recorded["workloads"][case["workload"]]
+            assert_equal(schedule(workload, case["config"]), case["steps"])
+            equal += 1
+    assert equal == (31 if every else 2)
+
+
+def settings(number: int) -> dict[str, Any]:
+    """What is compiled into the engine: drawn once for many cases."""
+    rng = random.Random(number)
+    return {
+        "block_size": rng.choice((1, 2, 4, 8)),
+        "enable_chunked_prefill": rng.random() < 0.75,
+        "long_prefill_token_threshold": rng.choice((0, 0, 5, 12)),
+        "policy": ("fcfs", "priority")[number % 2],
+        "enable_prefix_caching": False,
+        "scheduler_reserve_full_isl": rng.random() < 0.5,
+        "watermark": rng.choice((0.0, 0.0, 0.05, 0.2)),
+        "prefill_schedule_interval": 1,
+    }
+
+
+def random_case(fixed: dict[str, Any], seed: int) -> Case:
+    """A workload and limits under which it mostly runs short of memory."""
+    rng = random.Random(seed)
+    workload = [
+        {
+            "id": f"request-{n}",
+            "arrival_step": rng.randint(0, 20),
+            "prompt_len": rng.randint(1, 40),
+            "output_len": rng.randint(1, 30),
+            "priority": n % 3,
+        }
+        for n in range(REQUESTS)
+    ]
+    longest = max(row["prompt_len"] + row["output_len"] for row in workload) - 1
+    least = -(-longest // fixed["block_size"])
+    chunked = fixed["enable_chunked_prefill"]
+    limits = {
+        "max_num_batched_tokens": rng.choice((3, 8, 16, 64)) if chunked else longest + 9,
+        "max_num_seqs": rng.randint(1, REQUESTS + 1),
+        "num_blocks_incl_null": 1 + least + rng.randint(0, least),
+        "max_model_len": 8192,
+    }
+    return workload, fixed | limits
+
+
+@pytest.mark.parametrize(
+    ("number", "count"),
+    [
+        (0, 10),
+        (1, 10),
+        *(pytest.param(n, 42, marks=pytest.mark.slow) for n in range(2, 14)),
+    ],
+)
+def test_random_cases_are_those_of_the_plain_scheduler(number: int, count: int) -> None:
+    preempted = 0
+    for seed in range(count):
+        workload, config = random_case(settings(number), 1000 * number + seed)
+        expected = vllm_reference.schedule(
+            sorted(workload, key=lambda row: row["arrival_step"]), config
+        )
+        assert_equal(schedule(workload, config), expected)
+        preempted += sum(len(step["preempted"]) for step in expected)
+    assert preempted > count / 2
+
+
+def small() -> Case:
+    row = {"id": "a", "arrival_step": 0, "prompt_len": 20, "output_len": 5, "priority": 0}
+    config = settings(0) | {
+        "enable_chunked_prefill": True,
+        "max_num_batched_tokens": 16,
+        "max_num_seqs": 4,
+        "block_size": 4,
+        "num_blocks_incl_null": 9,
+        "max_model_len": 100,
+    }
+    return [row], config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": "prioritty"}, "Did you mean 'priority'"),
+        ({"enable_prefix_caching": True}, "enable_prefix_caching = True is not modelled"),
+        ({"num_blocks_incl_null": 6}, "'a' needs KV memory for 24 tokens; there is room for 20"),
+        ({"max_model_len": 20}, "'a' has a prompt of 20 tokens"),
+        ({"enable_chunked_prefill": False}, "compute 24 tokens at once"),
+        ({"block_size": 0}, "block_size"),
+        ({"watermark": float("nan")}, "watermark"),
+        ({"max_num_batched_tokens": -1}, "token_budget"),
+    ],
+)
+def test_what_it_refuses(change: dict[str, Any], message: str) -> None:
+    workload, config = small()
+    with pytest.raises(LLMGymError, match=message):
+        schedule(workload, config | change)
+
+
+def test_missing_entries_and_empty_workloads_are_named() -> None:
+    workload, config = small()
+    with pytest.raises(LLMGymError, match="no entry 'max_num_seqs'"):
+        schedule(workload, {k: v for k, v in config.items() if k != "max_num_seqs"})
+    with pytest.raises(LLMGymError, match="no entry 'prompt_len'"):
+        schedule([{k: v for k, v in workload[0].items() if k != "prompt_len"}], config)
+    with pytest.raises(LLMGymError, match="no requests"):
+        schedule([], config)
+    with pytest.raises(LLMGymError, match="different ids"):
+        schedule([workload[0], workload[0]], config)
