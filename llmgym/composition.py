@@ -117,7 +117,7 @@ def fill(
     token_budget: jax.Array | int | None = None,
     whole: bool = False,
 ) -> Batch:
-    """Add tokens of ``demand`` (slots,) to a batch, in slot order, while token budget and seats last.
+    """Add tokens of ``demand`` (slots,) to a batch, in slot order, while budget, seats and memory last.
 
     Args:
         view: what the engine shows.
@@ -133,6 +133,9 @@ def fill(
         seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
         newcomer = (demand > 0) & ~seated
         demand = jnp.where(newcomer & (prefix_sum(newcomer) > seats), 0, demand)
+    if view.memory is not None:
+        blocks, free = view.memory.entrance(batch.tokens, demand)
+        demand = jnp.where((blocks > 0) & (prefix_sum(blocks) > free), 0, demand)
 
     def served(demand: jax.Array) -> jax.Array:
         upto = prefix_sum(demand)
@@ -191,6 +194,13 @@ def oldest_first(
         last = equal & newcomer
         takes_seat = (older & newcomer) | (last & (prefix_sum(last) <= left))
         demand = jnp.where(newcomer & ~takes_seat, 0, demand)
+    if view.memory is not None:
+        blocks, free = view.memory.entrance(batch.tokens, demand)
+        older, equal = _oldest(age, blocks, free)
+        left = free - jnp.sum(jnp.where(older, blocks, 0), axis=0)
+        last = jnp.where(equal, blocks, 0)
+        enters = older | (equal & (prefix_sum(last) <= left))
+        demand = jnp.where((blocks > 0) & ~enters, 0, demand)
     older, equal = _oldest(age, demand, room)
     sure = jnp.where(older, demand, 0)
     last = jnp.where(equal, demand, 0)

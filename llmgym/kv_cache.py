@@ -69,6 +69,15 @@ class Memory:
         """Blocks that no request holds."""
         return self.blocks - jnp.sum(self.held, axis=0)
 
+    def entrance(self, tokens: jax.Array, demand: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Blocks that requests without memory would take for their ``demand``, and how many are free.
+
+        ``tokens`` are in the batch already.
+        """
+        inside = self.resident | (tokens > 0)
+        free = self.blocks - jnp.sum(jnp.where(inside, self.needed(tokens), 0), axis=0)
+        return jnp.where(inside | (demand <= 0), 0, self.needed(demand)), free
+
 
 def cached_tokens(table: Table, prompt_samples: bool) -> jax.Array:
     """Tokens of each request in KV memory: all that were computed since it last had none.

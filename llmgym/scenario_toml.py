@@ -83,10 +83,10 @@ def _table(thing: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
                     f"{base.__name__} that can: {', '.join(kinds)}."
                 )
             table["kind"] = thing.kind
-    default = {f.name: f.default for f in fields(thing) if f.name not in leave_out}
+    default: dict[str, Any] = {f.name: f.default for f in fields(thing) if f.name not in leave_out}
     for name in sorted(default, key=lambda name: (*FIRST, name).index(name)):
         value = getattr(thing, name)
-        if value is None or (name in SELDOM and value == default[name]):
+        if value is None or (name in SELDOM and np.array_equal(value, default[name])):
             continue
         if is_dataclass(value):
             table[name] = _table(value)

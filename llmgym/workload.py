@@ -425,9 +425,29 @@ class Replay:
 
     def first(self, count: int) -> Replay:
         """The first ``count`` requests, or all of them if there are fewer."""
+        return self._part(slice(count))
+
+    def window(self, start_s: float, end_s: float) -> Replay:
+        """The requests that arrive in [start_s, end_s), with times counted from ``start_s``.
+
+        Raises:
+            LLMGymError: bounds that are no numbers or out of order, or a window without arrivals.
+        """
+        check_number("start_s", start_s, low=0)
+        check_number("end_s", end_s, above=start_s)
+        arrival = np.asarray(self.arrival_s)
+        inside = slice(*np.searchsorted(arrival, [start_s, end_s]))
+        if not arrival[inside].size:
+            raise LLMGymError(
+                f"No request arrives between {start_s:g} and {end_s:g} s; the replay runs from "
+                f"{arrival[0]:g} to {arrival[-1]:g} s."
+            )
+        return replace(self._part(inside), arrival_s=arrival[inside] - start_s)
+
+    def _part(self, rows: slice) -> Replay:
         columns = ["arrival_s", "prefill_tokens", "decode_tokens"]
         columns += [] if self.priority is None else ["priority"]
-        return replace(self, **{name: getattr(self, name)[:count] for name in columns})
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     @property
     def mean_prefill(self) -> float:
