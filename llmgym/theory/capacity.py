@@ -16,6 +16,7 @@ from scipy.optimize import linprog
 
 from llmgym.errors import LLMGymError
 from llmgym.scenario import Engine, Scenario
+from llmgym.theory.memory import share_with_output, token_iterations
 from llmgym.workload import JobType, Replay
 
 
@@ -101,6 +102,13 @@ def capacity(scenario: Scenario) -> Capacity:
     over the visits of a job. Prefill takes its seat in this average only; a request without a
     prompt needs no iteration for it.
 
+    KV memory of M tokens adds the row theta*E[g] <= M*sum s/t_b in the same way, with g the
+    token-iterations of a request whose prompt goes in as few chunks as the budget allows
+    (:mod:`llmgym.theory.memory`): the token bound and the memory bound, solved together. Preemption
+    wastes work, which the row leaves out. Where a prompt's end yields the first output token, one
+    decode token less is demanded. A batch time that depends on the context counts as without any,
+    so the limit is optimistic for such an engine.
+
     Below this rate *some* policy is stable; see :mod:`llmgym.theory.networks` for whether all
     work-conserving ones are.
 
@@ -136,6 +144,9 @@ def _engine_plan(
     if engine.max_num_seqs is not None and engine.seq_limit == "resident":
         supply.append(engine.max_num_seqs / ms)
         demand.append(mean_decode + prompts)
+    if engine.kv_cache is not None and not scenario.is_network:
+        supply.append(engine.kv_cache.tokens / ms)
+        demand.append(token_iterations(scenario))
     one, shares = _plan(np.array(supply), np.array(demand) / mean_tokens)
     tokens_per_ms = engine.replicas * one
     jobs_per_s = 1000.0 * tokens_per_ms / mean_tokens
@@ -151,15 +162,19 @@ def _demand(scenario: Scenario, engine: Engine) -> tuple[float, float, float]:
     """Prefill tokens, decode tokens, and calls with a prompt that a mean job brings an engine."""
     workload = scenario.workload
     if isinstance(workload, Replay):
-        with_prompt = float(np.mean(np.asarray(workload.prefill_tokens) > 0))
-        return scenario.mean_prefill, scenario.mean_decode, with_prompt
+        prompts, outputs = np.asarray(workload.prefill_tokens), np.asarray(workload.decode_tokens)
+        decodes = outputs - (engine.prompt_samples & (prompts > 0) & (outputs > 0))
+        return scenario.mean_prefill, float(decodes.mean()), float(np.mean(prompts > 0))
     total = np.zeros(3)
     for job in workload:
         mine = [v for v, s in enumerate(job.stages) if not s.is_delay and s.engine == engine.name]
         visits, means = job.workflow.visits[mine], job.workflow.means[mine]
         prompts = np.array([_share_with_prompt(job, v) for v in mine])
+        decodes = means[:, 1]
+        if engine.prompt_samples:
+            decodes = decodes - prompts * [share_with_output(job.stages[v]) for v in mine]
         total += job.rate_per_s * np.array(
-            [visits @ means[:, 0], visits @ means[:, 1], visits @ prompts]
+            [visits @ means[:, 0], visits @ decodes, visits @ prompts]
         )
     prefill, decode, prompts = total / scenario.arrival_rate_per_s
     return float(prefill), float(decode), float(prompts)

@@ -107,6 +107,14 @@ def _mean_footprint(stage: Stage, chunk: int, samples: bool) -> float:
     return float(prompt + prompts.mean() * steps.mean() + output)
 
 
+def share_with_output(stage: Stage) -> float:
+    """Share of the requests of a stage that have output tokens at all."""
+    if stage.paired is not None:
+        return float(np.mean(np.asarray(stage.paired.decode_tokens) > 0))
+    assert stage.decode is not None
+    return float(np.mean(_values(stage.decode) > 0))
+
+
 def _footprint(prompt: np.ndarray, output: np.ndarray, chunk: int, samples: bool) -> np.ndarray:
     """g of requests; with ``samples`` the end of the prompt yields the first output token."""
     s, o = prompt.astype(float), np.maximum(output.astype(float) - samples, 0)

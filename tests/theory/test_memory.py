@@ -62,6 +62,39 @@ def test_mean_over_the_distribution() -> None:
     assert longest_request(scenario("even", first_token="prefill")) == 119
 
 
+def test_capacity_solves_both_bounds_together() -> None:
+    for mix in MIXES:
+        base = scenario(mix)
+        # A whole prompt in one iteration: the least that it can hold.
+        bound = memory_bound(base, ITERATION_MS)
+        found = llmgym.capacity(base)
+        assert found.requests_per_s == pytest.approx(bound.requests_per_s, rel=1e-6)
+        plenty = llmgym.capacity(scenario(mix, tokens=10**7)).requests_per_s
+        tokens = scenario(mix).mean_prefill + scenario(mix).mean_decode
+        assert plenty == pytest.approx(8192 / ITERATION_MS * 1000 / tokens)
+    # Where both bind, together they allow less than each alone.
+    work = llmgym.Workload(llmgym.Poisson(1.0), llmgym.Fixed(129), llmgym.Fixed(112))
+    free = llmgym.Scenario.single_engine(llmgym.CODELLAMA_34B_A100, 512, work)
+    limit = llmgym.capacity(free).requests_per_s
+    tight = llmgym.Scenario.single_engine(
+        llmgym.CODELLAMA_34B_A100, 512, work, kv_cache=KVCache(15_000, 1)
+    )
+    both = llmgym.capacity(tight).requests_per_s
+    alone = memory_bound(tight, 11.28 + 35.47).requests_per_s  # in the shortest iterations
+    assert both < 0.99 * min(limit, alone)
+
+
+def test_a_first_token_with_the_prompt_is_one_decode_less() -> None:
+    work = llmgym.Workload(llmgym.Poisson(1.0), llmgym.Fixed(30), llmgym.Fixed(11))
+    rates = {
+        mode: llmgym.capacity(
+            llmgym.Scenario.single_engine(llmgym.Affine(1, 0.1), 64, work, first_token=mode)
+        ).requests_per_s
+        for mode in ("decode", "prefill")
+    }
+    assert rates["prefill"] / rates["decode"] == pytest.approx(41 / 40)
+
+
 def test_bad_input() -> None:
     with pytest.raises(LLMGymError, match="iteration_ms"):
         memory_bound(scenario("even"), float("nan"))
