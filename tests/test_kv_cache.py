@@ -121,7 +121,17 @@ def test_tokens_served_are_those_asked_for_and_those_computed_again() -> None:
             assert short.first_token_ms == short.finish_ms
 
 
-@pytest.mark.parametrize("policy", ["sarathi", "orca", "vllm_v1", "vllm_v1_priority", "random"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "orca",
+        "vllm_v1",
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("sarathi", "vllm_v1_priority", "random")
+        ),
+    ],
+)
 def test_everyone_is_served_in_the_end(policy: str) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 31, (2, 40))
