@@ -1,4 +1,4 @@
-"""The command line: ``llmgym list | show | simulate | capacity | benchmark | calibrate | speed``."""
+"""The command line of llmgym: ``llmgym --help`` lists its commands."""
 
 from __future__ import annotations
 
@@ -100,6 +100,9 @@ def simulate(
     warmup_s: Annotated[float, typer.Option(help="Seconds that averages leave out.")] = 0.0,
     num_envs: Annotated[int, typer.Option(help="Independent replications.")] = 1,
     trace: Annotated[Path | None, typer.Option(help="Replay this trace on the engine.")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
+    ] = None,
     settings: Set = None,
     seed: Seed = 0,
     out: Out = None,
@@ -114,7 +117,7 @@ def simulate(
     from llmgym.evaluation.simulate import simulate as run_simulation
     from llmgym.workload import Replay
 
-    chosen = _scenario(scenario, settings, trace)
+    chosen = _scenario(scenario, settings, trace, window)
     if duration_s is None and not isinstance(chosen.workload, Replay):
         duration_s = 600.0
     if not allow_unservable:
@@ -350,6 +353,54 @@ def _fits_table(found: Any) -> Table:
 
 
 @app.command()
+def validate(
+    folder: Annotated[Path, typer.Argument(help="A recorded run: requests.jsonl and meta.json.")],
+    batch_time: Annotated[
+        str, typer.Option(help="Of its GPU and model: a preset, or a TOML file.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Simulate a recorded run of vLLM and print how far the latencies are from those measured."""
+    from llmgym.evaluation.simulate import simulate as run_simulation
+    from llmgym.vllm_runs import compare, read_vllm_run
+
+    recorded = read_vllm_run(folder)
+    warnings.simplefilter("error", UnservableWarning)
+    run = run_simulation(recorded.scenario(batch_time), recorded.policy)
+    found = compare(recorded, run)
+    if as_json:
+        facts = {
+            "requests": len(recorded.replay),
+            "preemptions": int(run.requests.preemptions.sum()),
+        }
+        return _print_json(facts | found.to_dict("index"))
+    console.print(_comparison_table(recorded, batch_time, found))
+
+
+def _comparison_table(run: Any, batch_time: str, found: Any) -> Table:
+    table = Table(
+        title=f"{run.name}: {len(run.replay)} requests, {run.policy.name}, {batch_time}",
+        title_justify="left",
+    )
+    columns = ("measured mean", "simulated", "error", "measured p99", "simulated", "error")
+    for column in ("", *columns, "correlation"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in found.iterrows():
+        times = (
+            (
+                f"{row[f'measured_{x}']:,.1f}",
+                f"{row[f'simulated_{x}']:,.1f}",
+                f"{row[f'{x}_error']:+.1%}",
+            )
+            for x in ("mean", "p99")
+        )
+        table.add_row(
+            str(name), *(cell for three in times for cell in three), f"{row.correlation:.3f}"
+        )
+    return table
+
+
+@app.command()
 def speed(
     num_envs: Annotated[int | None, typer.Option(help="Environments of the batch.")] = None,
     slots: Annotated[int | None, typer.Option(help="Rows of the request table.")] = None,
@@ -393,7 +444,9 @@ def speed(
     )
 
 
-def _scenario(name: str, settings: list[str] | None, trace: Path | None) -> Any:
+def _scenario(
+    name: str, settings: list[str] | None, trace: Path | None, window: str | None = None
+) -> Any:
     from llmgym import scenario_files
     from llmgym.traces import read_trace
 
@@ -403,11 +456,24 @@ def _scenario(name: str, settings: list[str] | None, trace: Path | None) -> Any:
         if not equals:
             raise LLMGymError(f"--set {pair}: write name=value.")
         changes[key.strip()] = _value(value.strip())
+    if window is not None and trace is None:
+        raise LLMGymError("--window is a part of a trace; name the file with --trace.")
     if trace is not None:
-        changes |= {"workload": read_trace(trace), "name": trace.stem}
+        replay = read_trace(trace)
+        if window is not None:
+            replay = replay.window(*_window(window))
+        changes |= {"workload": replay, "name": trace.stem}
         changes.setdefault("token_budget", 2048)
         changes.setdefault("slots", 2048)
     return scenario_files.scenario(name, **changes)
+
+
+def _window(text: str) -> tuple[float, float]:
+    start, _, end = text.partition(":")
+    try:
+        return float(start), float(end)
+    except ValueError:
+        raise LLMGymError(f"--window {text}: write START:END in seconds, such as 60:120.") from None
 
 
 def _value(text: str) -> Any:

@@ -67,6 +67,66 @@ def test_simulate_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert json.loads(out)["completed"] == 2
 
 
+def test_simulate_a_window_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival,prefill,decode\n0,20,3\n1,10,2\n2,10,2\n3,5,1\n")
+    arguments = ("simulate", "--trace", str(trace), "--json")
+    code, out, _ = run(capsys, *arguments, "--window", "1:3")
+    assert (code, json.loads(out)["completed"]) == (0, 2)
+    for window, message in [
+        ("1-3", "--window 1-3: write START:END in seconds"),
+        ("5:9", "No request arrives between 5 and 9 s"),
+        ("3:1", "end_s must be greater than 3"),
+    ]:
+        code, out, err = run(capsys, *arguments, "--window", window)
+        assert (code, out) == (2, "")
+        assert message in err
+    code, out, err = run(capsys, "simulate", "--window", "0:1")
+    assert (code, out) == (2, "")
+    assert "name the file with --trace" in err
+
+
+def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    engine = {"max_num_seqs": 4, "max_num_batched_tokens": 64}
+    cache = {"num_gpu_blocks": 21, "block_size": 4}
+    (tmp_path / "meta.json").write_text(json.dumps({"engine_kwargs": engine, "kv_cache": cache}))
+    rows = [
+        {"request_id": n, "input_toks": 10 + n, "output_toks": 3, "queued_ts": n / 50}
+        | {"first_token_ts": n / 50 + 0.02, "last_token_ts": n / 50 + 0.06}
+        for n in range(6)
+    ]
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("validate", str(tmp_path), "--batch-time", "rtx4090-llama-3.1-8b")
+    code, out, _ = run(capsys, *arguments, "--json")
+    found = json.loads(out)
+    assert (code, found["requests"], found["preemptions"]) == (0, 6, 0)
+    assert found["ttft_ms"]["measured_mean"] == pytest.approx(20)
+    assert found["tpot_ms"]["measured_p99"] == pytest.approx(20)
+    assert found["tpot_ms"]["simulated_mean"] == pytest.approx(16.6, rel=0.01)
+    assert found["ttft_ms"]["correlation"] is None  # all were measured alike
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert all(name in out for name in ("ttft_ms", "tpot_ms", "e2e_ms", "6 requests, vllm_v1"))
+
+
+def test_validate_refuses_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    good = {"request_id": 0, "input_toks": 1, "output_toks": 1, "queued_ts": 0}
+    good |= {"first_token_ts": 1, "last_token_ts": 1}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(good))
+    meta = {"max_num_seqs": 4, "max_num_batched_tokens": 8, "num_gpu_blocks": 9, "block_size": 4}
+    (tmp_path / "meta.json").write_text(json.dumps({"engine_kwargs": meta, "kv_cache": meta}))
+    preset = "rtx4090-llama-3.1-8b"
+    for arguments, message in [
+        ((str(tmp_path / "no"), "--batch-time", preset), "No such file"),
+        ((str(tmp_path), "--batch-time", "rtx4090-llama"), f"Did you mean '{preset}'"),
+        ((str(tmp_path), "--batch-time", "no.toml"), "Cannot read batch time no.toml"),
+        ((str(tmp_path),), "--batch-time"),
+    ]:
+        code, out, err = run(capsys, "validate", *arguments)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
 MEASURED = "tokens,ms\n" + "".join(f"{n},{20 + 0.5 * n:g}\n" for n in range(1, 30))
 
 

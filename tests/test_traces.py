@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgym.errors import LLMGymError
-from llmgym.traces import read_trace, summary, window
+from llmgym.traces import read_trace, summary
 from llmgym.workload import Replay
 
 AZURE = (
@@ -226,12 +226,12 @@ def test_summary_without_gaps():
 
 def test_window():
     replay = Replay([0.0, 1.0, 2.0, 3.0], [1, 2, 3, 4], [5, 6, 7, 8], name="x", ttft_ms=9.0)
-    part = window(replay, 0.5, 3.0)
+    part = replay.window(0.5, 3.0)
     assert part.arrival_s.tolist() == [0.5, 1.5]
     assert part.prefill_tokens.tolist() == [2, 3]
     assert part.decode_tokens.tolist() == [6, 7]
     assert (part.name, part.ttft_ms) == ("x", 9.0)
-    assert len(window(replay, 0, 3.1)) == 4
+    assert len(replay.window(0, 3.1)) == 4
 
 
 @pytest.mark.parametrize(
@@ -246,4 +246,4 @@ def test_window():
 )
 def test_bad_windows(bounds, fault):
     with pytest.raises(LLMGymError, match=fault):
-        window(Replay([0.0, 3.0], [1, 2], [5, 6]), *bounds)
+        Replay([0.0, 3.0], [1, 2], [5, 6]).window(*bounds)
