@@ -113,6 +113,7 @@ class StepInfo:
     dropped: jax.Array  # requests
     clipped: jax.Array  # whether the batch asked for had to be cut
     preempted: jax.Array  # requests that lost their KV memory; ``batch.preempt`` says who
+    lost: jax.Array  # tokens that they have to compute again
     idle: jax.Array  # whether no token ran
     request_ticks: jax.Array  # integral of the number present over the step, float32
     batch: Batch  # that ran
@@ -241,7 +242,7 @@ def step(
     running = seen.batch_time.ticks(size, seen.tick_ms, _attention(physics, seen, table, tokens))
     duration = jnp.where(size > 0, running, idle)
 
-    backlog, preempted = state.backlog - size, jnp.zeros_like(size)
+    backlog, preempted, lost = state.backlog - size, jnp.zeros_like(size), jnp.zeros_like(size)
     if batch.preempt is not None:
         assert table.admitted is not None
         enters = (tokens > 0) & ~seen.started
@@ -281,6 +282,7 @@ def step(
         dropped=after.totals.dropped - totals.dropped,
         clipped=clipped,
         preempted=preempted,
+        lost=lost,
         idle=size == 0,
         request_ticks=state.present.astype(jnp.float32) * duration.astype(jnp.float32) + late,
         batch=batch,

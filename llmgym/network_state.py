@@ -256,6 +256,11 @@ class NetworkInfo:
     finished: jax.Array  # (rows, stations, ...) calls, and delays, that ended
     table: CallTable  # at the end of the epoch, before anything was passed on
 
+    @property
+    def lost(self) -> jax.Array:
+        """Tokens to be computed again: none, as networks have no KV memory."""
+        return jnp.zeros_like(self.duration)
+
 
 @register
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from llmgym import agents, baselines
 from llmgym.composition import Batch, View
 from llmgym.errors import LLMGymError
 from llmgym.scenario import Scenario
+from llmgym.theory.memory import likely_longest_request
 
 PolicyLike = str | Callable[[jax.Array, View], Batch]
 
@@ -60,7 +61,15 @@ def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
 
 
 def check(policy: Any, scenario: Scenario) -> str | None:
-    """Why the policy can never serve some request of the scenario; None if it can serve all."""
+    """Why some request of the scenario can never be served under the policy; None if all can."""
+    cache = scenario.engine.kv_cache
+    if cache is not None and not scenario.is_network:
+        longest = likely_longest_request(scenario)
+        if longest > cache.tokens:
+            return (
+                f"Requests of up to {longest:g} tokens never fit into KV memory, which holds "
+                f"{cache.tokens}: they are dropped and counted. Use more blocks or shorter requests."
+            )
     unservable = getattr(policy, "unservable", None)
     if unservable is None:
         return None

@@ -147,7 +147,10 @@ def test_what_can_never_fit_is_dropped_and_counted() -> None:
     replay = llmgym.Replay([0.0, 0.0, 0.0], [50, 60, 5], [30, 30, 5])  # memory holds 80 tokens
     for first_token, dropped in (("prefill", 1), ("decode", 1)):
         crowd = llmgym.Scenario(scenario(first_token).engines, replay, slots=4)
-        run = llmgym.simulate(crowd, "vllm_v1")
+        with pytest.warns(
+            llmgym.UnservableWarning, match="never fit into KV memory, which holds 80"
+        ):
+            run = llmgym.simulate(crowd, "vllm_v1")
         assert run.summary["dropped"] == dropped
         assert sorted(run.requests.prefill_tokens) == [5, 50]
         assert run.requests.finish_ms.notna().all()

@@ -14,7 +14,7 @@ from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import Scenario, as_scenario
-from llmgym.theory.capacity import capacity
+from llmgym.theory.capacity import capacity, mean_work
 from llmgym.theory.networks import is_cyclic
 from llmgym.workload import Replay
 
@@ -87,7 +87,7 @@ def estimate_capacity(
         scenario, chosen, replications, requests, seed, progress or (lambda fraction: None)
     )
     mean, low, high = mean_interval(per_replication)
-    grain = mean * scenario.engine.token_budget / (requests * _request_tokens(scenario))
+    grain = mean * scenario.engine.token_budget / (requests * mean_work(scenario))
     return CapacityEstimate(mean, max(low - grain, 0.0), high + grain, method, replications)
 
 
@@ -97,10 +97,6 @@ def _usual(scenario: Scenario, policy: rollouts.Policy) -> str:
     if not scenario.is_network:
         return "saturation"
     return "bisection" if is_cyclic(scenario) else "overload"
-
-
-def _request_tokens(scenario: Scenario) -> float:
-    return scenario.mean_prefill + scenario.mean_decode
 
 
 def _saturated(
@@ -114,7 +110,7 @@ def _saturated(
     """Requests' worth of tokens served per second under overload, one value per replication."""
     # A full table must fill every batch: n decodes a step end n/m_d requests, whose successors bring
     # n*m_p/m_d prompt tokens. Four times as many, as requests of equal length move in waves.
-    share = scenario.mean_decode / _request_tokens(scenario)
+    share = scenario.mean_decode / mean_work(scenario)
     slots = int(np.clip(4 * scenario.engine.token_budget * share, 128, MOST_SLOTS))
     limit = capacity(scenario).requests_per_s
     scenario = replace(scenario.at_rate(OVERLOAD * limit), slots=slots)
@@ -128,7 +124,9 @@ def _saturated(
             progress(float(state.clock.to_numpy().min()) / horizon)
         totals = state.totals
         served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
-        requests_served = served / _request_tokens(scenario)
+        requests_served = served / mean_work(scenario)
+        if scenario.engine.kv_cache is not None:  # tokens may have been computed more than once
+            requests_served = np.asarray(totals.completed, float)
         levels.append((requests_served, state.clock.to_numpy() * scenario.tick_ms / 1000))
     (before, start_s), (after, end_s) = levels
     return np.asarray((after - before) / (end_s - start_s))
@@ -198,7 +196,7 @@ def _bisected(
 ) -> np.ndarray:
     """The rate at which service equals arrivals, one value per replication."""
     hot = hot_backlog(scenario)
-    limit, tokens = capacity(scenario).requests_per_s, _request_tokens(scenario)
+    limit, tokens = capacity(scenario).requests_per_s, mean_work(scenario)
     room = 2 * hot * len(scenario.job_types) if scenario.is_network else 4 * hot
     scenario = replace(scenario, slots=max(scenario.slots, min(room, MOST_SLOTS)))
     low, high, rate = 0.0, limit, 0.75 * limit

@@ -60,6 +60,7 @@ class Steps:
     present: jax.Array  # requests (of a network: jobs) in the system at the decision
     backlog: jax.Array  # their tokens left
     dropped: jax.Array  # dropped since the start
+    lost: jax.Array  # tokens that preemption makes to be computed again
     finished: jax.Array | None  # whether a request finished
     details: dict[str, jax.Array] | None  # columns of the table
 
@@ -92,6 +93,7 @@ def run_chunk(
             present=state.present,
             backlog=state.backlog,
             dropped=state.totals.dropped,
+            lost=info.lost,
             finished=info.finished if detail else None,
             details=info.table.details() if detail else None,
         )

@@ -12,6 +12,7 @@ from llmgym.errors import LLMGymError, check_number
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import Scenario, as_scenario
+from llmgym.theory.capacity import mean_work
 from llmgym.workload import Replay
 
 TOLERANCE = 0.005
@@ -85,7 +86,8 @@ def trend(
         columns["backlog"].append(np.asarray(steps.backlog).astype(float))
         columns["dropped"].append(np.asarray(steps.dropped))
         served = np.asarray(steps.prefill_tokens + steps.decode_tokens)
-        columns["served"].append(served if served.ndim == 2 else served.sum(axis=1))
+        served = served if served.ndim == 2 else served.sum(axis=1)
+        columns["served"].append(served - np.asarray(steps.lost))  # what is not computed again
     time, backlog, dropped, served = (np.concatenate(c) for c in columns.values())
     served = np.cumsum(served, axis=0, dtype=float) - served  # before the decision, as the others
     rows = []
@@ -145,7 +147,7 @@ def stability(
         raise LLMGymError("Stability is about an endless stream of arrivals; a replay is finite.")
     check_number("replications", replications, low=2, integer=True)
     chosen = policies.resolve(policy)
-    arriving = scenario.arrival_rate_per_s * (scenario.mean_prefill + scenario.mean_decode) / 1000
+    arriving = scenario.arrival_rate_per_s * mean_work(scenario) / 1000
     hot = hot_backlog(scenario)
     if horizon_s is None:
         arrivals = max(2000, 4 * hot * len(scenario.job_types))

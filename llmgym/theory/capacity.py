@@ -130,6 +130,14 @@ def capacity(scenario: Scenario) -> Capacity:
     )
 
 
+def mean_work(scenario: Scenario) -> float:
+    """Tokens that a mean job asks of all engines: prompts and outputs.
+
+    One less for each call whose prompt yields the first output token.
+    """
+    return sum(sum(_demand(scenario, engine)[:2]) for engine in scenario.engines)
+
+
 def _engine_plan(
     scenario: Scenario, engine: Engine
 ) -> tuple[EngineLoad, float, tuple[TimeShare, ...]]:

@@ -69,6 +69,23 @@ def longest_request(scenario: Scenario) -> float:
     return max(_longest(stage) for stage in stages) - last
 
 
+def likely_longest_request(scenario: Scenario) -> float:
+    """As ``longest_request``, but of lengths without a bound their last quantile (1 - 2**-15)."""
+    longest = longest_request(scenario)
+    if np.isfinite(longest):
+        return longest
+    last = int(scenario.engine.prompt_samples)
+    return max(_likely(job.stages[0]) for job in scenario.job_types) - last
+
+
+def _likely(stage: Stage) -> float:
+    if stage.paired is not None:
+        return _longest(stage)
+    assert stage.prefill is not None
+    assert stage.decode is not None
+    return float(_values(stage.prefill)[-1] + _values(stage.decode)[-1])
+
+
 def _longest(stage: Stage) -> float:
     if stage.paired is not None:
         return float(np.max(np.add(stage.paired.prefill_tokens, stage.paired.decode_tokens)))
