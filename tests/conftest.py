@@ -12,9 +12,20 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_what_was_compiled() -> Iterator[None]:
-    """Compiled programs of all modules together would take gigabytes."""
+    """Compiled programs of all modules together take gigabytes, and more mappings than Linux allows.
+
+    Past that limit (vm.max_map_count) the compiler crashes.
+    """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _forget_after_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Some of them alone compile dozens."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

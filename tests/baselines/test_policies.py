@@ -262,8 +262,10 @@ def test_every_name_makes_its_policy(name: str) -> None:
 def test_the_papers_policies_come_first() -> None:
     assert baselines.names()[:4] == baselines.PAPER
     # The others have no plain twin: one is random, some compare floating-point rates, and those of
-    # networks are tested there.
-    apart = {"random", "max_pressure", "token_pressure", "global_fcfs"}
+    # networks, of vLLM, and the stronger ones have tests of their own.
+    apart = {"random", "max_pressure", "token_pressure", "global_fcfs", "vllm_v1"}
+    apart |= {"vllm_v1_priority", "slai", "rad", "exclusive_batching", "exclusive_batching_plus"}
+    apart |= {"wait", "mc_sf", "spf", "srpt", "las", "edf", "llf", "mlfq"}
     classes = {n for n, p in baselines.POLICIES.items() if issubclass(p, baselines.ClassPriority)}
     assert {name for name, _, _ in POLICIES} | apart | classes == set(baselines.names())
 
