@@ -9,13 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from llmgym.baselines.always_full import AlwaysFull
+from llmgym.baselines.edf import EDF
+from llmgym.baselines.exclusive_batching import ExclusiveBatching
+from llmgym.baselines.exclusive_batching_plus import ExclusiveBatchingPlus
 from llmgym.baselines.faster_transformer import FasterTransformer
 from llmgym.baselines.flush import Flush
 from llmgym.baselines.global_fcfs import GlobalFCFS
 from llmgym.baselines.greedy_rate import GreedyRate
 from llmgym.baselines.idle import Idle
 from llmgym.baselines.k_fcfs import KFCFS
+from llmgym.baselines.las import LAS
+from llmgym.baselines.llf import LLF
 from llmgym.baselines.max_pressure import MaxPressure, TokenPressure
+from llmgym.baselines.mc_sf import MCSF
+from llmgym.baselines.mlfq import SkipJoinMLFQ
 from llmgym.baselines.orca import Orca
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.priority import (
@@ -26,12 +33,17 @@ from llmgym.baselines.priority import (
     LongestWorkload,
     RoundRobin,
 )
+from llmgym.baselines.rad import RAD
 from llmgym.baselines.random_feasible import RandomFeasible
 from llmgym.baselines.sarathi import SarathiServe
+from llmgym.baselines.slai import SLAI
+from llmgym.baselines.spf import ShortestPrefillFirst
+from llmgym.baselines.srpt import SRPT
 from llmgym.baselines.tile_align import TileAlign
 from llmgym.baselines.vllm import VanillaVLLM
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
+from llmgym.baselines.wait import WAIT
 from llmgym.errors import LLMGymError, unknown
 
 POLICIES: dict[str, type[Policy]] = {
@@ -48,6 +60,18 @@ POLICIES: dict[str, type[Policy]] = {
         KFCFS,
         VLLMV1,
         VLLMV1Priority,
+        SLAI,
+        RAD,
+        ExclusiveBatching,
+        ExclusiveBatchingPlus,
+        WAIT,
+        MCSF,
+        ShortestPrefillFirst,
+        SRPT,
+        LAS,
+        EDF,
+        LLF,
+        SkipJoinMLFQ,
         GlobalFCFS,
         ClassPriority,
         FirstBufferFirstServed,

@@ -1,0 +1,123 @@
+"""What policies that rank requests share: filling by score, limits by class, estimates of batch times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym.batch_time import Attention
+from llmgym.composition import Batch, View, choose, fill, oldest_first
+from llmgym.errors import LLMGymError, check_number
+from llmgym.kv_cache import secure
+
+MOST = 2**30
+"""Scores beyond this, on either side, count as equal."""
+
+
+def least_first(
+    view: View, batch: Batch, demand: jax.Array, score: jax.Array, token_budget: jax.Array
+) -> Batch:
+    """Add tokens of ``demand`` to a batch, the smallest ``score`` (int32) first, ties in slot order."""
+    urgency = MOST - jnp.clip(score, 1 - MOST, MOST)
+    return oldest_first(view, batch, demand, urgency, token_budget)
+
+
+def whole(number: jax.Array) -> jax.Array:
+    """A float rounded down to a score."""
+    return jnp.floor(jnp.clip(number, -MOST, MOST)).astype(jnp.int32)
+
+
+def ticks(view: View, ms: Any) -> jax.Array:
+    """Milliseconds in ticks of the clock, at most MOST."""
+    return whole(ms / view.tick_ms + 0.5)
+
+
+def by_class(name: str, value: Any, above: float = 0.0) -> Any:
+    """A setting that is one number, or one for each class: checked, and hashable.
+
+    Raises LLMGymError for what is neither.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        check_number(name, value, above=above)
+        return value
+    if not value:
+        raise LLMGymError(f"{name} must be a number, or one for each class; the list is empty.")
+    for i, one in enumerate(value):
+        check_number(f"{name}[{i}]", one, above=above)
+    return tuple(value)
+
+
+def of_classes(name: str, view: View, value: Any) -> list[Any]:
+    """Such a setting as one number for each class of the view.
+
+    Raises LLMGymError where it has another number of classes.
+    """
+    if not isinstance(value, tuple):
+        return [value] * view.classes.count
+    if len(value) != view.classes.count:
+        raise LLMGymError(
+            f"{name} has {len(value)} entries, and the scenario has {view.classes.count} classes; "
+            "give one number for each class, or one for all."
+        )
+    return list(value)
+
+
+def class_ticks(name: str, view: View, ms: Any) -> jax.Array:
+    """Such a setting in milliseconds as ticks for every slot (slots, ...)."""
+    found = jnp.zeros_like(view.job_class)
+    for k, one in enumerate(of_classes(name, view, ms)):
+        found = jnp.where(view.job_class == k, ticks(view, one), found)
+    return found
+
+
+def batch_ticks(view: View, token_budget: jax.Array) -> jax.Array:
+    """Ticks of the batch that would take all requests, up to the budget: the expected batch time.
+
+    Attention counts what the decoding requests have in memory, and no prefill.
+    """
+    demand = jnp.minimum(view.demand, token_budget + 1)
+    size = jnp.clip(jnp.sum(demand, axis=0), 1, token_budget)
+    context = jnp.where(view.decoding, view.prompt + view.generated, 0).astype(jnp.float32)
+    attention = Attention(jnp.sum(context, axis=0), jnp.zeros(size.shape))
+    return view.batch_time.ticks(size, view.tick_ms, attention)
+
+
+def attained(view: View) -> jax.Array:
+    """Tokens of service that each request has had (slots, ...), what it lost to preemption left out."""
+    return jnp.maximum(view.prompt - view.prefill, 0) + jnp.where(
+        view.prefill > view.prompt, 0, view.generated
+    )
+
+
+def decode_left(name: str, view: View) -> jax.Array:
+    """Output tokens left of each request; LLMGymError where the scenario hides them."""
+    if view.decode_left is None:
+        raise LLMGymError(
+            f"Policy {name!r} must know how many output tokens are left; "
+            "set lengths_known=True in the scenario."
+        )
+    return view.decode_left
+
+
+def progress(
+    view: View, batch: Batch, token_budget: jax.Array, instead: Batch | None = None
+) -> Batch:
+    """The batch, or another where KV memory would leave nothing of it while somebody holds memory.
+
+    A rule that passes over requests in memory may ask only for others that find no room. Then
+    ``instead`` runs (None: those that hold the room, FCFS), lest the engine stands still.
+    """
+    if view.memory is None:
+        return batch
+    left, _ = secure(view.memory, batch.tokens, None)
+    if instead is None:
+        resident = jnp.where(view.memory.resident, view.demand, 0)
+        instead = fill(view, view.empty(), resident, token_budget)
+    nothing = (jnp.sum(left, axis=0) == 0) & (batch.size > 0)
+    return choose(nothing & (instead.size > 0), instead, batch)
