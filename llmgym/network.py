@@ -6,7 +6,8 @@ epoch and lasts until the next event: the end of a batch, the end of a delay, or
 free, an arrival. Engines that are busy at an epoch ignore their part of the batch. Events of one instant
 happen in this order: arrivals of new jobs before the instant; ends of batches, engine by engine, their
 requests in order of the table; ends of delays; new jobs of that very instant. Whatever ends passes
-on at once, and calls join the queue of their engine in the order in which they come.
+on at once, and calls join the queue of their engine in the order in which they come. In which rows of the
+table they stand, and with what gaps, also depends on the environments beside; nothing else does.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from llmgym import arrivals
 from llmgym.batch_time import Affine
 from llmgym.evaluation.rollout import keys
 from llmgym.network import Network, init_network, lower_network
+from llmgym.network_calls import tidy
 from llmgym.scenario import Engine as ScenarioEngine
 from llmgym.scenario import Scenario
 from llmgym.workload import JobType, Stage
@@ -156,7 +157,8 @@ def test_a_difference_is_noticed(change: str) -> None:
 
 @pytest.mark.slow
 def test_loop_scan_and_vmap_end_in_equal_states() -> None:
-    # Tables with room for all: with several environments they are compacted when one of them is full.
+    # Where calls stand in a table, and with what gaps, depends on the environments beside it; what stands
+    # there, and all else, does not.
     physics, environments = replace(lowered(ALL[12], 0), fresh=256), keys(5, 3)
     settings = jnp.int32(0), jnp.int32(12)
     scanned, _ = trace(physics, environments, *settings, 40)
@@ -170,8 +172,10 @@ def test_loop_scan_and_vmap_end_in_equal_states() -> None:
 
     mapped = jax.jit(jax.vmap(alone, out_axes=-1))(environments)
     assert (np.asarray(scanned.totals.batches) > 0).all()
+    without_gaps = jax.jit(partial(tidy, physics))
+    scanned = without_gaps(scanned)
     for other in (state, mapped):
-        jax.tree.map(np.testing.assert_array_equal, scanned, other)
+        jax.tree.map(np.testing.assert_array_equal, scanned, without_gaps(other))
 
 
 def test_a_wide_fork_has_room_to_join() -> None:

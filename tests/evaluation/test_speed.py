@@ -207,6 +207,7 @@ def test_table_has_every_row_and_says_where_it_is() -> None:
         assert row["steps_per_s"] is not None or "pip install" in row["note"]
     assert {row["what"] for row in found} == {
         "compiled rollout",
+        "compiled rollout, rybko-stolyar-reversed",
         "gym.make",
         "gym.make_vec",
         "SB3VecEnv",
