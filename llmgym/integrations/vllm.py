@@ -16,7 +16,7 @@ from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
 from llmgym.batch_time import Affine
 from llmgym.dynamics import Physics
 from llmgym.errors import LLMGymError, unknown
-from llmgym.evaluation.rollout import keys, policy_key
+from llmgym.evaluation.rollout import keys, policy_key, start
 from llmgym.kv_cache import KVCache
 from llmgym.scenario import Engine, Scenario
 from llmgym.state import State
@@ -51,7 +51,8 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
     except KeyError as error:
         raise LLMGymError(f"The workload or its configuration has no entry {error}.") from None
     physics = dynamics.lower(scenario)
-    state, key = dynamics.init(physics, keys(0, 1)[0]), keys(0, 1)[0]
+    key = keys(0, 1)[0]
+    state = start(physics, key)
     ids = [row["id"] for row in workload]
     arrives = [row["arrival_step"] for row in workload]
     steps: list[Step] = []
