@@ -53,10 +53,7 @@ class VLLMV1(Policy):
         )
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
-        demand = view.demand
-        if self.long_prefill_cap:
-            alone = jnp.sum(view.live.astype(jnp.int32), axis=0) == 1
-            demand = jnp.where(alone, demand, jnp.minimum(demand, self.long_prefill_cap))
+        demand = self._demand(view)
         running = view.started
         batch = fill(view, view.empty(), jnp.where(running, demand, 0), self.token_budget)
         if view.memory is None:
@@ -71,6 +68,13 @@ class VLLMV1(Policy):
         admitted = self._admitted(view, kept, demand, free)
         nobody = jnp.any(preempt, axis=0)
         return Batch(kept.tokens + jnp.where(nobody, 0, admitted), preempt)
+
+    def _demand(self, view: View) -> jax.Array:
+        """Most tokens of each request in this batch."""
+        if not self.long_prefill_cap:
+            return view.demand
+        alone = jnp.sum(view.live.astype(jnp.int32), axis=0) == 1
+        return jnp.where(alone, view.demand, jnp.minimum(view.demand, self.long_prefill_cap))
 
     def _admitted(
         self, view: View, batch: Batch, demand: jax.Array, free: jax.Array | None

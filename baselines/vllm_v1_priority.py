@@ -38,10 +38,7 @@ class VLLMV1Priority(VLLMV1):
     batched: ClassVar[bool] = False
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
-        demand = view.demand
-        if self.long_prefill_cap:
-            alone = jnp.sum(view.live.astype(jnp.int32)) == 1
-            demand = jnp.where(alone, demand, jnp.minimum(demand, self.long_prefill_cap))
+        demand = self._demand(view)
         urgency = jnp.zeros_like(demand)
         for k in range(view.classes.count):
             urgency = jnp.where(view.job_class == k, view.classes.priority[k], urgency)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.composition import Classes, View
+from llmgym.engine_view import class_columns, request_columns
 from llmgym.network_plan import Plan
 from llmgym.network_state import (
     CallTable,
@@ -26,17 +27,10 @@ def network_view(network: Network, state: NetworkState) -> View:
     def spread(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x.reshape(x.shape[0], *[1] * (len(shape) - 1)), shape)
 
-    live, now, seqs = table.live, state.clock.low, network.max_num_seqs
+    seqs = network.max_num_seqs
     return View(
-        prefill=table.prefill,
-        decoding=(table.prefill == 0) & (table.decode > 0),
+        **request_columns(table, state.clock.low, table.job_arrival, network.lengths_known),
         started=table.started | (table.planned > 0),
-        prompt=jnp.where(live, table.prompt, 0),
-        generated=jnp.where(live, table.output - table.decode, 0),
-        waited=jnp.where(live, (now - table.arrival).astype(jnp.int32), 0),
-        unserved=jnp.where(live, (now - table.last_token).astype(jnp.int32), 0),
-        job_class=table.job_class,
-        decode_left=table.decode if network.lengths_known else None,
         token_budget=spread(network.token_budget),
         max_num_seqs=None if seqs is None else spread(seqs),
         batch_time=jax.tree.map(spread, network.batch_time),
@@ -45,7 +39,6 @@ def network_view(network: Network, state: NetworkState) -> View:
         classes=_classes(network, table),
         resident_limit=network.resident_limit,
         free=state.busy == 0,
-        job_age=jnp.where(live, (now - table.job_arrival).astype(jnp.int32), 0),
     )
 
 
@@ -59,18 +52,12 @@ def engine_table(plan: Plan, table: CallTable) -> CallTable:
 def _classes(network: Network, table: CallTable) -> Classes:
     plan = network.plan
     shape = table.prefill.shape[1:]
-    prefills, decodes = table.prefill > 0, (table.prefill == 0) & (table.decode > 0)
 
     def spread(x: Any) -> jax.Array:
         x = jnp.asarray(x)
         return jnp.broadcast_to(x.reshape(-1, *[1] * len(shape)), (x.shape[0], *shape))
 
-    def tally(values: jax.Array) -> jax.Array:
-        mine = [jnp.where(table.job_class == k, values, 0) for k in range(plan.classes)]
-        return jnp.stack([jnp.sum(m, axis=0) for m in mine])
-
-    in_prefill = tally(prefills.astype(jnp.int32))
-    prompt_tokens = tally(table.prefill).astype(jnp.float32)
+    in_prefill, in_decode, prompt_tokens = class_columns(table, plan.classes)
     serves = np.array(plan.group_of)[:, None] == np.array(plan.engine_group())[None]
 
     def behind(here: jax.Array) -> jax.Array:
@@ -82,7 +69,7 @@ def _classes(network: Network, table: CallTable) -> Classes:
         mean_prefill=spread(network.means[0]),
         mean_decode=spread(network.means[1]),
         in_prefill=in_prefill,
-        in_decode=tally(decodes.astype(jnp.int32)),
+        in_decode=in_decode,
         requests_behind=behind(in_prefill),
         prompt_tokens=prompt_tokens,
         tokens_behind=behind(prompt_tokens),

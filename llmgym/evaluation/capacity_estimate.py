@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -116,20 +118,37 @@ def _saturated(
     scenario = replace(scenario.at_rate(OVERLOAD * limit), slots=slots)
     physics, key = model.lower(scenario, burst=slots), rollouts.keys(seed, replications)
     horizon = round((requests / limit + slots / limit) / (1 - WARM_SHARE) * 1000 / scenario.tick_ms)
-    state = rollouts.start(physics, key)
-    levels = []
-    for stop in (round(WARM_SHARE * horizon), horizon):
-        for after, _ in rollouts.rollout(physics, policy, state, key, stop):
-            state = after
-            progress(float(state.clock.to_numpy().min()) / horizon)
-        totals = state.totals
-        served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
-        requests_served = served / mean_work(scenario)
+
+    def served(state: Any, tokens: np.ndarray) -> np.ndarray:
         if scenario.engine.kv_cache is not None:  # tokens may have been computed more than once
-            requests_served = np.asarray(totals.completed, float)
-        levels.append((requests_served, state.clock.to_numpy() * scenario.tick_ms / 1000))
-    (before, start_s), (after, end_s) = levels
-    return np.asarray((after - before) / (end_s - start_s))
+            return np.asarray(state.totals.completed, float)
+        return np.asarray(tokens / mean_work(scenario))
+
+    before, after = _levels(physics, policy, key, horizon, served, progress)
+    seconds = (after[1] - before[1]) * scenario.tick_ms / 1000
+    return np.asarray((after[0] - before[0]) / seconds)
+
+
+def _levels(
+    physics: Any,
+    policy: rollouts.Policy,
+    key: jax.Array,
+    horizon: int,
+    look: Callable[[Any, np.ndarray], Any],
+    progress: Callable[[float], None],
+) -> list[tuple[Any, np.ndarray]]:
+    """What ``look`` sees after the warm-up and at the horizon, and the ticks at both.
+
+    It is given the state and the tokens served so far, of a network those of each engine.
+    """
+    state, found, tokens = rollouts.start(physics, key), [], np.zeros(())
+    for stop in (round(WARM_SHARE * horizon), horizon):
+        for after, steps in rollouts.rollout(physics, policy, state, key, stop):
+            state = after
+            tokens = tokens + np.sum(steps.prefill_tokens + steps.decode_tokens, axis=0)
+            progress(float(state.clock.to_numpy().min()) / horizon)
+        found.append((look(state, tokens), state.clock.to_numpy()))
+    return found
 
 
 def _overloaded(
@@ -141,43 +160,55 @@ def _overloaded(
     progress: Callable[[float], None],
 ) -> np.ndarray:
     """Jobs' worth of tokens that the engines serve which cannot keep up, one value per replication."""
-    plan = capacity(scenario)
-    group = np.repeat(np.arange(len(scenario.engines)), [e.replicas for e in scenario.engines])
-    per_job = np.array([e.prefill_tokens + e.decode_tokens for e in plan.engines])
     fills = sum(e.replicas * e.token_budget for e in scenario.engines)
     slots = int(np.clip(fills / 2 + 0.1 * requests, 128, MOST_SLOTS))
-    limit, again, most = plan.requests_per_s, 0, 4
-    while True:
+    limit, most = capacity(scenario).requests_per_s, 4
+    for attempt in range(most):
         rate = (1 + SLIGHT) * limit
-        physics = model.lower(replace(scenario.at_rate(rate), slots=slots))
-        key = rollouts.keys(seed, replications)
-        horizon = round(requests / rate / (1 - WARM_SHARE) * 1000 / scenario.tick_ms)
-        state, served = rollouts.start(physics, key), np.zeros((len(group), replications))
-        levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for stop in (round(WARM_SHARE * horizon), horizon):
-            for latest, steps in rollouts.rollout(physics, policy, state, key, stop):
-                state = latest
-                served = served + np.sum(steps.prefill_tokens + steps.decode_tokens, axis=0)
-                progress((again + float(state.clock.to_numpy().min()) / horizon) / most)
-            left = np.asarray(jnp.sum(state.table.prefill + state.table.decode, axis=0))
-            time_s = state.clock.to_numpy() * scenario.tick_ms / 1000
-            levels.append((served, left[: len(group)], time_s))
-        (before, queue, start_s), (after, longer, end_s) = levels
-        gone, growth = (_by_group(x, group) for x in (after - before, longer - queue))
-        used = per_job > 0
-        grows = used & (growth.mean(axis=1) > SLIGHT / 4 * gone.mean(axis=1))
-        counted = grows if grows.any() else used
-        rates = gone[counted] / per_job[counted, None] / (end_s - start_s)
-        found = rates[rates.mean(axis=1).argmin()]
-        again += 1
-        if again == most:
-            return np.asarray(found)
-        if np.asarray(state.totals.dropped).any() and slots < MOST_SLOTS:
+        offered = replace(scenario.at_rate(rate), slots=slots)
+        found, dropped = _slowest(
+            offered, policy, rollouts.keys(seed, replications), requests,
+            lambda share, attempt=attempt: progress((attempt + share) / most),  # type: ignore[misc]
+        )  # fmt: skip
+        if dropped and slots < MOST_SLOTS:
             slots = min(2 * slots, MOST_SLOTS)
         elif found.mean() < (1 - SLIGHT) * limit:
             limit = float(found.mean())  # far below the plan: it was offered far too much
         else:
-            return np.asarray(found)
+            break
+    return found
+
+
+def _slowest(
+    scenario: Scenario,
+    policy: rollouts.Policy,
+    key: jax.Array,
+    requests: int,
+    progress: Callable[[float], None],
+) -> tuple[np.ndarray, bool]:
+    """Jobs' worth of tokens per second of the slowest engine whose queue grows; whether jobs were lost."""
+    group = np.repeat(np.arange(len(scenario.engines)), [e.replicas for e in scenario.engines])
+    loads = capacity(scenario).engines
+    per_job = np.array([e.prefill_tokens + e.decode_tokens for e in loads])
+    rate = scenario.arrival_rate_per_s
+    horizon = round(requests / rate / (1 - WARM_SHARE) * 1000 / scenario.tick_ms)
+
+    def look(state: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Tokens that each engine has served, those left at it, and whether jobs were dropped."""
+        left = np.asarray(jnp.sum(state.table.prefill + state.table.decode, axis=0))
+        lost = bool(np.asarray(state.totals.dropped).any())
+        return tokens, left[: len(group)], lost
+
+    (before, start), (after, end) = _levels(
+        model.lower(scenario), policy, key, horizon, look, progress
+    )
+    seconds = (end - start) * scenario.tick_ms / 1000
+    gone, growth = (_by_group(after[n] - before[n], group) for n in (0, 1))
+    used = per_job > 0
+    grows = used & (growth.mean(axis=1) > SLIGHT / 4 * gone.mean(axis=1))
+    counted = grows if grows.any() else used
+    rates = gone[counted] / per_job[counted, None] / seconds
+    return np.asarray(rates[rates.mean(axis=1).argmin()]), after[2]
 
 
 def _by_group(values: np.ndarray, group: np.ndarray) -> np.ndarray:
