@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from llmgym import cli_agents
+from llmgym.cli_common import Json, Load, Out, ScenarioName, Seed, Set, console, messages
+from llmgym.cli_common import bar as _bar
+from llmgym.cli_common import print_json as _print_json
+from llmgym.cli_common import scenario as _scenario
 from llmgym.errors import LLMGymError, UnservableWarning
 
 app = typer.Typer(
@@ -22,23 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reinforcement-learning environments for scheduling LLM inference.",
 )
-console = Console()
-messages = Console(stderr=True)
-
-ScenarioName = Annotated[
-    str, typer.Option("--scenario", "-s", help="A named scenario, or a TOML file.")
-]
-Load = Annotated[
-    float | None,
-    typer.Option(help="Fraction of the LP capacity; by default the scenario's own rate."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting: token_budget=1024. Repeatable."),
-]
+app.add_typer(cli_agents.app)
 
 
 @app.command("list")
@@ -444,68 +431,6 @@ def speed(
     )
 
 
-def _scenario(
-    name: str, settings: list[str] | None, trace: Path | None, window: str | None = None
-) -> Any:
-    from llmgym import scenario_files
-    from llmgym.traces import read_trace
-
-    changes: dict[str, Any] = {}
-    for pair in settings or []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise LLMGymError(f"--set {pair}: write name=value.")
-        changes[key.strip()] = _value(value.strip())
-    if window is not None and trace is None:
-        raise LLMGymError("--window is a part of a trace; name the file with --trace.")
-    if trace is not None:
-        replay = read_trace(trace)
-        if window is not None:
-            replay = replay.window(*_window(window))
-        changes |= {"workload": replay, "name": trace.stem}
-        changes.setdefault("token_budget", 2048)
-        changes.setdefault("slots", 2048)
-    return scenario_files.scenario(name, **changes)
-
-
-def _window(text: str) -> tuple[float, float]:
-    start, _, end = text.partition(":")
-    try:
-        return float(start), float(end)
-    except ValueError:
-        raise LLMGymError(f"--window {text}: write START:END in seconds, such as 60:120.") from None
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("none", "true", "false"):
-        return {"none": None, "true": True, "false": False}[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _bar(quiet: bool, steps: bool = False) -> Progress:
-    counter = [MofNCompleteColumn()] if steps else []
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counter,
-        TimeElapsedColumn(),
-        console=messages,
-        disable=quiet,
-        transient=True,
-    )
-
-
-def _print_json(value: Any) -> None:
-    from llmgym.evaluation.files import to_json
-
-    typer.echo(to_json(value))
-
-
 def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2."""
     try:
@@ -516,7 +441,9 @@ def main() -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        messages.print("Stopped. The same command resumes a benchmark.")
+        messages.print(
+            "Stopped. The same command resumes a benchmark, a training or an evaluation."
+        )
         sys.exit(130)
 
 
