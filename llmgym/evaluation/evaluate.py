@@ -10,7 +10,7 @@ one file for each run under ``raw/``; what is there is not run again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -85,7 +85,7 @@ class Evaluation:
             for member in members(name)
         }
         return {
-            **asdict(replace(self, scenario=None)),  # type: ignore[arg-type]
+            **vars(self),
             "scenario": scenario_files.dumps(self.scenario),
             "digests": {k: v for k, v in digests.items() if v},
             "versions": {name: metadata.version(name) for name in VERSIONED},
