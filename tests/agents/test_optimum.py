@@ -60,9 +60,7 @@ def requests_present(policy: dict[tuple[int, int], int] | None) -> float:
         return sparse.csr_matrix((values, (rows, columns)), shape=(len(STATES),) * 2)
 
     moves = {k: matrix(k) for k in options}
-    seconds, costs = (
-        np.array([[o[i] for o in options[k]] for k in options]) for i in (0, 1)
-    )
+    seconds, costs = (np.array([[o[i] for o in options[k]] for k in options]) for i in (0, 1))
     chosen = np.array([1 if policy is None else policy[s] for s in STATES])
     each = np.arange(len(STATES))
     while True:

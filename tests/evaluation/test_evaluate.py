@@ -74,7 +74,9 @@ def test_gains_are_against_both_references(folder: Path) -> None:
 
 
 def test_policies_meet_the_same_requests(folder: Path) -> None:
-    raw = {p.stem: json.loads(p.read_text()) for p in (folder / "raw").glob("latency-*-8-cold.json")}
+    raw = {
+        p.stem: json.loads(p.read_text()) for p in (folder / "raw").glob("latency-*-8-cold.json")
+    }
     assert len(raw) == 3
     # Nothing is dropped, so who is not finished is in the system: arrivals are common.
     assert all(r["dropped"] == [0, 0] for r in raw.values())
