@@ -201,7 +201,7 @@ def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
         engine.present,
         engine.backlog / jnp.sum(means),
         jnp.sum((table.prefill == 0) & (table.decode > 0), axis=0),
-        jnp.sum(table.prefill, axis=0) / means[0],
+        jnp.sum(table.prefill, axis=0) / jnp.maximum(means[0], 1.0),
     ]
     left = [x / 100 for x in left]
     products = [left[i] * left[j] for i in range(LEFT) for j in range(i, LEFT)]

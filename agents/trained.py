@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from llmgym.agents.networks import Layers, best_choice, log_probs, mlp
 from llmgym.agents.tiles import TileChoice
 from llmgym.baselines.policy import Policy
-from llmgym.composition import Batch, View
+from llmgym.composition import Batch, View, own_budget
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class TrainedPolicy(Policy):
         return self.choice.guard is not None
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
+        view = replace(view, token_budget=own_budget(view, self.token_budget))
         sight = self.choice.look(view)
         features, mask, prior = (
             jnp.moveaxis(x, 0, -1) for x in (sight.features, sight.mask, sight.prior)
