@@ -24,7 +24,8 @@ class Batch:
 
     ``tokens`` is int32 of shape (slots,): prompt tokens where the request has prefill left, else at
     most one decode token. ``preempt`` names the slots whose requests lose their KV memory before the
-    batch forms; None: nobody, unless memory is short (see ``kv_cache.secure``).
+    batch forms; None: nobody, unless memory is short (see ``kv_cache.secure``). Their tokens do not
+    run.
     """
 
     tokens: jax.Array
@@ -240,7 +241,8 @@ def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     seats (k_max) or the token budget (6d) do not suffice, later slots lose first. Where KV memory does
     not, ``preempt`` of the result says who loses it.
     """
-    tokens = jnp.clip(batch.tokens.astype(jnp.int32), 0, view.demand)
+    asked = jnp.clip(batch.tokens.astype(jnp.int32), 0, view.demand)
+    tokens = asked if batch.preempt is None else jnp.where(batch.preempt, 0, asked)
     budget = view.token_budget
 
     def excess(tokens: jax.Array) -> jax.Array:
@@ -259,5 +261,9 @@ def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     tokens = jax.lax.while_loop(lambda t: jnp.any(excess(t)), cut, tokens)
     if view.memory is None:
         return Batch(tokens), jnp.any(tokens != batch.tokens, axis=0)
+    if view.memory.pool is not None:  # what fits shows block by block: see ``prefix_cache.serve``
+        preempt = jnp.zeros_like(view.live) if batch.preempt is None else batch.preempt
+        tokens = jnp.where(preempt, asked, tokens)
+        return Batch(tokens, preempt), jnp.any(tokens != batch.tokens, axis=0)
     tokens, preempt = secure(view.memory, tokens, batch.preempt)
     return Batch(tokens, preempt), jnp.any(tokens != batch.tokens, axis=0)

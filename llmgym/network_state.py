@@ -261,6 +261,11 @@ class NetworkInfo:
         """Tokens to be computed again: none, as networks have no KV memory."""
         return jnp.zeros_like(self.duration)
 
+    @property
+    def found(self) -> jax.Array:
+        """Tokens that prefix caching found: none, likewise (an axis of one row)."""
+        return jnp.zeros_like(self.duration)[None]
+
 
 @register
 @dataclass(frozen=True)
@@ -283,6 +288,6 @@ def empty_calls(size: int, shape: tuple[int, ...], jobs: bool) -> CallTable:
     none, never = jnp.zeros((size, *shape), jnp.int32), jnp.zeros((size, *shape), jnp.uint32)
     known = none if jobs else None
     return CallTable(
-        none, none, none, none, never, never, never, none, none, None, None, never, never, none, known,
+        none, none, none, none, never, never, never, none, none, None, None, None, never, never, none, known,
         known,
     )  # fmt: skip

@@ -278,7 +278,7 @@ def _value(place: _Place, key: str, hint: Any, value: Any) -> Any:
     if not isinstance(value, list):
         raise place.error(f"{key} must be a list, got {value!r}.")
     item = get_args(hint)[0]
-    return tuple(_scalar(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
+    return tuple(_value(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
 
 
 def _read_kind(place: _Place, base: type, value: Any) -> Any:

@@ -21,7 +21,7 @@ KINDS: dict[Any, dict[str, Any]] = {BatchTime: BATCH_TIMES, Arrivals: ARRIVALS, 
 """What comes in kinds, and the class of each kind."""
 
 FIRST = ("name", "description", "source", "engine", "after")
-SELDOM = ("replicas", "inherits", "priority", "first_token")
+SELDOM = ("replicas", "inherits", "priority", "first_token", "prefix_caching", "prefix_tokens")
 """Fields that are left out at their default; so is a router that has nothing to choose."""
 
 ONLY_CALL = "call-1"

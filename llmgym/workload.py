@@ -13,6 +13,7 @@ import numpy as np
 from llmgym.arrivals import FAR, NEVER, Arrivals, GapSampler, ListedGaps, uniform
 from llmgym.errors import LLMGymError, check_number
 from llmgym.lengths import MAX_TOKENS, Fixed, Length
+from llmgym.prefixes import Listed, SharedPrefix, Variants, check_ids, no_prefix
 from llmgym.pytree import register
 from llmgym.workflow import Workflow
 
@@ -179,6 +180,8 @@ class Stage:
         repeat: a loop that this stage closes.
         inherits: the prompt begins with the context (prompt and output) of the stages before.
         priority: of its requests, for policies that heed it; more is served first.
+        shared_prefix: what its prompts begin with, a part of their tokens; engines with prefix caching
+            compute it once.
     """
 
     prefill: Length | None = None
@@ -192,6 +195,7 @@ class Stage:
     inherits: bool = False
     priority: int = 0
     delay_ms: Length | None = None
+    shared_prefix: SharedPrefix | None = None
 
     def __post_init__(self) -> None:
         for name in ("prefill", "decode", "delay_ms"):
@@ -340,7 +344,10 @@ class Replay:
     """An explicit list of requests: arrival times in seconds (not decreasing) and token counts.
 
     ``priority``, one whole number for each request, is for policies that heed it; more is served
-    first. The requests of each priority are a class of their own.
+    first. The requests of each priority are a class of their own. ``prefix_ids`` lists for each request
+    what its prompt begins with, a number for every stretch of ``prefix_tokens`` tokens (the last may be
+    shorter): requests whose lists begin alike share those tokens, which engines with prefix caching
+    compute once. A number stands for its stretch and all before it.
     """
 
     arrival_s: Sequence[float] | np.ndarray
@@ -350,6 +357,8 @@ class Replay:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     priority: Sequence[int] | np.ndarray | None = None
+    prefix_ids: Sequence[Sequence[int]] | np.ndarray | None = None
+    prefix_tokens: int = 512
     kind: ClassVar[str] = "replay"
 
     def __post_init__(self) -> None:
@@ -385,6 +394,9 @@ class Replay:
         ):
             object.__setattr__(self, name, column)
         self._check_priority()
+        if self.prefix_ids is not None:
+            table = check_ids(self.prefix_ids, self.prefix_tokens, arrival.size)
+            object.__setattr__(self, "prefix_ids", table)
         for name in ("ttft_ms", "tpot_ms"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0)
@@ -446,8 +458,22 @@ class Replay:
 
     def _part(self, rows: slice) -> Replay:
         columns = ["arrival_s", "prefill_tokens", "decode_tokens"]
-        columns += [] if self.priority is None else ["priority"]
+        columns += [name for name in ("priority", "prefix_ids") if getattr(self, name) is not None]
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+    def prefix_sampler(self, block_size: int) -> Listed | Variants:
+        """Device form of what the prompts begin with, for memory in blocks of ``block_size``.
+
+        Raises LLMGymError where a stretch is no whole number of blocks.
+        """
+        if self.prefix_ids is None:
+            return no_prefix()
+        if self.prefix_tokens % block_size:
+            raise LLMGymError(
+                f"Prefixes are told apart every {self.prefix_tokens} tokens, which are no whole number "
+                f"of blocks of {block_size}: choose a block_size that divides {self.prefix_tokens}."
+            )
+        return Listed(jnp.asarray(self.prefix_ids), self.prefix_tokens)
 
     @property
     def mean_prefill(self) -> float:

@@ -274,7 +274,7 @@ def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
     start = steps.start.to_numpy()
     kept: dict[str, np.ndarray] = {"start": start}
     of_batches = ("batch_ticks", "prefill_tokens", "decode_tokens", "requests")
-    for name in ("duration", *of_batches, "present", "backlog"):
+    for name in ("duration", *of_batches, "present", "backlog", "found"):
         kept[name] = np.asarray(getattr(steps, name))
     if steps.finished is not None:
         assert steps.details is not None
