@@ -60,7 +60,7 @@ def view(physics: Physics, state: State) -> View:
         cached = cached_tokens(table, physics.prompt_samples)
         assert table.admitted is not None
         blocks = spread(physics.kv_blocks)
-        memory = Memory(cached, table.admitted, blocks, physics.block_size)
+        memory = Memory(cached, table.admitted, blocks, physics.block_size, physics.prompt_samples)
     return View(
         **request_columns(table, state.clock.low, table.arrival, physics.lengths_known),
         started=table.started if memory is None else memory.resident,

@@ -49,6 +49,8 @@ class Memory:
     admitted: jax.Array  # number of the step in which each request got it
     blocks: jax.Array  # that there are
     block_size: int = field(metadata={"static": True})
+    # Whether the iteration that ends a prompt yields an output token as well:
+    prompt_samples: bool = field(default=False, metadata={"static": True})
 
     def needed(self, tokens: jax.Array | int = 0) -> jax.Array:
         """Blocks that each request holds when ``tokens`` more of it are computed."""
