@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,9 +65,7 @@ def test_fractions_are_spread_over_the_iterations() -> None:
 def test_any_stretch_of_iterations_activates_its_share(rate: float, start: int) -> None:
     view = show([waiting(1)])
     numbers = jnp.arange(start, start + 100, dtype=jnp.int32)
-    due = np.asarray(
-        jax.vmap(lambda n: _due(view.__class__(**vars(view) | {"batches": n}), rate))(numbers)
-    )
+    due = np.asarray(jax.vmap(lambda n: _due(replace(view, batches=n), rate))(numbers))
     assert set(due) <= {np.floor(rate), np.floor(rate) + 1}
     # Shares come in steps of 2**-16, cut off.
     assert abs(due.sum() - 100 * rate) <= 1 + 100 * 2**-16
@@ -200,11 +199,11 @@ def check_queue(waiting: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-def test_the_published_queue_to_one_in_the_second_digit() -> None:
+def test_the_published_queue_to_two_percent() -> None:
     scenario = llmgym.scenario("flow-control", slots=1024)
     calm = observe(FOUR, scenario, length=60_000)
     assert not calm["preempted"].any()
-    assert check_queue(calm["waiting"][100:]) < 0.01
+    assert check_queue(calm["waiting"][100:]) < 0.02 * mean_waiting(3.0, 4)
 
 
 def small(arrivals: float, first_token: str = "prefill") -> llmgym.Scenario:
