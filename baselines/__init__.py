@@ -13,6 +13,8 @@ from llmgym.baselines.edf import EDF
 from llmgym.baselines.exclusive_batching import ExclusiveBatching
 from llmgym.baselines.exclusive_batching_plus import ExclusiveBatchingPlus
 from llmgym.baselines.faster_transformer import FasterTransformer
+from llmgym.baselines.flow_control import FlowControl
+from llmgym.baselines.flow_control_eviction import FlowControlEviction
 from llmgym.baselines.flush import Flush
 from llmgym.baselines.global_fcfs import GlobalFCFS
 from llmgym.baselines.greedy_rate import GreedyRate
@@ -23,6 +25,7 @@ from llmgym.baselines.llf import LLF
 from llmgym.baselines.max_pressure import MaxPressure, TokenPressure
 from llmgym.baselines.mc_sf import MCSF
 from llmgym.baselines.mlfq import SkipJoinMLFQ
+from llmgym.baselines.nested_wait import NestedWAIT
 from llmgym.baselines.orca import Orca
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.priority import (
@@ -65,6 +68,9 @@ POLICIES: dict[str, type[Policy]] = {
         ExclusiveBatching,
         ExclusiveBatchingPlus,
         WAIT,
+        NestedWAIT,
+        FlowControl,
+        FlowControlEviction,
         MCSF,
         ShortestPrefillFirst,
         SRPT,

@@ -190,26 +190,26 @@ def oldest_first(
         seated = (batch.tokens > 0) | view.started if view.resident_limit else batch.tokens > 0
         seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
         newcomer = (demand > 0) & ~seated
-        older, equal = _oldest(age, newcomer.astype(jnp.int32), seats)
+        older, equal = oldest(age, newcomer.astype(jnp.int32), seats)
         left = seats - jnp.sum((older & newcomer).astype(jnp.int32), axis=0)
         last = equal & newcomer
         takes_seat = (older & newcomer) | (last & (prefix_sum(last) <= left))
         demand = jnp.where(newcomer & ~takes_seat, 0, demand)
     if view.memory is not None:
         blocks, free = view.memory.entrance(batch.tokens, demand)
-        older, equal = _oldest(age, blocks, free)
+        older, equal = oldest(age, blocks, free)
         left = free - jnp.sum(jnp.where(older, blocks, 0), axis=0)
         last = jnp.where(equal, blocks, 0)
         enters = older | (equal & (prefix_sum(last) <= left))
         demand = jnp.where((blocks > 0) & ~enters, 0, demand)
-    older, equal = _oldest(age, demand, room)
+    older, equal = oldest(age, demand, room)
     sure = jnp.where(older, demand, 0)
     last = jnp.where(equal, demand, 0)
     left = room - jnp.sum(sure, axis=0)
     return Batch(batch.tokens + sure + jnp.clip(left - (prefix_sum(last) - last), 0, last))
 
 
-def _oldest(age: jax.Array, weight: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
+def oldest(age: jax.Array, weight: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Which slots are so old that all as old fit into ``room``, and which are the next younger.
 
     The age of the latter, the largest at which not all fits, is found bit by bit.

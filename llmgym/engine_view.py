@@ -67,6 +67,7 @@ def view(physics: Physics, state: State) -> View:
             table.admitted,
             blocks,
             physics.block_size,
+            physics.prompt_samples,
             table.swapped,
             state.pool,
             _contents(physics, state),

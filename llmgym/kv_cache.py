@@ -66,6 +66,8 @@ class Memory:
     admitted: jax.Array  # number of the step in which each request got it
     blocks: jax.Array  # that there are
     block_size: int = field(metadata={"static": True})
+    # Whether the iteration that ends a prompt yields an output token as well:
+    prompt_samples: bool = field(default=False, metadata={"static": True})
     swapped: jax.Array | None = None  # whether what a request has is in the memory of the host
     pool: BlockPool | None = None  # with prefix caching: the blocks one by one
     contents: Contents | None = None  # and what those of each request hold
