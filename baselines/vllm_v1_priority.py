@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.composition import Batch, View
@@ -24,7 +23,4 @@ class VLLMV1Priority(VLLMV1):
     name: ClassVar[str] = "vllm_v1_priority"
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
-        urgency = jnp.zeros_like(view.prefill)
-        for k in range(view.classes.count):
-            urgency = jnp.where(view.job_class == k, view.classes.priority[k], urgency)
-        return self._one_by_one(view, urgency)
+        return self._one_by_one(view, view.urgency)

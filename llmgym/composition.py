@@ -106,6 +106,14 @@ class View:
         """Most tokens each request could put into a batch: p_i + 1{p_i = 0}, the demand of Eq. (8)."""
         return self.prefill + self.decode
 
+    @property
+    def urgency(self) -> jax.Array:
+        """The priority of every request, that of its class; more goes first."""
+        urgency = jnp.zeros_like(self.job_class)
+        for k in range(self.classes.count):
+            urgency = jnp.where(self.job_class == k, self.classes.priority[k], urgency)
+        return urgency
+
     def empty(self) -> Batch:
         """The batch with no tokens."""
         return Batch(jnp.zeros_like(self.prefill))

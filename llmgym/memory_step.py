@@ -42,7 +42,7 @@ def admit(physics: Physics, state: State, seen: View, batch: Batch) -> Admission
     if pool is not None:
         asked = jnp.where(batch.preempt, 0, batch.tokens)
         served = _each(prefix_cache.serve, state)(
-            memory, seen.prefill, batch.tokens, batch.preempt, _urgency(seen)
+            memory, seen.prefill, batch.tokens, batch.preempt, seen.urgency
         )
         batch, pool, found = Batch(served.tokens, served.gone), served.pool, served.found
         cut = jnp.any(asked != batch.tokens, axis=0)
@@ -84,18 +84,10 @@ def leave(state: State, seen: View, admission: Admission, finished: jax.Array) -
         return None
     assert seen.memory is not None
     return _each(prefix_cache.leave, state)(
-        admission.pool, seen.memory, finished, admission.held, _urgency(seen)
+        admission.pool, seen.memory, finished, admission.held, seen.urgency
     )
 
 
 def _each(function: Callable[..., Any], state: State) -> Callable[..., Any]:
     """A function of one environment for all of them."""
     return partial(one_by_one, function) if state.present.ndim else function
-
-
-def _urgency(seen: View) -> jax.Array:
-    """The priority of every request (slots, ...)."""
-    urgency = jnp.zeros_like(seen.job_class)
-    for k in range(seen.classes.count):
-        urgency = jnp.where(seen.job_class == k, seen.classes.priority[k], urgency)
-    return urgency

@@ -129,6 +129,16 @@ def test_measured_capacity_comes_near_that_limit() -> None:
     assert 0.97 * limit < found.requests_per_s < 1.001 * limit
 
 
+@pytest.mark.slow
+def test_the_scenario_is_stable_because_of_it() -> None:
+    one = llmgym.scenario("shared-prefix")
+    cache = one.engine.kv_cache
+    assert cache is not None
+    without = one.override(kv_cache=replace(cache, prefix_caching=False))
+    assert llmgym.stability(one, "vllm_v1", replications=2, horizon_s=60).verdict == "stable"
+    assert llmgym.stability(without, "vllm_v1", replications=2, horizon_s=60).verdict == "unstable"
+
+
 def test_known_tokens() -> None:
     ids = check_ids(dense([["a", "b"], ["a", "c", "d"], ["a", "c"], ["a", "c", "d"]]), 8, 4)
     assert ids[:, :3].tolist() == [[0, 1, -1], [0, 2, 3], [0, 2, -1], [0, 2, 3]]

@@ -183,7 +183,7 @@ def _run(
             "decodes": view.decoding,
             "preempt": preempt,
             "admitted": jnp.where(view.memory.resident, view.memory.admitted, state.steps),
-            "urgency": view.classes.priority[view.job_class],
+            "urgency": view.urgency,
             "running": stays,
             "finished": info.finished,
             "free": info.free_blocks,
