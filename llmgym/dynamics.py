@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym import stream as streams
-from llmgym.arrays import prefix_sum, rows
+from llmgym.arrays import class_sums, prefix_sum, rows
 from llmgym.arrivals import NEVER
 from llmgym.batch_time import NO_ATTENTION, Attention
 from llmgym.composition import Batch, View, clip
@@ -44,7 +44,7 @@ def init(physics: Physics, key: jax.Array) -> State:
         backlog=none,
         clock=Wide.zeros(shape),
         stream=streams.start(physics.arrivals, data, physics.burst),
-        totals=empty_totals(shape),
+        totals=empty_totals(shape, physics.means.shape[1]),
         steps=none,
     )
     return _admit(physics, state)[0]
@@ -229,6 +229,9 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
     waited = jnp.where(joins, ago, 0)
     request_ticks = totals.request_ticks + jnp.sum(waited & 0xFFFF, axis=0)
     request_ticks = request_ticks.add_product(jnp.sum(waited >> 16, axis=0), jnp.int32(1 << 16))
+    dropped_of_class = totals.dropped_of_class
+    if dropped_of_class is not None:
+        dropped_of_class += class_sums(table.job_class[slots:], due & ~joins, len(dropped_of_class))
     state = replace(
         state,
         table=replace(
@@ -242,6 +245,7 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
             arrived=totals.arrived + count,
             dropped=totals.dropped + count - taken,
             request_ticks=request_ticks,
+            dropped_of_class=dropped_of_class,
         ),
     )
     return state, jnp.sum(waited.astype(jnp.float32), axis=0)

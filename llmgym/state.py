@@ -81,6 +81,9 @@ class Totals:
     prefill_tokens: Wide  # tokens served
     decode_tokens: Wide
     request_ticks: Wide  # integral of the number of requests present over time
+    dropped_of_class: (
+        jax.Array | None
+    )  # (classes, ...) the dropped by class, where there are several
 
 
 @register
@@ -106,7 +109,8 @@ def empty_table(slots: int, shape: tuple[int, ...], memory: bool = False) -> Tab
     return Table(none, none, none, none, never, never, never, none, none, count, count)
 
 
-def empty_totals(shape: tuple[int, ...]) -> Totals:
+def empty_totals(shape: tuple[int, ...], classes: int = 1) -> Totals:
     """All totals zero."""
     none, wide = jnp.zeros(shape, jnp.int32), Wide.zeros(shape)
-    return Totals(none, none, none, none, wide, wide, wide)
+    of_class = jnp.zeros((classes, *shape), jnp.int32) if classes > 1 else None
+    return Totals(none, none, none, none, wide, wide, wide, of_class)
