@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym import fairness
 from llmgym import stream as streams
 from llmgym.arrays import class_sums, prefix_sum, rows
 from llmgym.arrivals import NEVER
@@ -36,6 +37,7 @@ def init(physics: Physics, key: jax.Array) -> State:
     """
     data = jnp.moveaxis(jax.random.key_data(key).astype(jnp.uint32), -1, 0)
     shape, none = data.shape[1:], jnp.zeros(data.shape[1:], jnp.int32)
+    classes = physics.means.shape[1]
     state = State(
         table=empty_table(physics.slots + physics.fresh, shape, physics.kv_blocks is not None),
         joined=none,
@@ -44,8 +46,9 @@ def init(physics: Physics, key: jax.Array) -> State:
         backlog=none,
         clock=Wide.zeros(shape),
         stream=streams.start(physics.arrivals, data, physics.burst),
-        totals=empty_totals(shape, physics.means.shape[1]),
+        totals=empty_totals(shape, classes),
         steps=none,
+        counters=None if physics.service_weights is None else fairness.start(classes, shape),
     )
     return _admit(physics, state)[0]
 
@@ -113,6 +116,12 @@ def step(
         steps=state.steps + 1,
     )
     after, late = _admit(physics, moved)
+    service = None
+    if physics.service_weights is not None:
+        assert after.counters is not None
+        service = fairness.serve(physics.service_weights, seen, tokens, state.table, table)
+        counters = fairness.advance(after.counters, service, view(physics, after))
+        after = replace(after, counters=counters)
     info = StepInfo(
         duration=duration,
         batch_ticks=jnp.where(size > 0, duration, 0),
@@ -130,6 +139,7 @@ def step(
         batch=batch,
         finished=finished,
         table=table,
+        service=service,
     )
     return after, info
 

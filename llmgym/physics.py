@@ -13,6 +13,7 @@ from llmgym.arrays import GROUP
 from llmgym.batch_time import BatchTime
 from llmgym.composition import Batch
 from llmgym.errors import LLMGymError
+from llmgym.fairness import Service
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import Table
@@ -37,6 +38,7 @@ class Physics:
     means: jax.Array  # (2, classes) mean prompt and output tokens
     priority: jax.Array  # of each class
     kv_blocks: jax.Array | None  # of KV memory; None: no limit
+    service_weights: jax.Array | None  # (2,) of a prompt and of an output token; None: not counted
     block_size: int = field(metadata={"static": True})
     prompt_samples: bool = field(metadata={"static": True})  # the end of a prompt yields a token
     slots: int = field(metadata={"static": True})
@@ -54,7 +56,7 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
         raise LLMGymError(
             f"Scenario {scenario.name!r} is a network of engines; use llmgym/Network-v0."
         )
-    engine, workload = scenario.engine, scenario.workload
+    engine, workload, weights = scenario.engine, scenario.workload, scenario.service_weights
     ticks_per_s = 1000.0 / scenario.tick_ms
     if isinstance(workload, Replay):
         arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
@@ -77,6 +79,7 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
         means=jnp.asarray(scenario.class_means, jnp.float32).T,
         priority=jnp.asarray(scenario.class_priorities, jnp.int32),
         kv_blocks=None if engine.kv_cache is None else jnp.int32(engine.kv_cache.blocks),
+        service_weights=None if weights is None else jnp.asarray(weights, jnp.int32),
         block_size=1 if engine.kv_cache is None else engine.kv_cache.block_size,
         prompt_samples=engine.prompt_samples,
         slots=scenario.slots,
@@ -107,3 +110,4 @@ class StepInfo:
     batch: Batch  # that ran
     finished: jax.Array  # (slots, ...) whether the request completed
     table: Table  # after crediting, before arrivals; finished rows still carry their times
+    service: Service | None  # of each client, where the scenario weighs it

@@ -11,6 +11,7 @@ import numpy as np
 from llmgym.arrivals import Arrivals
 from llmgym.batch_time import BatchTime
 from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.fairness import MOST_WEIGHT
 from llmgym.kv_cache import KVCache
 from llmgym.lengths import Fixed, Length
 from llmgym.workload import JobType, Replay, Stage
@@ -96,6 +97,9 @@ class Scenario:
         slots: most requests in an engine, or most jobs in a network of engines; arrivals that find them
             taken are dropped and counted.
         router: how calls choose among replicas of an engine: a name in ROUTERS.
+        service_weights: (w_p, w_q), what a prompt token and an output token count as service to a
+            request class, where fairness among them matters; None: no counters are kept. (1, 2) in
+            arXiv:2401.00588. Whole numbers; single engines only.
         tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks.
         lengths_known: whether policies see the remaining output tokens (hidden by default).
         name, description, source: where it comes from.
@@ -107,6 +111,7 @@ class Scenario:
     tick_ms: float = 0.01
     lengths_known: bool = False
     router: str = "fewest_tokens"
+    service_weights: tuple[int, int] | None = None
     name: str = "custom"
     description: str = ""
     source: str = ""
@@ -125,6 +130,26 @@ class Scenario:
         check_number("slots", self.slots, low=1, high=2**15, integer=True)
         check_number("tick_ms", self.tick_ms, above=0, high=1000)
         self._check_engines()
+        self._check_service_weights()
+
+    def _check_service_weights(self) -> None:
+        if self.service_weights is None:
+            return
+        weights = self.service_weights
+        if np.shape(weights) != (2,):
+            raise LLMGymError(
+                f"service_weights are two numbers, of a prompt and of an output token, got {weights!r}."
+            )
+        for name, weight in zip(("w_p", "w_q"), weights, strict=True):
+            check_number(f"service_weights: {name}", weight, low=0, high=MOST_WEIGHT, integer=True)
+        object.__setattr__(self, "service_weights", tuple(int(weight) for weight in weights))
+        if not any(self.service_weights):
+            raise LLMGymError("service_weights must not both be 0.")
+        if self.is_network:
+            raise LLMGymError(
+                "service_weights keep counters of one engine; a network of engines has none. "
+                "Leave them out."
+            )
 
     def _check_engines(self) -> None:
         if not self.engines or not all(isinstance(e, Engine) for e in self.engines):
@@ -428,6 +453,7 @@ SCENARIO_SETTINGS = (
     "tick_ms",
     "lengths_known",
     "router",
+    "service_weights",
     "name",
     "description",
     "source",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from llmgym.fairness import Counters
 from llmgym.pytree import register
 from llmgym.wide import Wide
 
@@ -100,6 +101,7 @@ class State:
     stream: Stream
     totals: Totals
     steps: jax.Array  # int32
+    counters: Counters | None = None  # of the clients' service, where the scenario weighs it
 
 
 def empty_table(slots: int, shape: tuple[int, ...], memory: bool = False) -> Table:

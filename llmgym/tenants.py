@@ -80,7 +80,7 @@ def tenant_column(
         raise LLMGymError(
             f"tenant must be a list of names, one for each of the {requests} requests."
         )
-    found = sorted(set(names))
+    found = sorted({str(name) for name in names})
     known = [tenant.name for tenant in tenants]
     for name in found if known else ():
         if name not in known:

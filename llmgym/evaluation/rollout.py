@@ -17,6 +17,7 @@ import numpy as np
 
 from llmgym import model
 from llmgym.composition import Batch
+from llmgym.fairness import Service
 from llmgym.policies import compose
 from llmgym.pytree import register
 from llmgym.wide import Wide
@@ -63,6 +64,7 @@ class Steps:
     lost: jax.Array  # tokens that preemption makes to be computed again
     finished: jax.Array | None  # whether a request finished
     details: dict[str, jax.Array] | None  # columns of the table
+    service: Service | None  # of each client, where the scenario weighs it
 
 
 @partial(jax.jit, static_argnames=("policy", "length", "detail", "bounded"), donate_argnums=(1,))
@@ -96,6 +98,7 @@ def run_chunk(
             lost=info.lost,
             finished=info.finished if detail else None,
             details=info.table.details() if detail else None,
+            service=getattr(info, "service", None),
         )
         return after, kept
 
