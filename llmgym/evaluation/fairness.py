@@ -28,7 +28,7 @@ def fairness(run: Run) -> dict[str, Any]:
         bound: that of VTC, infinite where neither memory nor seats limit the batch.
     """
     raw = run.raw
-    after = np.asarray(raw["start"] >= raw["warm_clock"])[:, None]
+    after = (raw["start"] >= raw["warm_clock"])[:, None]
     elapsed_s = float((raw["end_clock"] - raw["warm_clock"]).sum() * run.tick_ms / 1000)
     charged = np.where(after, raw["charged"], 0).astype(np.int64)
     service = charged.sum(axis=(0, 2)) / max(elapsed_s, 1e-9)
@@ -55,8 +55,8 @@ def service_gap(charged: np.ndarray, waiting: np.ndarray, stayed: np.ndarray) ->
     """
     ahead = np.diff(charged, axis=1)[:, 0]
     ahead = np.cumsum(ahead) - ahead  # by how much the second leads when a step starts
-    both = waiting.all(axis=1)
-    goes_on = np.concatenate([[False], stayed.all(axis=1)[:-1]]) & both
+    both, still = np.min(waiting, axis=1), np.min(stayed, axis=1)
+    goes_on = np.concatenate([[False], still[:-1]]) & both
     window = np.cumsum(~goes_on)  # a new number wherever the time before is cut off
     ahead, window = ahead[both], window[both]
     if not ahead.size:

@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recording import requests
 from reference import Request, Simulator
 from reference_policies import sarathi
 from rich.console import Console
 from workloads import reference_engine
 
 import llmgym
-from llmgym import Affine, JobType, LLMGymError, Poisson, Replay, Stage, Tenant, Uniform, dynamics
+from llmgym import Affine, JobType, LLMGymError, Poisson, Replay, Stage, Tenant
 from llmgym.evaluation import service_tables
 from llmgym.evaluation.benchmark import Benchmark
 from llmgym.evaluation.report import rows, tables
-from llmgym.evaluation.rollout import keys
 from llmgym.evaluation.service_levels import service_levels, verdicts
 from llmgym.evaluation.simulate import Run
 from llmgym.scenario import Scenario
@@ -28,43 +26,44 @@ from llmgym.scenario_files import dumps, loads
 from llmgym.tenants import target_ticks
 from llmgym.traces import read_trace
 
-ENVS, DURATION_S, WARMUP_S, SEED = 2, 12.0, 4.0, 5
-TARGETS = {"chat": (900.0, 25.8), "code": (None, 22.5), "bulk": (1500.0, None)}
-WEIGHTS = {"chat": 4.0, "code": 1.0, "bulk": 0.25}
+DURATION_S, WARMUP_S = 16.0, 4.0
+TENANTS = (
+    Tenant("chat", 900.0, 25.8, weight=4.0),
+    Tenant("code", None, 22.5),
+    Tenant("bulk", 1500.0, None, weight=0.25, priority=-1),
+)
 
 
-def three_classes() -> Scenario:
-    """About 1.3 times what the engine can serve, and a table that is full at times."""
-    lengths = {"chat": (0, 40, 0, 9), "code": (10, 60, 1, 3), "bulk": (50, 90, 0, 30)}
-    jobs = tuple(
-        JobType(
-            Poisson(16.0),
-            (Stage(Uniform(low, high), Uniform(least, most)),),
-            name,
-            *TARGETS[name],
-            WEIGHTS[name],
-        )
-        for name, (low, high, least, most) in lengths.items()
+def engine(workload: Any) -> Scenario:
+    return Scenario.single_engine(Affine(9.0, 0.35), 48, workload, slots=36, service_weights=(1, 2))
+
+
+def shared(requests: int = 900) -> Replay:
+    """Three tenants who ask for about 1.3 times what the engine can serve: its table is full at times."""
+    rng = np.random.default_rng(5)
+    which = rng.integers(0, 3, requests)
+    low, high, least, most = np.array([(0, 40, 0, 9), (10, 60, 1, 3), (50, 90, 0, 30)]).T
+    prefill = rng.integers(low[which], high[which] + 1)
+    decode = rng.integers(least[which], most[which] + 1)
+    return Replay(
+        np.cumsum(rng.exponential(1 / 48, requests)),
+        np.where(prefill + decode == 0, 1, prefill),
+        decode,
+        tenant=[TENANTS[k].name for k in which],
+        tenants=TENANTS,
     )
-    return Scenario.single_engine(Affine(9.0, 0.35), 48, jobs, slots=36, service_weights=(1, 2))
 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return llmgym.simulate(
-        three_classes(),
-        "sarathi",
-        duration_s=DURATION_S,
-        warmup_s=WARMUP_S,
-        num_envs=ENVS,
-        seed=SEED,
-    )
+    return llmgym.simulate(engine(shared()), "sarathi", duration_s=DURATION_S, warmup_s=WARMUP_S)
 
 
-def judge(request: Request, targets: tuple[float | None, float | None], now: int) -> dict[str, Any]:
+def judge(request: Request, tenant: Tenant, now: int) -> dict[str, Any]:
     """Whether a request met each target by the tick ``now``; None: undecided. Ticks of 0.01 ms."""
     if request.dropped:
         return {"ttft": False, "tpot": None, "both": False}
+    targets = (tenant.ttft_ms, tenant.tpot_ms)
     ttft, tpot = (None if t is None else round(100 * t) for t in targets)
     first, last = request.first_token, request.finish
     found: dict[str, Any] = {"ttft": None, "tpot": None, "both": None}
@@ -87,27 +86,29 @@ def judge(request: Request, targets: tuple[float | None, float | None], now: int
 @pytest.fixture(scope="module")
 def expected() -> dict[str, dict[str, Any]]:
     """The same run by the plain simulator, and its requests judged one by one."""
-    scenario = three_classes()
+    replay = shared()
+    scenario, names = engine(replay), [tenant.name for tenant in TENANTS]
+    ticks = np.rint(np.asarray(replay.arrival_s) * 1e5).astype(int)
+    columns = (replay.request_class, np.arange(len(replay)), ticks)
+    lengths = (replay.prefill_tokens, replay.decode_tokens)
+    mine = [Request(*row) for row in np.array([*columns, *lengths]).T.tolist()]
+    simulator = Simulator(reference_engine(scenario), sarathi(), list(mine))
+    simulator.run(until=round(WARMUP_S * 1e5))
+    warm = simulator.now
+    simulator.run(until=round(DURATION_S * 1e5))
     counts: dict[str, dict[str, Any]] = {
-        name: {"verdicts": [], "good": 0, "dropped": 0} for name in TARGETS
+        name: {"verdicts": [], "good": 0, "dropped": 0} for name in names
     }
-    elapsed = 0
-    arriving = requests(dynamics.lower(scenario), keys(SEED, ENVS), 800)
-    for mine in arriving:
-        simulator = Simulator(reference_engine(scenario), sarathi(), mine)
-        simulator.run(until=round(WARMUP_S * 1e5))
-        warm = simulator.now
-        simulator.run(until=round(DURATION_S * 1e5))
-        elapsed += simulator.now - warm
-        for request in mine[: simulator.arrived]:
-            name = list(TARGETS)[request.job_class]
-            verdict = judge(request, TARGETS[name], simulator.now)
-            if request.arrival > warm:
-                counts[name]["verdicts"].append(verdict)
-                counts[name]["dropped"] += request.dropped
-            if request.finish is not None and request.finish > warm:
-                counts[name]["good"] += verdict["both"]
-    return counts | {"elapsed_s": elapsed / 1e5}  # type: ignore[dict-item]
+    for request in mine[: simulator.arrived]:
+        tenant = TENANTS[request.job_class]
+        verdict, found = judge(request, tenant, simulator.now), counts[tenant.name]
+        if request.arrival > warm:
+            found["verdicts"].append(verdict)
+            found["dropped"] += request.dropped
+        if request.finish is not None and request.finish > warm:
+            found["good"] += verdict["both"]
+    elapsed_s: Any = (simulator.now - warm) / 1e5
+    return counts | {"elapsed_s": elapsed_s}
 
 
 def share(verdicts: list[bool | None]) -> float:
@@ -119,40 +120,42 @@ def test_service_levels_are_those_of_the_plain_simulator(
     run: Run, expected: dict[str, dict[str, Any]]
 ) -> None:
     slo, worth, decided = run.summary["slo"], 0.0, 0.0
-    assert list(slo) == list(TARGETS)
+    weights = {tenant.name: tenant.weight for tenant in TENANTS}
+    assert list(slo) == list(weights)
     for name, level in slo.items():
         found, good = expected[name]["verdicts"], expected[name]["good"]
         both = [v["both"] for v in found]
-        assert level["requests"] == len(found) > 80
+        assert level["requests"] == len(found) > 150
         assert level["undecided"] == both.count(None)
         assert {True, False} <= set(both)
         assert level["attainment"] == pytest.approx(share(both), rel=1e-12)
         assert level["ttft_attainment"] == pytest.approx(share([v["ttft"] for v in found]))
         assert level["tpot_attainment"] == pytest.approx(share([v["tpot"] for v in found]))
         assert level["goodput_per_s"] == pytest.approx(good / expected["elapsed_s"])
-        worth += WEIGHTS[name] * both.count(True)
-        decided += WEIGHTS[name] * (both.count(True) + both.count(False))
-    assert sum(expected[name]["dropped"] for name in TARGETS) > 20
+        worth += weights[name] * both.count(True)
+        decided += weights[name] * (both.count(True) + both.count(False))
+    assert sum(expected[name]["dropped"] for name in weights) > 20
     assert sum(level["undecided"] for level in slo.values()) > 20
     assert run.summary["slo_attainment"] == pytest.approx(worth / decided)
-    rate = sum(WEIGHTS[name] * slo[name]["goodput_per_s"] for name in TARGETS)
+    rate = sum(weights[name] * slo[name]["goodput_per_s"] for name in weights)
     assert run.summary["goodput_per_s"] == pytest.approx(rate)
 
 
 def test_drops_are_counted_by_class(run: Run) -> None:
     by_class = run.raw["end_dropped_of_class"]
     np.testing.assert_array_equal(by_class.sum(axis=0), run.raw["end_dropped"])
-    for k, name in enumerate(TARGETS):
-        numbers = run.requests[(run.requests.job_type == name) & (run.requests.env == 0)].job
-        gaps = numbers.max() + 1 - len(numbers)  # those after the last that got in are not seen
-        assert 0 < gaps <= by_class[k, 0]
+    arrived = run.raw["end_arrived"][0]
+    came = np.bincount(shared().request_class[:arrived], minlength=3)
+    got_in = [(run.requests.job_type == tenant.name).sum() for tenant in TENANTS]
+    np.testing.assert_array_equal(by_class[:, 0], came - got_in)
+    assert by_class.min() > 20
 
 
 def test_service_of_the_clients(run: Run) -> None:
     fairness, done = run.summary["fairness"], run.requests.finish_ms.notna()
     assert fairness["bound"] == np.inf
     whole = run.raw["charged"].sum(axis=(0, 2))
-    for k, name in enumerate(TARGETS):
+    for k, name in enumerate(run.scenario.class_names):
         mine = run.requests[done & (run.requests.job_type == name)]
         finished = (mine.prefill_tokens + 2 * mine.decode_tokens).sum()
         present = run.requests[~done & (run.requests.job_type == name)]
@@ -164,9 +167,7 @@ def test_service_of_the_clients(run: Run) -> None:
 
 def by_hand(rows: list[tuple[float, float, float, int]], end: int, **targets: Any) -> Run:
     """A run of one class whose requests have these arrivals, first tokens, finishes and outputs."""
-    scenario = three_classes().override(
-        workload=Replay([0.0], [1], [1]), service_weights=None, **targets
-    )
+    scenario = engine(Replay([0.0], [1], [1])).override(service_weights=None, **targets)
     arrival, first, finish, output = (np.array(column) for column in zip(*rows, strict=True))
     none = np.zeros(len(rows), int)
     raw = {
@@ -222,13 +223,13 @@ def test_one_target_alone() -> None:
 
 def test_whole_ticks_stay_whole() -> None:
     # In floating point 0.3 / 0.1 is a little less than 3.
-    ticks = target_ticks(three_classes().override(tick_ms=0.1, ttft_ms=0.3, tpot_ms=None))
+    ticks = target_ticks(engine(shared()).override(tick_ms=0.1, ttft_ms=0.3, tpot_ms=None))
     np.testing.assert_array_equal(ticks, [[3.0, np.inf]] * 3)
 
 
 @pytest.mark.slow
 def test_those_who_starve_are_missed() -> None:
-    idle = llmgym.simulate(three_classes(), "idle", duration_s=1.2, num_envs=1)
+    idle = llmgym.simulate(engine(shared()), "idle", duration_s=1.2, num_envs=1)
     slo = idle.summary["slo"]
     assert slo["chat"]["attainment"] == 0.0
     assert idle.summary["goodput_per_s"] == 0.0
@@ -272,7 +273,7 @@ def results_of(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_benchmark_reports_goodput_where_there_are_targets(run: Run) -> None:
-    benchmark = Benchmark(three_classes(), ("sarathi",), loads=(0.5,))
+    benchmark = Benchmark(engine(shared()), ("sarathi",), loads=(0.5,))
     text = shown(tables(benchmark, results_of(run.summary)))
     assert "Goodput per second" in text
     assert f"{run.summary['goodput_per_s']:.2f}" in text
@@ -299,7 +300,7 @@ SHARED = Replay(
 
 
 def test_tenants_are_classes() -> None:
-    scenario = three_classes().override(workload=SHARED)
+    scenario = engine(SHARED)
     assert scenario.class_names == scenario.job_names == ("chat", "batch")
     assert scenario.targets_ms == ((1000.0, 100.0), (None, 500.0))
     assert scenario.class_weights == (3.0, 1.0)
@@ -310,9 +311,6 @@ def test_tenants_are_classes() -> None:
     part = SHARED.window(0.1, 0.25)  # of one of them nothing is left
     assert [one.name for one in part.classes] == ["chat", "batch"]
     assert scenario.override(workload=part).class_means[1] == (0.0, 0.0)
-    run = llmgym.simulate(scenario, "sarathi")
-    assert list(run.requests.job_type) == ["batch", "chat", "chat", "batch"]
-    assert run.summary["slo"]["chat"]["requests"] == 2
     changed = scenario.override(ttft_ms=50.0)
     assert changed.targets_ms == ((50.0, 100.0), (50.0, 500.0))
 
@@ -324,26 +322,26 @@ def test_tenants_without_a_list_share_the_replays_targets() -> None:
 
 
 def test_a_benchmark_keeps_the_tenants() -> None:
-    endless = Benchmark(three_classes().override(workload=SHARED), ("sarathi",)).endless
+    endless = Benchmark(engine(SHARED), ("sarathi",)).endless
     chat, batch = endless.job_types
     assert (chat.name, chat.weight, chat.ttft_ms, chat.stages[0].priority) == ("chat", 3, 1000, 1)
     assert chat.rate_per_s == batch.rate_per_s == SHARED.rate_per_s / 2
     assert chat.stages[0].paired is not None
     np.testing.assert_array_equal(chat.stages[0].paired.prefill_tokens, [20, 30])
-    alone = Benchmark(three_classes().override(workload=Replay([0, 1, 3], [1] * 3, [1] * 3)))
+    alone = Benchmark(engine(Replay([0, 1, 3], [1] * 3, [1] * 3)))
     assert alone.endless.arrival_rate_per_s == alone.scenario.arrival_rate_per_s
 
 
 def test_tenants_and_weights_in_toml(tmp_path: Path) -> None:
-    scenario = three_classes().override(workload=SHARED)
+    scenario = engine(SHARED)
     text = dumps(scenario)
     assert text.count("[[replay.tenants]]") == 2
     again = loads(text)
     assert again.workload.tenants == (CHAT, BATCH)
     assert dumps(again) == text
     assert again.service_weights == (1, 2)
-    jobs = loads(dumps(three_classes()))
-    assert jobs.class_weights == (4.0, 1.0, 0.25)
+    job = JobType(Poisson(1.0), (Stage(1, 1),), weight=0.25)
+    assert loads(dumps(engine(job))).class_weights == (0.25,)
     (tmp_path / "trace.csv").write_text("arrival,prefill,decode,tenant\n0,5,1,chat\n1,6,1,x\n")
     head = text[: text.index("[replay]")]
     lines = '[replay]\ntrace = "trace.csv"\nname = "mine"\n'
@@ -401,7 +399,7 @@ def test_bad_tenants(fields: dict[str, Any], message: str) -> None:
 
 
 def test_replicas_have_no_tenants() -> None:
-    scenario = three_classes().override(workload=SHARED, service_weights=None, replicas=2)
+    scenario = engine(SHARED).override(service_weights=None, replicas=2)
     with pytest.raises(LLMGymError, match="priorities or tenants is served by one engine"):
         llmgym.simulate(scenario, "sarathi")
 
