@@ -46,6 +46,7 @@ from llmgym.baselines.tile_align import TileAlign
 from llmgym.baselines.vllm import VanillaVLLM
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
+from llmgym.baselines.vtc import VTC
 from llmgym.baselines.wait import WAIT
 from llmgym.errors import LLMGymError, unknown
 
@@ -78,6 +79,7 @@ POLICIES: dict[str, type[Policy]] = {
         EDF,
         LLF,
         SkipJoinMLFQ,
+        VTC,
         GlobalFCFS,
         ClassPriority,
         FirstBufferFirstServed,

@@ -30,6 +30,7 @@ from llmgym.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
 from llmgym.lengths import Poisson as PoissonLength
 from llmgym.scenario import Engine, Scenario
 from llmgym.scenario_files import scenario
+from llmgym.tenants import Tenant
 from llmgym.theory.capacity import capacity
 from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
 

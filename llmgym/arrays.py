@@ -64,6 +64,12 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
     return picked
 
 
+def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array:
+    """Sums (count, ...) over the slots of each class, int32."""
+    mine = (jnp.where(job_class == k, values, 0) for k in range(count))
+    return jnp.stack([jnp.sum(m.astype(jnp.int32), axis=0) for m in mine])
+
+
 def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Slots of the first ``count`` rows where ``mask`` holds (count, ...), and whether each exists."""
     row, size = rows(mask), mask.shape[0]

@@ -112,7 +112,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Run one policy and print its summary. --out writes requests.csv, batches.csv and summary.json."""
-    from llmgym.evaluation import benchmark
+    from llmgym.evaluation import benchmark, service_tables
     from llmgym.evaluation.files import to_json, write
     from llmgym.evaluation.simulate import simulate as run_simulation
     from llmgym.workload import Replay
@@ -144,7 +144,13 @@ def simulate(
     if as_json:
         stages = {"stages": run.stages.to_dict("records")} if chosen.is_network else {}
         return _print_json(run.summary | stages)
-    console.print(_summary_table(f"{run.policy} on {chosen.name}", run.summary))
+    apart = {k: run.summary[k] for k in ("slo", "fairness") if k in run.summary}
+    facts = {k: v for k, v in run.summary.items() if k not in apart}
+    console.print(_summary_table(f"{run.policy} on {chosen.name}", facts))
+    if "slo" in apart:
+        console.print(service_tables.slo_table(run.summary))
+    if "fairness" in apart:
+        console.print(service_tables.fairness_table(apart["fairness"]))
     if chosen.is_network:
         console.print(_stages_table(chosen, run.stages))
 
@@ -477,6 +483,8 @@ def _window(text: str) -> tuple[float, float]:
 
 
 def _value(text: str) -> Any:
+    if "," in text:
+        return tuple(_value(part.strip()) for part in text.split(","))
     if text.lower() in ("none", "true", "false"):
         return {"none": None, "true": True, "false": False}[text.lower()]
     for kind in (int, float):

@@ -56,6 +56,8 @@ class Classes:
     priority: jax.Array  # that the scenario gives; more is served first
     here: jax.Array  # whether this engine serves the class
     most: int = field(metadata={"static": True})  # classes that any one engine serves
+    counter: jax.Array | None = None  # virtual token counters (see llmgym.fairness), int32
+    service_weights: jax.Array | None = None  # (2, ...) of a prompt and of an output token in them
 
     @property
     def count(self) -> int:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import memory_step
+from llmgym import fairness, memory_step
 from llmgym import stream as streams
-from llmgym.arrays import prefix_sum, rows
+from llmgym.arrays import class_sums, prefix_sum, rows
 from llmgym.arrivals import NEVER
 from llmgym.batch_time import NO_ATTENTION, Attention
 from llmgym.block_pool import empty_pool
@@ -44,6 +44,7 @@ def init(physics: Physics, key: jax.Array) -> State:
         assert physics.kv_blocks is not None
         most = physics.prefixes.most
         pool = empty_pool(physics.kv_blocks, physics.pool_size, count, most, shape)
+    classes = physics.means.shape[1]
     state = State(
         table=empty_table(count, shape, physics.kv_blocks is not None, swaps),
         joined=none,
@@ -52,9 +53,10 @@ def init(physics: Physics, key: jax.Array) -> State:
         backlog=none,
         clock=Wide.zeros(shape),
         stream=streams.start(physics.arrivals, data, physics.burst),
-        totals=empty_totals(shape),
+        totals=empty_totals(shape, classes),
         steps=none,
         pool=pool,
+        counters=None if physics.service_weights is None else fairness.start(classes, shape),
     )
     return _admit(physics, state)[0]
 
@@ -130,6 +132,12 @@ def step(
         pool=pool,
     )
     after, late = _admit(physics, moved)
+    service = None
+    if physics.service_weights is not None:
+        assert after.counters is not None
+        service = fairness.serve(physics.service_weights, seen, tokens, state.table, table)
+        counters = fairness.advance(after.counters, service, view(physics, after))
+        after = replace(after, counters=counters)
     info = StepInfo(
         duration=duration,
         batch_ticks=jnp.where(size > 0, duration, 0),
@@ -150,6 +158,7 @@ def step(
         batch=batch,
         finished=finished,
         table=table,
+        service=service,
     )
     return after, info
 
@@ -235,6 +244,9 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
     waited = jnp.where(joins, ago, 0)
     request_ticks = totals.request_ticks + jnp.sum(waited & 0xFFFF, axis=0)
     request_ticks = request_ticks.add_product(jnp.sum(waited >> 16, axis=0), jnp.int32(1 << 16))
+    dropped_of_class = totals.dropped_of_class
+    if dropped_of_class is not None:
+        dropped_of_class += class_sums(table.job_class[slots:], due & ~joins, len(dropped_of_class))
     state = replace(
         state,
         table=replace(
@@ -248,6 +260,7 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
             arrived=totals.arrived + count,
             dropped=totals.dropped + count - taken,
             request_ticks=request_ticks,
+            dropped_of_class=dropped_of_class,
         ),
     )
     return state, jnp.sum(waited.astype(jnp.float32), axis=0)

@@ -81,7 +81,7 @@ def view(physics: Physics, state: State) -> View:
         tick_ms=spread(physics.tick_ms),
         batches=state.totals.batches,
         resident_limit=physics.resident_limit,
-        classes=_classes(physics, table),
+        classes=_classes(physics, state),
         free=jnp.ones(shape, bool),
         memory=memory,
     )
@@ -106,8 +106,9 @@ def _contents(physics: Physics, state: State) -> Contents | None:
     return Contents(sources, table.request, source, word, table.prompt)
 
 
-def _classes(physics: Physics, table: Table) -> Classes:
+def _classes(physics: Physics, state: State) -> Classes:
     """The request classes and how many requests of each are present."""
+    table, weights = state.table, physics.service_weights
     shape, count = table.prefill.shape[1:], physics.means.shape[1]
 
     def spread(x: jax.Array) -> jax.Array:
@@ -127,4 +128,6 @@ def _classes(physics: Physics, table: Table) -> Classes:
         priority=spread(physics.priority),
         here=none == 0,
         most=count,
+        counter=None if state.counters is None else state.counters.value,
+        service_weights=None if weights is None else spread(weights),
     )

@@ -89,8 +89,10 @@ def lower_network(scenario: Scenario, burst: int = 0) -> Network:
         raise LLMGymError(f"A network has at most {CHOICE} stages in all, got {plan.classes}.")
     ticks_per_s = 1000.0 / scenario.tick_ms
     if isinstance(workload, Replay):
-        if workload.priority is not None:
-            raise LLMGymError("A replay with priorities is served by one engine, not by replicas.")
+        if workload.priority is not None or workload.tenant is not None:
+            raise LLMGymError(
+                "A replay with priorities or tenants is served by one engine, not by replicas."
+            )
         arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
         lengths: tuple[Any, ...] = (workload.length_sampler(),)
         length_of: tuple[int, ...] = (0,)

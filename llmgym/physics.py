@@ -13,6 +13,7 @@ from llmgym.arrays import GROUP
 from llmgym.batch_time import BatchTime
 from llmgym.composition import Batch
 from llmgym.errors import LLMGymError
+from llmgym.fairness import Service
 from llmgym.prefixes import Sources, no_prefix
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
@@ -39,6 +40,7 @@ class Physics:
     means: jax.Array  # (2, classes) mean prompt and output tokens
     priority: jax.Array  # of each class
     kv_blocks: jax.Array | None  # of KV memory; None: no limit
+    service_weights: jax.Array | None  # (2,) of a prompt and of an output token; None: not counted
     swap_tokens_per_ms: jax.Array | None  # None: preemption is by recompute
     prefixes: Sources | None  # with prefix caching: what requests begin with
     pool_size: int = field(metadata={"static": True})  # room for kv_blocks, with prefix caching
@@ -59,7 +61,7 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
         raise LLMGymError(
             f"Scenario {scenario.name!r} is a network of engines; use llmgym/Network-v0."
         )
-    engine, workload = scenario.engine, scenario.workload
+    engine, workload, weights = scenario.engine, scenario.workload, scenario.service_weights
     ticks_per_s = 1000.0 / scenario.tick_ms
     if isinstance(workload, Replay):
         arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
@@ -88,6 +90,7 @@ def lower(scenario: Scenario, burst: int = 0) -> Physics:
         swap_tokens_per_ms=None if swap is None else jnp.float32(swap),
         prefixes=_prefixes(scenario) if caching else None,
         pool_size=0 if cache is None else -(-cache.blocks // 64) * 64,
+        service_weights=None if weights is None else jnp.asarray(weights, jnp.int32),
         block_size=1 if cache is None else cache.block_size,
         prompt_samples=engine.prompt_samples,
         slots=scenario.slots,
@@ -143,3 +146,4 @@ class StepInfo:
     batch: Batch  # that ran
     finished: jax.Array  # (slots, ...) whether the request completed
     table: Table  # after crediting, before arrivals; finished rows still carry their times
+    service: Service | None  # of each client, where the scenario weighs it

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.block_pool import BlockPool
+from llmgym.fairness import Counters
 from llmgym.pytree import register
 from llmgym.wide import Wide
 
@@ -83,6 +84,9 @@ class Totals:
     prefill_tokens: Wide  # tokens served
     decode_tokens: Wide
     request_ticks: Wide  # integral of the number of requests present over time
+    dropped_of_class: (
+        jax.Array | None
+    )  # (classes, ...) the dropped by class, where there are several
 
 
 @register
@@ -100,6 +104,7 @@ class State:
     totals: Totals
     steps: jax.Array  # int32
     pool: BlockPool | None = None  # with prefix caching
+    counters: Counters | None = None  # of the clients' service, where the scenario weighs it
 
 
 def empty_table(
@@ -112,7 +117,8 @@ def empty_table(
     return Table(none, none, none, none, never, never, never, none, none, count, count, swapped)
 
 
-def empty_totals(shape: tuple[int, ...]) -> Totals:
+def empty_totals(shape: tuple[int, ...], classes: int = 1) -> Totals:
     """All totals zero."""
     none, wide = jnp.zeros(shape, jnp.int32), Wide.zeros(shape)
-    return Totals(none, none, none, none, wide, wide, wide)
+    of_class = jnp.zeros((classes, *shape), jnp.int32) if classes > 1 else None
+    return Totals(none, none, none, none, wide, wide, wide, of_class)

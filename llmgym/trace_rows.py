@@ -29,6 +29,7 @@ class Format:
 
     Args:
         columns: accepted names of each column; the first three are arrival, prefill and decode.
+        tenant: accepted names of a column that need not be there, and says whose request it is.
         units_per_s: of arrivals.
         dates: whether arrivals are dates.
         json_lines: whether a row is a JSON object; else the file is a CSV with a header.
@@ -46,6 +47,7 @@ class Format:
     least_tokens: int = 0
     prefix: str = ""
     prefix_tokens: int = 0
+    tenant: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return ", ".join(
@@ -95,6 +97,12 @@ class Rows:
         self.refuse(bad, column, f", not a whole number of at most {MAX_TOKENS} tokens.")
         self.refuse(values < least, column, f", below {least}: drop the row.")
         return values.astype(np.int32)
+
+    def words(self, column: int) -> list[str]:
+        """A column of text, in which no cell is empty."""
+        words = [str(cell).strip() for cell in self.cells[column]]
+        self.refuse(np.array([not word for word in words]), column, ": name it or drop the row.")
+        return words
 
     def nanoseconds(self, column: int) -> np.ndarray:
         """A column of ISO dates as whole nanoseconds, so that no digit is lost."""
@@ -162,6 +170,7 @@ def _read_csv(path: Path, wanted: Format, lines: Iterable[str], limit: int | Non
     try:
         header = [cell.strip() for cell in next(reader)]
         places = [_find(path, header, names, wanted) for names in wanted.columns]
+        places += [header.index(name) for name in wanted.tenant if name in header][:1]
         rows = Rows(path, [header[place] for place in places])
         for cells in reader:
             if not cells:

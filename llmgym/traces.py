@@ -8,7 +8,8 @@
 - vllm: the requests of a vLLM benchmark, one JSON object a line with queued_ts or else arrival_time
   (seconds on any clock), input_toks, output_toks, in any order: they are sorted by arrival. Other
   entries are not used; ``llmgym.vllm_runs`` compares the times of a whole run.
-- csv: a CSV of your own with arrival (seconds), prefill, decode (tokens).
+- csv: a CSV of your own with arrival (seconds), prefill, decode (tokens), and perhaps tenant: whose
+  request it is.
 
 Input and generated tokens become prefill and decode tokens as they stand. A row without generated
 tokens is a request that only needs its prompt processed, and is kept (the published Azure files of
@@ -45,7 +46,8 @@ FORMATS = {
         least_tokens=1,
     ),
     "csv": Format(
-        (("arrival", "arrival_s"), ("prefill", "prefill_tokens"), ("decode", "decode_tokens"))
+        (("arrival", "arrival_s"), ("prefill", "prefill_tokens"), ("decode", "decode_tokens")),
+        tenant=("tenant", "class"),
     ),
 }
 """The trace formats by name."""
@@ -87,7 +89,8 @@ def _read(path: Path, format: str | None, limit: int | None, file: TextIO) -> Re
     rows.refuse(prefill + decode == 0, 1, f" and {rows.names[2]} too; drop the row.")
     order = np.argsort(arrival, kind="stable")
     arrival_s = (arrival[order] - arrival.min()) / wanted.units_per_s
-    replay = Replay(arrival_s, prefill[order], decode[order])
+    tenant = np.array(rows.words(3))[order] if len(rows.names) > 3 else None
+    replay = Replay(arrival_s, prefill[order], decode[order], tenant=tenant)
     if not rows.prefixes:
         return replay
     ids = dense([rows.prefixes[n] for n in order])

@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmgym import baselines, policies, scenario_files
 from llmgym.arrivals import Poisson
 from llmgym.errors import LLMGymError, check_number
@@ -39,8 +41,8 @@ class Benchmark:
 
     Args:
         scenario: the engine and its workload. For a replay capacity and verdicts come from Poisson
-            arrivals with the trace's own pairs of lengths, latencies from the trace itself, its time
-            stretched to each load.
+            arrivals of each of its classes with that class's own pairs of lengths, latencies from the
+            trace itself, its time stretched to each load.
         policies: names, or objects with a label; order of the rows.
         loads: fractions of the LP capacity.
         replications: environments of each measurement.
@@ -76,16 +78,19 @@ class Benchmark:
         workload = self.scenario.workload
         if not isinstance(workload, Replay):
             return self.scenario
-        stage = Stage(paired=Paired(workload.prefill_tokens, workload.decode_tokens))
-        job_type = JobType(
-            Poisson(workload.rate_per_s),
-            (stage,),
-            workload.name,
-            workload.ttft_ms,
-            workload.tpot_ms,
-        )
+        which, job_types = workload.request_class, []
+        for k, one in enumerate(workload.classes):
+            lengths = (workload.prefill_tokens, workload.decode_tokens)
+            prefill, decode = (np.asarray(column)[which == k] for column in lengths)
+            if not prefill.size:
+                continue
+            stage = Stage(paired=Paired(prefill, decode), priority=one.priority)
+            rate = workload.rate_per_s * (prefill.size / len(workload))
+            levels = (one.ttft_ms, one.tpot_ms, one.weight)
+            job_types.append(JobType(Poisson(rate), (stage,), one.name, *levels))
         # Verdicts enlarge the table where they need to; the trace's own run needs a large one at once.
-        return replace(self.scenario, workload=(job_type,), slots=min(self.scenario.slots, 1024))
+        slots = min(self.scenario.slots, 1024)
+        return replace(self.scenario, workload=tuple(job_types), slots=slots)
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""

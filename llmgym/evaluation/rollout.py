@@ -17,6 +17,7 @@ import numpy as np
 
 from llmgym import model
 from llmgym.composition import Batch
+from llmgym.fairness import Service
 from llmgym.policies import compose
 from llmgym.pytree import register
 from llmgym.wide import Wide
@@ -64,6 +65,7 @@ class Steps:
     found: jax.Array  # prompt tokens that prefix caching found in memory
     finished: jax.Array | None  # whether a request finished
     details: dict[str, jax.Array] | None  # columns of the table
+    service: Service | None  # of each client, where the scenario weighs it
 
 
 @partial(jax.jit, static_argnames=("policy", "length", "detail", "bounded"), donate_argnums=(1,))
@@ -98,6 +100,7 @@ def run_chunk(
             found=jnp.sum(info.found, axis=0),
             finished=info.finished if detail else None,
             details=info.table.details() if detail else None,
+            service=getattr(info, "service", None),
         )
         return after, kept
 

@@ -26,7 +26,11 @@ def assert_equal(got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> N
 
 
 # Cases that between them have every option; all of them are in the slow set.
-QUICK = ("kv_growth6|num_blocks_incl_null=13", "prio8|num_blocks_incl_null=20", "shared_prefix6")
+QUICK = (
+    "kv_growth6|num_blocks_incl_null=13",
+    "prio8|num_blocks_incl_null=20",
+    "shared_prefix6|enable_prefix_caching=True",
+)
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
