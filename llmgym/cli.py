@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from llmgym import cli_tables as tables
 from llmgym.errors import LLMGymError, UnservableWarning
 
 app = typer.Typer(
@@ -146,55 +147,13 @@ def simulate(
         return _print_json(run.summary | stages)
     apart = {k: run.summary[k] for k in ("slo", "fairness") if k in run.summary}
     facts = {k: v for k, v in run.summary.items() if k not in apart}
-    console.print(_summary_table(f"{run.policy} on {chosen.name}", facts))
+    console.print(tables.summary_table(f"{run.policy} on {chosen.name}", facts))
     if "slo" in apart:
         console.print(service_tables.slo_table(run.summary))
     if "fairness" in apart:
         console.print(service_tables.fairness_table(apart["fairness"]))
     if chosen.is_network:
-        console.print(_stages_table(chosen, run.stages))
-
-
-def _network_facts(scenario: Any, limit: Any) -> dict[str, Any]:
-    """Engine by engine, and what the nominal load does not tell."""
-    from llmgym.theory.networks import CyclicRoutingWarning, check_routing, virtual_station
-
-    notes = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CyclicRoutingWarning)
-        check_routing(scenario)
-    notes += [str(w.message) for w in caught]
-    station = virtual_station(scenario)
-    if station is not None:
-        notes.append(
-            f"Under the priorities of the scenario {' and '.join(station.classes)} form a virtual "
-            f"station of load {station.load:.3f}: stable only below {station.critical_per_s:,.3f} jobs/s."
-        )
-    engines = [asdict(e) for e in limit.engines]
-    return {"engines": engines, "notes": notes}
-
-
-def _stages_table(scenario: Any, stages: Any) -> Table:
-    table = Table(
-        title="stages: mean ms of a call, share of the critical path", title_justify="left"
-    )
-    for column in ("stage", "calls", "waiting", "service", "delay", "share"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for row in stages.itertuples():
-        job = scenario.job_types[scenario.job_names.index(row.job_type)]
-        times = (f"{x:,.1f}" for x in (row.waiting_ms, row.service_ms, row.delay_ms))
-        name = f"{row.job_type}.{job.stages[row.stage].name}"
-        table.add_row(name, f"{row.calls:,}", *times, f"{100 * row.critical_share:.0f} %")
-    return table
-
-
-def _summary_table(title: str, summary: dict[str, Any]) -> Table:
-    table = Table(title=title, show_header=False)
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            value = "  ".join(f"{k} {v:.1f}" for k, v in value.items())
-        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    return table
+        console.print(tables.stages_table(chosen, run.stages))
 
 
 @app.command()
@@ -222,7 +181,7 @@ def capacity(
         "bottleneck": limit.bottleneck,
     }
     if chosen.is_network:
-        found |= _network_facts(chosen, limit)
+        found |= tables.network_facts(chosen, limit)
     if policy is not None:
         with _bar(as_json) as bar:
             task = bar.add_task(f"capacity of {policy}", total=1.0)
@@ -237,7 +196,7 @@ def capacity(
         return _print_json(found)
     apart = ("policy", "engines", "notes")
     console.print(
-        _summary_table(
+        tables.summary_table(
             f"capacity of {chosen.name}", {k: v for k, v in found.items() if k not in apart}
         )
     )
@@ -334,28 +293,13 @@ def calibrate(
     if as_json:
         fits = [fit.record() for fit in found.fits]
         return _print_json({"chosen": chosen.form, "fits": fits, "notes": found.notes})
-    console.print(_fits_table(found))
+    console.print(tables.fits_table(found))
     for note in found.notes:
         console.print(f"[yellow]{note}[/yellow]")
     constants = ", ".join(f"{k} = {v}" for k, v in vars(chosen.model).items())
     console.print(f"{chosen.form}: {constants}", highlight=False)
     if paths:
         console.print(f"Wrote {' and '.join(map(str, paths))}.", markup=False)
-
-
-def _fits_table(found: Any) -> Table:
-    table = Table(
-        title=f"batch times fitted to {len(found.data)} measurements, best first",
-        caption="unseen: root mean squared error on batch sizes left out of the fit; where forms"
-        " do alike, within the noise, the one with fewer constants comes first",
-        title_justify="left",
-    )
-    for column in ("form", "constants", "R²", "mean error", "largest ms", "unseen ms"):
-        table.add_column(column, justify="left" if column == "form" else "right")
-    for fit in found.fits:
-        errors = (f"{100 * fit.mape:.2f} %", f"{fit.largest_ms:.3g}", f"{fit.cv_ms:.3g}")
-        table.add_row(fit.form, str(fit.constants), f"{fit.r2:.4f}", *errors)
-    return table
 
 
 @app.command()
@@ -380,30 +324,7 @@ def validate(
             "preemptions": int(run.requests.preemptions.sum()),
         }
         return _print_json(facts | found.to_dict("index"))
-    console.print(_comparison_table(recorded, batch_time, found))
-
-
-def _comparison_table(run: Any, batch_time: str, found: Any) -> Table:
-    table = Table(
-        title=f"{run.name}: {len(run.replay)} requests, {run.policy.name}, {batch_time}",
-        title_justify="left",
-    )
-    columns = ("measured mean", "simulated", "error", "measured p99", "simulated", "error")
-    for column in ("", *columns, "correlation"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in found.iterrows():
-        times = (
-            (
-                f"{row[f'measured_{x}']:,.1f}",
-                f"{row[f'simulated_{x}']:,.1f}",
-                f"{row[f'{x}_error']:+.1%}",
-            )
-            for x in ("mean", "p99")
-        )
-        table.add_row(
-            str(name), *(cell for three in times for cell in three), f"{row.correlation:.3f}"
-        )
-    return table
+    console.print(tables.comparison_table(recorded, batch_time, found))
 
 
 @app.command()
@@ -446,7 +367,9 @@ def speed(
     if as_json:
         return _print_json(found)
     console.print(
-        _summary_table("speed", found) if isinstance(found, dict) else speeds.rich_table(found)
+        tables.summary_table("speed", found)
+        if isinstance(found, dict)
+        else speeds.rich_table(found)
     )
 
 
