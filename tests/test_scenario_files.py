@@ -74,6 +74,13 @@ ARGUMENTS = {
         "weights": st.tuples(positive, positive),
         "sojourn_s": st.tuples(positive, positive),
     },
+    "arrivals/rate_curve": {
+        "rate_per_s": positive,
+        "weights": st.lists(positive, min_size=1, max_size=60).map(tuple),
+        "period_s": positive,
+        "burst_weights": st.tuples(positive, positive),
+        "burst_sojourn_s": st.tuples(positive, positive),
+    },
     "lengths/fixed": {"tokens": tokens},
     "lengths/geometric": {"mean_tokens": st.floats(1, 4096)},
     "lengths/uniform": {"low": st.integers(0, 9), "high": st.integers(9, 99)},
