@@ -35,6 +35,9 @@ Load = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
+Window = Annotated[
+    str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
 Set = Annotated[
     list[str] | None,
@@ -101,9 +104,7 @@ def simulate(
     warmup_s: Annotated[float, typer.Option(help="Seconds that averages leave out.")] = 0.0,
     num_envs: Annotated[int, typer.Option(help="Independent replications.")] = 1,
     trace: Annotated[Path | None, typer.Option(help="Replay this trace on the engine.")] = None,
-    window: Annotated[
-        str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
-    ] = None,
+    window: Window = None,
     settings: Set = None,
     seed: Seed = 0,
     out: Out = None,
@@ -224,6 +225,7 @@ def benchmark(
     ] = None,
     load: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A request trace, as the workload.")] = None,
+    window: Window = None,
     replications: Annotated[int | None, typer.Option(help="Environments of each run.")] = None,
     arrivals: Annotated[int | None, typer.Option(help="Requests of each latency run.")] = None,
     settings: Set = None,
@@ -241,7 +243,7 @@ def benchmark(
     if repeat is not None:
         chosen = benchmarks.from_config(repeat)
     else:
-        base = _scenario(scenario, settings, trace)
+        base = _scenario(scenario, settings, trace, window)
         given = {"replications": replications, "arrivals": arrivals}
         names = tuple(policy) if policy else benchmarks.DEFAULT_POLICIES
         chosen = benchmarks.Benchmark(
@@ -266,6 +268,50 @@ def benchmark(
         return _print_json(report.rows(chosen, results))
     console.print(report.tables(chosen, results))
     console.print(f"Wrote {', '.join(str(p) for p in paths)}; raw numbers in {out / 'raw'}.")
+
+
+@app.command("fit-trace")
+def fit_trace(
+    file: Annotated[Path, typer.Argument(help="A request trace: Azure, Mooncake, vLLM or CSV.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(help="poisson, gamma, bursts, day or bursty-day; by default the best."),
+    ] = None,
+    scenario: Annotated[
+        str, typer.Option("--scenario", "-s", help="Whose engine the new scenario has.")
+    ] = "a100-llama-3-8b",
+    window: Window = None,
+    points: Annotated[int, typer.Option(help="Quantiles of prompts and of outputs.")] = 129,
+    settings: Set = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Scenario to write, a TOML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit arrivals and lengths to a trace, say how good the fits are, and write a scenario."""
+    from llmgym import arrival_fits, scenario_files, trace_fits
+
+    replay, engine = _replay(file, window), _scenario(scenario, settings, None)
+    kinds = tuple(arrival_fits.FITS) if kind is None else (kind,)
+    found = arrival_fits.compare_fits(replay, kinds, seed)
+    source = f"Lengths and arrivals: {file.name}, summarised. Engine: that of {engine.name}."
+    fitted = trace_fits.fit_scenario(
+        replay,
+        found.fits[0].arrivals,
+        engine,
+        (out or file).stem,
+        source=source,
+        points=points,
+    )
+    if out is not None:
+        scenario_files.save(fitted, out)
+    if as_json:
+        return _print_json(found.record() | {"description": fitted.description})
+    console.print(tables.arrival_fits_table(found))
+    console.print(fitted.description, markup=False, highlight=False)
+    if out is not None:
+        console.print(f"Wrote {out}.", markup=False)
 
 
 @app.command()
@@ -377,7 +423,6 @@ def _scenario(
     name: str, settings: list[str] | None, trace: Path | None, window: str | None = None
 ) -> Any:
     from llmgym import scenario_files
-    from llmgym.traces import read_trace
 
     changes: dict[str, Any] = {}
     for pair in settings or []:
@@ -388,13 +433,17 @@ def _scenario(
     if window is not None and trace is None:
         raise LLMGymError("--window is a part of a trace; name the file with --trace.")
     if trace is not None:
-        replay = read_trace(trace)
-        if window is not None:
-            replay = replay.window(*_window(window))
-        changes |= {"workload": replay, "name": trace.stem}
+        changes |= {"workload": _replay(trace, window), "name": trace.stem}
         changes.setdefault("token_budget", 2048)
         changes.setdefault("slots", 2048)
     return scenario_files.scenario(name, **changes)
+
+
+def _replay(trace: Path, window: str | None) -> Any:
+    from llmgym.traces import read_trace
+
+    replay = read_trace(trace)
+    return replay if window is None else replay.window(*_window(window))
 
 
 def _window(text: str) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
@@ -91,3 +92,33 @@ def comparison_table(run: Any, batch_time: str, found: Any) -> Table:
             str(name), *(cell for three in times for cell in three), f"{row.correlation:.3f}"
         )
     return table
+
+
+def arrival_fits_table(found: Any) -> Table:
+    """What tells patterns of arrivals apart, in the trace and in what was fitted to it."""
+    step = (
+        f" Time stamps come in steps of {found.step_s:g} s and were spread." if found.step_s else ""
+    )
+    table = Table(
+        title="arrivals of the trace, and of processes fitted to it, the one to use first",
+        caption="CV: of the gaps. Dispersion: variance over mean of the counts in windows of so many"
+        " seconds; 1 for Poisson. Fits: mean of replications, range of nine in ten. Error: root mean"
+        f" square of log(fit/trace) over CV and dispersions.{step}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    scales = list(found.trace.dispersion)
+    dispersions = (f"disp. {scale:g} s" for scale in scales)
+    for column in ("", "per s", "CV", *dispersions, "constants", "error"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table.add_row("trace", *(f"{x:.3g}" for x in _facts(found.trace, scales)))
+    for fit in found.fits:
+        parts = (_facts(part, scales) for part in (fit.mean, fit.low, fit.high))
+        cells = (f"{x:.3g}\n{low:.3g}-{high:.3g}" for x, low, high in zip(*parts, strict=True))
+        table.add_row(fit.kind, *cells, str(fit.constants), f"{fit.error:.2f}")
+    return table
+
+
+def _facts(found: Any, scales: list[float]) -> list[float]:
+    dispersion = (found.dispersion.get(scale, float("nan")) for scale in scales)
+    return [found.rate_per_s, found.gap_cv, *dispersion]
