@@ -315,8 +315,8 @@ def replay(
         return _print_json(records)
     title = f"{trace.name} on {engine.name}: {chosen.scenario.arrival_rate_per_s:.2f} requests/s"
     caption = (
-        f"targets: TTFT {ttft_ms:g} ms and TPOT {tpot_ms:g} ms; latencies of finished requests; seconds "
-        "of real time, compilation included"
+        f"targets: TTFT {ttft_ms:g} ms and TPOT {tpot_ms:g} ms; latencies of finished requests; left: "
+        "unfinished; CPU s: processor time of the run, compilation included"
     )
     console.print(traffic_tables.rich_table(records, title, caption))
     console.print(

@@ -65,6 +65,13 @@ def test_simulate_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     code, out, _ = run(capsys, "simulate", "--trace", str(trace), "--json")
     assert code == 0
     assert json.loads(out)["completed"] == 2
+    code, out, _ = run(capsys, "simulate", "--trace", str(trace), "--load", "0.001", "--json")
+    stretched = json.loads(out)
+    assert (code, stretched["completed"]) == (0, 2)
+    limit = (
+        2048 / 0.57880 / 17.5
+    )  # requests per second: full batches, and 35 tokens in two requests
+    assert stretched["elapsed_s"] == pytest.approx(1 / (0.001 * limit), rel=0.1)
 
 
 def test_simulate_a_window_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

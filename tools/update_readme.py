@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,54 @@ def speed_table(path: Path) -> list[str]:
     return lines
 
 
+def arrivals_table(folder: Path) -> list[str]:
+    """What `llmgym fit-trace --json` said of each trace, and of what it fitted."""
+    lines = []
+    for name in ("conversation", "code"):
+        found = json.loads((folder / name / "arrivals.json").read_text())
+        scales = sorted(found["trace"]["dispersion"], key=float)
+        if not lines:
+            windows = " | ".join(f"in {float(scale):g} s" for scale in scales)
+            lines += [f"| | requests/s | CV of gaps | dispersion {windows} | error |"]
+            lines += ["|---|---|---|" + "---|" * (len(scales) + 1)]
+        rows = [(f"**{name}, the trace**", found["trace"], "")]
+        rows += [(f["kind"], f["mean"], f"{f['error']:.2f}") for f in found["fits"]]
+        for label, facts, error in rows:
+            numbers = [facts["rate_per_s"], facts["gap_cv"]]
+            numbers += [facts["dispersion"][scale] for scale in scales]
+            cells = " | ".join(f"{x:.3g}" for x in numbers)
+            lines.append(f"| {label} | {cells} | {error} |")
+    return lines
+
+
+def azure_hour(folder: Path) -> list[str]:
+    """The policies on one hour of each Azure trace, and the arrivals."""
+    where = folder.relative_to(ROOT).as_posix()
+    lines = []
+    for name in ("conversation", "code"):
+        config = json.loads((folder / name / "config.json").read_text())
+        engine = tomllib.loads(config["engine"])
+        lines += [
+            "",
+            f"`llmgym replay {config['trace']['file']} --out {where}/{name}`: one hour at real time on "
+            f"the engine of `{engine['name']}`. Targets are TTFT {config['ttft_ms']:g} ms and TPOT "
+            f"{config['tpot_ms']:g} ms, those of MLPerf Inference 5.1 for a server of Llama-3.1-8B, here "
+            "for each request by itself. Latencies are of finished requests; left: unfinished; "
+            f"dropped: found the table of {engine['slots']:,} requests full; CPU s: processor time, "
+            "compilation included.",
+            "",
+        ]
+        lines += (folder / name / "results.md").read_text().splitlines()
+    lines += [
+        "",
+        f"`llmgym fit-trace TRACE --json > {where}/.../arrivals.json`: dispersion is the variance of the "
+        "number of requests in a window over its mean, 1 for Poisson arrivals; of each fitted process "
+        "the mean of replications.",
+        "",
+    ]
+    return lines + arrivals_table(folder)
+
+
 def section() -> str:
     """The results section, from the files alone."""
     results = ROOT / "docs" / "results"
@@ -76,6 +125,8 @@ def section() -> str:
     if speed.exists():
         lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
         lines += speed_table(speed)
+    if (results / "azure-hour").exists():
+        lines += azure_hour(results / "azure-hour")
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ HEADINGS = (
     "preempted",
     "left",
     "dropped",
-    "run s",
+    "CPU s",
 )
 
 
@@ -81,7 +81,7 @@ def rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def _row(group: list[dict[str, Any]]) -> tuple[str, ...]:
     first = group[0]
-    seconds = [round(record["wall_s"]) for record in group]
+    seconds = [round(record["cpu_s"]) for record in group]
     names = (record["policy"] + "".join(f" ({n})" for n in notes(record)) for record in group)
     return (
         ", ".join(names),
