@@ -63,6 +63,28 @@ def speed_table(path: Path) -> list[str]:
     return lines
 
 
+def service_table(folder: Path) -> list[str]:
+    """Goodput, attainment of each class and service gap of each policy, from summaries of runs."""
+    paths = sorted(folder.glob("*.json"))
+    runs = {path.stem: json.loads(path.read_text()) for path in paths}
+    runs = dict(sorted(runs.items(), key=lambda run: -run[1]["goodput_per_s"]))
+    classes = list(next(iter(runs.values()))["slo"])
+    lines = [
+        "| policy | goodput/s, weighted | "
+        + " | ".join(f"{name} within targets" for name in classes)
+        + " | TTFT p50, s | TPOT p50, ms | service gap |",
+        "|---|---|" + "---|" * (len(classes) + 3),
+    ]
+    for policy, summary in runs.items():
+        cells = [f"{100 * summary['slo'][name]['attainment']:.1f} %" for name in classes]
+        latencies = [summary["ttft_ms"]["p50"] / 1000, summary["tpot_ms"]["p50"]]
+        cells += [f"{latencies[0]:.2f}", f"{latencies[1]:.1f}"]
+        cells += [f"{summary['fairness']['gap']:,}"]
+        lines.append(f"| `{policy}` | {summary['goodput_per_s']:.2f} | " + " | ".join(cells) + " |")
+    bound = next(iter(runs.values()))["fairness"]["bound"]
+    return [*lines, "", f"VTC's bound on the service gap: {bound:,.0f} weighted tokens."]
+
+
 def section() -> str:
     """The results section, from the files alone."""
     results = ROOT / "docs" / "results"
@@ -72,6 +94,12 @@ def section() -> str:
         "",
     ]
     lines += capacity_table(results / "paper-figure-1")
+    lines += [
+        "",
+        "`llmgym simulate -s multi-tenant -p POLICY --duration-s 900 --warmup-s 100 --num-envs 8 --json`:",
+        "",
+    ]
+    lines += service_table(results / "multi-tenant")
     speed = results / "speed" / "speed.json"
     if speed.exists():
         lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from llmgym import fairness as counting
 from llmgym.evaluation.fairness import bound, service_gap
 from llmgym.evaluation.rollout import keys
 from llmgym.fairness import MOST_SERVICE, Counters, Service
+from llmgym.kv_cache import KVCache
 from llmgym.scenario import Scenario
 
 STEPS, ENVS = 400, 3
@@ -192,6 +194,53 @@ def test_bound_of_memory_and_of_none() -> None:
     assert bound(memory.override(service_weights=(3, 0))) == 2 * 3 * 2587 * 16
     assert bound(scenario.override(max_num_seqs=None)) == np.inf
     assert bound(scenario.override(service_weights=(1, 0))) == 2 * PROMPTS
+
+
+def test_turns_by_hand() -> None:
+    rows = [  # client, prompt, started, ticks since arrival and since service; turn
+        (0, 50, True, 90, 10, 30),  # it runs: no charge
+        (0, 40, False, 80, 20, 30),  # preempted: charged before
+        (1, 7, False, 70, 70, 45),
+        (0, 10, False, 60, 60, 30),
+        (0, 20, False, 50, 50, 30 + 3 * 10),
+        (1, 9, False, 40, 40, 45 + 3 * 7),
+        (0, 5, False, 30, 30, 30 + 3 * (10 + 20)),
+    ]
+    job_class, prompt, started, waited, unserved, expected = (
+        jnp.array(column) for column in zip(*rows, strict=True)
+    )
+    classes = SimpleNamespace(
+        counter=jnp.array([30, 45]), service_weights=jnp.array([3, 1]), count=2
+    )
+    view = SimpleNamespace(
+        job_class=job_class,
+        prompt=prompt,
+        prefill=prompt,
+        started=started,
+        waited=waited,
+        unserved=unserved,
+        classes=classes,
+    )
+    assert baselines.VTC().turn(view).tolist() == expected.tolist()  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_preemption_charges_nobody_twice() -> None:
+    rng = np.random.default_rng(0)
+    names = rng.choice(["flood", "calm"], 120, p=[0.8, 0.2])
+    prefill, decode = rng.integers(1, 12, 120), rng.integers(1, 16, 120)
+    replay = llmgym.Replay(np.zeros(120), prefill, decode, tenant=names)
+    scenario = Scenario.single_engine(
+        Affine(5.0, 0.5), 24, replay, kv_cache=KVCache(24, 4), service_weights=(1, 2)
+    )
+    done = llmgym.simulate(scenario, "vtc")
+    assert done.requests.preemptions.sum() > 10
+    for k, name in enumerate(scenario.class_names):
+        mine = done.requests[done.requests.job_type == name]
+        work = mine.prefill_tokens.sum() + 2 * mine.decode_tokens.sum()
+        assert done.raw["charged"][:, k].sum() == work
+    fairness = done.summary["fairness"]
+    assert 0 < fairness["gap"] <= fairness["bound"] == 2 * 2 * 96
 
 
 def counters(value: list[int], last: int = 0) -> Counters:
