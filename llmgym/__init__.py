@@ -8,7 +8,7 @@ from __future__ import annotations
 import gymnasium as _gym
 
 from llmgym import agents, baselines
-from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson
+from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson, RateCurve
 from llmgym.batch_time import (
     CODELLAMA_34B_A100,
     LLAMA_3_70B,

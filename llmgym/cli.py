@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from llmgym import cli_tables as tables
 from llmgym.errors import LLMGymError, UnservableWarning
 
 app = typer.Typer(
@@ -34,6 +35,9 @@ Load = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
+Window = Annotated[
+    str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
 Set = Annotated[
     list[str] | None,
@@ -100,9 +104,7 @@ def simulate(
     warmup_s: Annotated[float, typer.Option(help="Seconds that averages leave out.")] = 0.0,
     num_envs: Annotated[int, typer.Option(help="Independent replications.")] = 1,
     trace: Annotated[Path | None, typer.Option(help="Replay this trace on the engine.")] = None,
-    window: Annotated[
-        str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
-    ] = None,
+    window: Window = None,
     settings: Set = None,
     seed: Seed = 0,
     out: Out = None,
@@ -146,55 +148,13 @@ def simulate(
         return _print_json(run.summary | stages)
     apart = {k: run.summary[k] for k in ("slo", "fairness") if k in run.summary}
     facts = {k: v for k, v in run.summary.items() if k not in apart}
-    console.print(_summary_table(f"{run.policy} on {chosen.name}", facts))
+    console.print(tables.summary_table(f"{run.policy} on {chosen.name}", facts))
     if "slo" in apart:
         console.print(service_tables.slo_table(run.summary))
     if "fairness" in apart:
         console.print(service_tables.fairness_table(apart["fairness"]))
     if chosen.is_network:
-        console.print(_stages_table(chosen, run.stages))
-
-
-def _network_facts(scenario: Any, limit: Any) -> dict[str, Any]:
-    """Engine by engine, and what the nominal load does not tell."""
-    from llmgym.theory.networks import CyclicRoutingWarning, check_routing, virtual_station
-
-    notes = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CyclicRoutingWarning)
-        check_routing(scenario)
-    notes += [str(w.message) for w in caught]
-    station = virtual_station(scenario)
-    if station is not None:
-        notes.append(
-            f"Under the priorities of the scenario {' and '.join(station.classes)} form a virtual "
-            f"station of load {station.load:.3f}: stable only below {station.critical_per_s:,.3f} jobs/s."
-        )
-    engines = [asdict(e) for e in limit.engines]
-    return {"engines": engines, "notes": notes}
-
-
-def _stages_table(scenario: Any, stages: Any) -> Table:
-    table = Table(
-        title="stages: mean ms of a call, share of the critical path", title_justify="left"
-    )
-    for column in ("stage", "calls", "waiting", "service", "delay", "share"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for row in stages.itertuples():
-        job = scenario.job_types[scenario.job_names.index(row.job_type)]
-        times = (f"{x:,.1f}" for x in (row.waiting_ms, row.service_ms, row.delay_ms))
-        name = f"{row.job_type}.{job.stages[row.stage].name}"
-        table.add_row(name, f"{row.calls:,}", *times, f"{100 * row.critical_share:.0f} %")
-    return table
-
-
-def _summary_table(title: str, summary: dict[str, Any]) -> Table:
-    table = Table(title=title, show_header=False)
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            value = "  ".join(f"{k} {v:.1f}" for k, v in value.items())
-        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    return table
+        console.print(tables.stages_table(chosen, run.stages))
 
 
 @app.command()
@@ -222,7 +182,7 @@ def capacity(
         "bottleneck": limit.bottleneck,
     }
     if chosen.is_network:
-        found |= _network_facts(chosen, limit)
+        found |= tables.network_facts(chosen, limit)
     if policy is not None:
         with _bar(as_json) as bar:
             task = bar.add_task(f"capacity of {policy}", total=1.0)
@@ -237,7 +197,7 @@ def capacity(
         return _print_json(found)
     apart = ("policy", "engines", "notes")
     console.print(
-        _summary_table(
+        tables.summary_table(
             f"capacity of {chosen.name}", {k: v for k, v in found.items() if k not in apart}
         )
     )
@@ -265,6 +225,7 @@ def benchmark(
     ] = None,
     load: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A request trace, as the workload.")] = None,
+    window: Window = None,
     replications: Annotated[int | None, typer.Option(help="Environments of each run.")] = None,
     arrivals: Annotated[int | None, typer.Option(help="Requests of each latency run.")] = None,
     settings: Set = None,
@@ -282,7 +243,7 @@ def benchmark(
     if repeat is not None:
         chosen = benchmarks.from_config(repeat)
     else:
-        base = _scenario(scenario, settings, trace)
+        base = _scenario(scenario, settings, trace, window)
         given = {"replications": replications, "arrivals": arrivals}
         names = tuple(policy) if policy else benchmarks.DEFAULT_POLICIES
         chosen = benchmarks.Benchmark(
@@ -307,6 +268,50 @@ def benchmark(
         return _print_json(report.rows(chosen, results))
     console.print(report.tables(chosen, results))
     console.print(f"Wrote {', '.join(str(p) for p in paths)}; raw numbers in {out / 'raw'}.")
+
+
+@app.command("fit-trace")
+def fit_trace(
+    file: Annotated[Path, typer.Argument(help="A request trace: Azure, Mooncake, vLLM or CSV.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(help="poisson, gamma, bursts, day or bursty-day; by default the best."),
+    ] = None,
+    scenario: Annotated[
+        str, typer.Option("--scenario", "-s", help="Whose engine the new scenario has.")
+    ] = "a100-llama-3-8b",
+    window: Window = None,
+    points: Annotated[int, typer.Option(help="Quantiles of prompts and of outputs.")] = 129,
+    settings: Set = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Scenario to write, a TOML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit arrivals and lengths to a trace, say how good the fits are, and write a scenario."""
+    from llmgym import arrival_fits, scenario_files, trace_fits
+
+    replay, engine = _replay(file, window), _scenario(scenario, settings, None)
+    kinds = tuple(arrival_fits.FITS) if kind is None else (kind,)
+    found = arrival_fits.compare_fits(replay, kinds, seed)
+    source = f"Lengths and arrivals: {file.name}, summarised. Engine: that of {engine.name}."
+    fitted = trace_fits.fit_scenario(
+        replay,
+        found.fits[0].arrivals,
+        engine,
+        (out or file).stem,
+        source=source,
+        points=points,
+    )
+    if out is not None:
+        scenario_files.save(fitted, out)
+    if as_json:
+        return _print_json(found.record() | {"description": fitted.description})
+    console.print(tables.arrival_fits_table(found))
+    console.print(fitted.description, markup=False, highlight=False)
+    if out is not None:
+        console.print(f"Wrote {out}.", markup=False)
 
 
 @app.command()
@@ -334,28 +339,13 @@ def calibrate(
     if as_json:
         fits = [fit.record() for fit in found.fits]
         return _print_json({"chosen": chosen.form, "fits": fits, "notes": found.notes})
-    console.print(_fits_table(found))
+    console.print(tables.fits_table(found))
     for note in found.notes:
         console.print(f"[yellow]{note}[/yellow]")
     constants = ", ".join(f"{k} = {v}" for k, v in vars(chosen.model).items())
     console.print(f"{chosen.form}: {constants}", highlight=False)
     if paths:
         console.print(f"Wrote {' and '.join(map(str, paths))}.", markup=False)
-
-
-def _fits_table(found: Any) -> Table:
-    table = Table(
-        title=f"batch times fitted to {len(found.data)} measurements, best first",
-        caption="unseen: root mean squared error on batch sizes left out of the fit; where forms"
-        " do alike, within the noise, the one with fewer constants comes first",
-        title_justify="left",
-    )
-    for column in ("form", "constants", "R²", "mean error", "largest ms", "unseen ms"):
-        table.add_column(column, justify="left" if column == "form" else "right")
-    for fit in found.fits:
-        errors = (f"{100 * fit.mape:.2f} %", f"{fit.largest_ms:.3g}", f"{fit.cv_ms:.3g}")
-        table.add_row(fit.form, str(fit.constants), f"{fit.r2:.4f}", *errors)
-    return table
 
 
 @app.command()
@@ -380,30 +370,7 @@ def validate(
             "preemptions": int(run.requests.preemptions.sum()),
         }
         return _print_json(facts | found.to_dict("index"))
-    console.print(_comparison_table(recorded, batch_time, found))
-
-
-def _comparison_table(run: Any, batch_time: str, found: Any) -> Table:
-    table = Table(
-        title=f"{run.name}: {len(run.replay)} requests, {run.policy.name}, {batch_time}",
-        title_justify="left",
-    )
-    columns = ("measured mean", "simulated", "error", "measured p99", "simulated", "error")
-    for column in ("", *columns, "correlation"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in found.iterrows():
-        times = (
-            (
-                f"{row[f'measured_{x}']:,.1f}",
-                f"{row[f'simulated_{x}']:,.1f}",
-                f"{row[f'{x}_error']:+.1%}",
-            )
-            for x in ("mean", "p99")
-        )
-        table.add_row(
-            str(name), *(cell for three in times for cell in three), f"{row.correlation:.3f}"
-        )
-    return table
+    console.print(tables.comparison_table(recorded, batch_time, found))
 
 
 @app.command()
@@ -446,7 +413,9 @@ def speed(
     if as_json:
         return _print_json(found)
     console.print(
-        _summary_table("speed", found) if isinstance(found, dict) else speeds.rich_table(found)
+        tables.summary_table("speed", found)
+        if isinstance(found, dict)
+        else speeds.rich_table(found)
     )
 
 
@@ -454,7 +423,6 @@ def _scenario(
     name: str, settings: list[str] | None, trace: Path | None, window: str | None = None
 ) -> Any:
     from llmgym import scenario_files
-    from llmgym.traces import read_trace
 
     changes: dict[str, Any] = {}
     for pair in settings or []:
@@ -465,13 +433,17 @@ def _scenario(
     if window is not None and trace is None:
         raise LLMGymError("--window is a part of a trace; name the file with --trace.")
     if trace is not None:
-        replay = read_trace(trace)
-        if window is not None:
-            replay = replay.window(*_window(window))
-        changes |= {"workload": replay, "name": trace.stem}
+        changes |= {"workload": _replay(trace, window), "name": trace.stem}
         changes.setdefault("token_budget", 2048)
         changes.setdefault("slots", 2048)
     return scenario_files.scenario(name, **changes)
+
+
+def _replay(trace: Path, window: str | None) -> Any:
+    from llmgym.traces import read_trace
+
+    replay = read_trace(trace)
+    return replay if window is None else replay.window(*_window(window))
 
 
 def _window(text: str) -> tuple[float, float]:

@@ -51,6 +51,34 @@ class KVCache:
                     "Swapping and prefix caching together are not modelled: choose one."
                 )
 
+    @classmethod
+    def left_over(
+        cls,
+        memory_gb: float,
+        weights_gb: float,
+        bytes_per_token: float,
+        utilization: float = 0.9,
+        block_size: int = 16,
+    ) -> KVCache:
+        """The KV memory that weights leave: ``utilization`` of all memory, in GB of 10**9 bytes.
+
+        A token takes 2 (key and value) * layers * KV heads * head size * bytes of a number. What
+        activations take is not counted: it must fit into the rest, 1 - ``utilization``.
+
+        Raises LLMGymError where nothing is left for a block.
+        """
+        check_number("utilization", utilization, above=0, high=1)
+        given = {"memory_gb": memory_gb, "weights_gb": weights_gb}
+        for name, value in (given | {"bytes_per_token": bytes_per_token}).items():
+            check_number(name, value, above=0)
+        blocks = (utilization * memory_gb - weights_gb) * 1e9 // (bytes_per_token * block_size)
+        if blocks < 1:
+            raise LLMGymError(
+                f"{weights_gb:g} GB of weights leave no KV memory in {utilization:g} of {memory_gb:g} "
+                "GB; use more or larger GPUs."
+            )
+        return cls(int(blocks), block_size)
+
     @property
     def tokens(self) -> int:
         """Tokens that fit."""

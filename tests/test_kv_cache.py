@@ -273,3 +273,18 @@ def test_scenario_files_hold_the_memory() -> None:
     )
     again = scenario_files.loads(scenario_files.dumps(replay))
     assert list(again.workload.priority) == [1, 0]  # type: ignore[union-attr, arg-type]
+
+
+def test_memory_that_weights_leave() -> None:
+    # 0.9 * 80 GB - 16 GB = 56 GB, in blocks of 16 tokens of 131,072 bytes.
+    assert KVCache.left_over(80, 16, 131_072) == KVCache(26_702, 16)
+    assert KVCache.left_over(1, 0.5, 1e6, utilization=1, block_size=10) == KVCache(50, 10)
+    for bad, message in [
+        ((80, 72, 131_072), "leave no KV memory in 0.9 of 80 GB"),
+        ((80, 16, 0), "bytes_per_token must be greater than 0"),
+        ((80, 16, 131_072, 1.5), "utilization must be at most 1"),
+        ((80, -1, 131_072), "weights_gb must be greater than 0"),
+        ((float("nan"), 16, 131_072), "memory_gb must be finite"),
+    ]:
+        with pytest.raises(LLMGymError, match=message):
+            KVCache.left_over(*bad)

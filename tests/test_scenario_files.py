@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tomllib
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,7 +23,6 @@ from llmgym.lengths import LENGTHS, Fixed
 from llmgym.scenario import ROUTERS, Engine, Scenario
 from llmgym.scenario_files import dumps, load, loads, names, save, scenario
 from llmgym.tenants import Tenant
-from llmgym.traces import read_trace, summary
 from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +71,13 @@ ARGUMENTS = {
         "rate_per_s": positive,
         "weights": st.tuples(positive, positive),
         "sojourn_s": st.tuples(positive, positive),
+    },
+    "arrivals/rate_curve": {
+        "rate_per_s": positive,
+        "weights": st.lists(positive, min_size=1, max_size=60).map(tuple),
+        "period_s": positive,
+        "burst_weights": st.tuples(positive, positive),
+        "burst_sojourn_s": st.tuples(positive, positive),
     },
     "lengths/fixed": {"tokens": tokens},
     "lengths/geometric": {"mean_tokens": st.floats(1, 4096)},
@@ -669,39 +673,3 @@ def test_unknown_names():
         scenario(3)
     with pytest.raises(LLMGymError, match=r"Cannot read scenario md\.toml"):
         scenario("md.toml")
-
-
-AZURE = {
-    "azure-code": "AzureLLMInferenceTrace_code.csv",
-    "azure-conversation": "AzureLLMInferenceTrace_conv.csv",
-}
-
-
-@pytest.mark.parametrize("name", AZURE)
-def test_azure_scenario_summarises_its_trace(shared_data, name):
-    trace, job = read_trace(shared_data / "traces" / AZURE[name]), scenario(name).job_types[0]
-    for length, seen in [
-        (job.stages[0].prefill, np.asarray(trace.prefill_tokens)),
-        (job.stages[0].decode, np.asarray(trace.decode_tokens)),
-    ]:
-        drawn = length.draw(100_000)
-        assert length.mean == pytest.approx(seen.mean(), rel=1e-3)
-        assert drawn.mean() == pytest.approx(seen.mean(), rel=0.02)
-        assert drawn.std() == pytest.approx(seen.std(), rel=0.05)
-        assert np.quantile(drawn, 0.9) == pytest.approx(np.quantile(seen, 0.9), rel=0.03)
-    # The law of gaps on the device, also at a CV of 13: 10 standard errors of the mean are 13 %.
-    words = jax.random.bits(jax.random.key(0), (10**6,), jnp.uint32)
-    gaps = np.asarray(job.arrivals.sampler(1e5).gaps(words[0], words[0], words)[0]) / 1e5
-    facts = summary(trace)
-    assert gaps.mean() * facts["rate_per_s"] == pytest.approx(1, rel=0.01 * facts["gap_cv"])
-    assert gaps.std() / gaps.mean() == pytest.approx(facts["gap_cv"], rel=0.1)
-
-
-def test_azure_scenarios_are_what_the_tool_writes(shared_data, tmp_path):
-    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools/make_azure_scenarios.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    tool.main([str(shared_data / "traces"), "--out", str(tmp_path)])
-    assert sorted(p.stem for p in tmp_path.iterdir()) == sorted(AZURE)
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (ROOT / "llmgym" / "scenarios" / path.name).read_bytes()
