@@ -71,12 +71,13 @@ def service_table(folder: Path) -> list[str]:
     classes = list(next(iter(runs.values()))["slo"])
     lines = [
         "| policy | goodput/s, weighted | "
-        + " | ".join(f"{name} within targets" for name in classes)
+        + " | ".join(f"{name}/s (within targets)" for name in classes)
         + " | TTFT p50, s | TPOT p50, ms | service gap |",
         "|---|---|" + "---|" * (len(classes) + 3),
     ]
     for policy, summary in runs.items():
-        cells = [f"{100 * summary['slo'][name]['attainment']:.1f} %" for name in classes]
+        levels = [summary["slo"][name] for name in classes]
+        cells = [f"{s['goodput_per_s']:.2f} ({100 * s['attainment']:.1f} %)" for s in levels]
         latencies = [summary["ttft_ms"]["p50"] / 1000, summary["tpot_ms"]["p50"]]
         cells += [f"{latencies[0]:.2f}", f"{latencies[1]:.1f}"]
         cells += [f"{summary['fairness']['gap']:,}"]

@@ -285,9 +285,17 @@ def test_counters_stay_inside_32_bits() -> None:
         value, last = advance(value, [MOST_SERVICE, 0, 0], [True, True, False], (0, 1), last=last)
         assert max(map(abs, value)) <= MOST_SERVICE
     assert value[:2] == [MOST_SERVICE, 0]
-    amount = jnp.full(64, 2**30, jnp.int32)
-    total = counting._totals(jnp.zeros(64, jnp.int32), amount, 1)
-    assert total.tolist() == [MOST_SERVICE]
+
+
+def test_service_of_a_batch_stays_inside_32_bits() -> None:
+    prompt, none = jnp.full(64, 2**20, jnp.int32), jnp.zeros(64, jnp.int32)
+    table = SimpleNamespace(
+        last_token=none, arrival=none, prompt=prompt, decode=none, job_class=none
+    )
+    seen = SimpleNamespace(live=prompt > 0, started=prompt < 0, classes=SimpleNamespace(count=1))
+    service = counting.serve(jnp.array([1024, 1]), seen, none + 1, table, table)  # type: ignore[arg-type]
+    assert service.charged.tolist() == [MOST_SERVICE]
+    assert (service.waiting.tolist(), service.stayed.tolist()) == ([True], [False])
 
 
 @pytest.mark.parametrize("name", ["geometric", "fork-join"])
