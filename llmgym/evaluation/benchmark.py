@@ -128,11 +128,22 @@ def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
     return tuple(rows)
 
 
-def from_config(path: Path) -> Benchmark:
-    """The benchmark of a result folder or of its ``config.json``."""
+def read_config(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of a result folder, or that file. Raises LLMGymError where it is none."""
     path = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(path.read_text())
+    except OSError as error:
+        raise LLMGymError(f"Cannot read {path}: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        raise LLMGymError(f"{path} is not the configuration of a run: {error}.") from error
+    return dict(config)
+
+
+def from_config(path: Path) -> Benchmark:
+    """The benchmark of a result folder or of its ``config.json``."""
+    config = read_config(path)
+    try:
         scenario = scenario_files.loads(config["scenario"], source=str(path))
         fields = ("replications", "arrivals", "capacity_requests", "seed")
         return Benchmark(
@@ -141,9 +152,7 @@ def from_config(path: Path) -> Benchmark:
             tuple(config["loads"]),
             **{name: config[name] for name in fields},
         )
-    except OSError as error:
-        raise LLMGymError(f"Cannot read {path}: {error.strerror}.") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise LLMGymError(f"{path} is not the configuration of a benchmark: {error!r}.") from error
 
 
@@ -248,15 +257,26 @@ def run(
 
     Raises LLMGymError where ``out`` holds another benchmark or cannot be written.
     """
-    config = to_json(benchmark.config())
-    existing = out / "config.json"
-    if existing.exists() and existing.read_text() != config:
+    return measure(benchmark.config(), list(tasks(benchmark)), out, progress)
+
+
+def measure(
+    config: dict[str, Any],
+    todo: list[Task],
+    out: Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Results of the tasks by name: those that ``out`` holds, and the others made and written there.
+
+    Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
+    """
+    text, existing = to_json(config), out / "config.json"
+    if existing.exists() and existing.read_text() != text:
         raise LLMGymError(
             f"{out} holds a benchmark with another configuration or other versions; choose another "
             "--out folder, or delete it."
         )
-    write(existing, config)
-    todo = list(tasks(benchmark))
+    write(existing, text)
     results: dict[str, Any] = {}
     for done, task in enumerate(todo):
         if progress is not None:
