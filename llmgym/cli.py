@@ -24,6 +24,7 @@ from llmgym.cli_common import (
     console,
     messages,
     read_replay,
+    window_of,
 )
 from llmgym.cli_common import bar as _bar
 from llmgym.cli_common import print_json as _print_json
@@ -263,6 +264,60 @@ def benchmark(
         return _print_json(report.rows(chosen, results))
     console.print(report.tables(chosen, results))
     console.print(f"Wrote {', '.join(str(p) for p in paths)}; raw numbers in {out / 'raw'}.")
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A request trace: Azure, Mooncake, vLLM or CSV.")],
+    scenario: Annotated[
+        str, typer.Option("--scenario", "-s", help="Whose engine serves the trace.")
+    ] = "a100-llama-3-8b",
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="Repeatable; by default all.")
+    ] = None,
+    window: Window = None,
+    load: Annotated[
+        float | None, typer.Option(help="Stretch time to this load; by default real time.")
+    ] = None,
+    ttft_ms: Annotated[float, typer.Option(help="Target of the time to first token.")] = 2000.0,
+    tpot_ms: Annotated[float, typer.Option(help="Target of the time per output token.")] = 100.0,
+    drain_s: Annotated[float, typer.Option(help="Seconds after the last arrival.")] = 60.0,
+    settings: Set = None,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Policies on a trace at its own times: goodput, latency, preemptions. Resumes where it stopped."""
+    from llmgym import baselines
+    from llmgym.evaluation import traffic, traffic_tables
+
+    slots = [] if any(s.startswith("slots=") for s in settings or []) else ["slots=2048"]
+    engine = _scenario(scenario, [*(settings or []), *slots], None)
+    part = None if window is None else window_of(window)
+    chosen = traffic.Traffic(engine, trace, part, load, ttft_ms, tpot_ms, drain_s, seed)
+    out = out or Path("results") / f"replay-{trace.stem}"
+    with _bar(as_json, steps=True) as bar:
+        task = bar.add_task("starting", total=None)
+        records = traffic.run(
+            chosen,
+            tuple(policy or baselines.names()),
+            out,
+            lambda done, total, label: bar.update(
+                task, completed=done, total=total, description=label
+            ),
+        )
+    paths = traffic_tables.publish(records, out)
+    if as_json:
+        return _print_json(records)
+    title = f"{trace.name} on {engine.name}: {chosen.scenario.arrival_rate_per_s:.2f} requests/s"
+    caption = (
+        f"targets: TTFT {ttft_ms:g} ms and TPOT {tpot_ms:g} ms; latencies of finished requests; seconds "
+        "of real time, compilation included"
+    )
+    console.print(traffic_tables.rich_table(records, title, caption))
+    console.print(
+        f"Wrote {', '.join(map(str, paths))}; raw numbers in {out / 'raw'}.", markup=False
+    )
 
 
 @app.command("fit-trace")

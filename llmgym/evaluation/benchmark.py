@@ -35,6 +35,10 @@ DEFAULT_LOADS = (0.5, 0.7, 0.8, 0.95)
 VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "scipy")
 
 
+Progress = Callable[[int, int, str], None]
+"""Called with the measurements done, those in all, and what a person reads meanwhile."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What a benchmark measures.
@@ -120,11 +124,18 @@ def resolve(name: str) -> Any:
 
 
 def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
-    """The names, with prompts split for those policies that could never serve the longest prompt."""
+    """The names, with prompts split for those policies that could never serve the longest prompt.
+
+    Raises LLMGymError where requests can never fit into KV memory.
+    """
+    problem = policies.memory_problem(scenario)
+    if problem:
+        raise LLMGymError(problem)
     rows = []
     for name in names:
-        problem = policies.check(resolve(name), scenario)
-        rows.append(f"{name}{',' if ':' in name else ':'}prompts=split" if problem else name)
+        policy = resolve(name)
+        splits = policies.check(policy, scenario) and hasattr(policy, "prompts")
+        rows.append(f"{name}{',' if ':' in name else ':'}prompts=split" if splits else name)
     return tuple(rows)
 
 
@@ -251,7 +262,7 @@ def _thinned(run: Run, points: int = 200) -> dict[str, list[float]]:
 def run(
     benchmark: Benchmark,
     out: Path,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make all measurements that are not in ``out`` yet; the results by file name.
 
@@ -261,16 +272,14 @@ def run(
 
 
 def measure(
-    config: dict[str, Any],
-    todo: list[Task],
-    out: Path,
-    progress: Callable[[int, int, str], None] | None = None,
+    config: dict[str, Any], todo: list[Task], out: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Results of the tasks by name: those that ``out`` holds, and the others made and written there.
+    """Make the measurements of ``todo`` that are not in the result folder yet; the results by name.
 
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
     """
-    text, existing = to_json(config), out / "config.json"
+    text = to_json(config)
+    existing = out / "config.json"
     if existing.exists() and existing.read_text() != text:
         raise LLMGymError(
             f"{out} holds a benchmark with another configuration or other versions; choose another "

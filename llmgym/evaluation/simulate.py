@@ -15,7 +15,7 @@ import pandas as pd
 
 from llmgym import model, policies
 from llmgym import stream as streams
-from llmgym.errors import LLMGymError, UnservableWarning, check_number
+from llmgym.errors import LLMGymError, TableFullError, UnservableWarning, check_number
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.fairness import fairness
 from llmgym.evaluation.job_tables import job_table, stage_table
@@ -209,6 +209,7 @@ def simulate(
     warmup_s: float = 0.0,
     progress: Progress | None = None,
     burst: int = 0,
+    refuse_drops: bool = False,
 ) -> Run:
     """Run ``policy`` on ``num_envs`` independent replications of ``scenario``.
 
@@ -222,6 +223,7 @@ def simulate(
             trajectories are kept, which is faster.
         warmup_s: simulated seconds that the averages of the summary leave out.
         burst: requests of each job type that are there at time 0: a hot start.
+        refuse_drops: stop with TableFullError once a request is dropped; else drops are counted.
 
     Raises LLMGymError on bad arguments. Warns (UnservableWarning) where the policy can never serve some
     requests of the scenario.
@@ -243,6 +245,10 @@ def simulate(
     for stop in [round(warmup_s * ticks_per_s), horizon] if warmup_s > 0 else [horizon]:
         for after, steps in rollouts.rollout(physics, chosen, state, key, stop, detail=record):
             state = after
+            if refuse_drops and np.any(state.totals.dropped):
+                raise TableFullError(
+                    f"The table of {scenario.slots} requests is full; use more slots, or less load."
+                )
             parts.append(_host(steps))
             if progress is not None and horizon < rollouts.FOREVER:
                 progress(min(float(state.clock.to_numpy().min()) / horizon, 1.0))

@@ -65,10 +65,14 @@ def longest_request(scenario: Scenario) -> float:
     """Most tokens that a request of an engine ever has in memory (infinite without a bound)."""
     last = int(scenario.engine.prompt_samples)  # the last output token is then never computed
     if isinstance(scenario.workload, Replay):
-        replay = scenario.workload
-        return float(np.max(np.add(replay.prefill_tokens, replay.decode_tokens))) - last
+        return float(held_tokens(scenario.workload, scenario.engine.prompt_samples).max())
     stages = [job.stages[0] for job in scenario.workload]
     return max(_longest(stage) for stage in stages) - last
+
+
+def held_tokens(replay: Replay, prompt_samples: bool) -> np.ndarray:
+    """Most tokens that each request of a replay ever has in memory."""
+    return np.add(replay.prefill_tokens, replay.decode_tokens) - int(prompt_samples)
 
 
 def likely_longest_request(scenario: Scenario) -> float:
