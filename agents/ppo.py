@@ -59,20 +59,20 @@ class PPO:
     choice: TileChoice = field(default_factory=TileChoice)
     num_envs: int = 64
     steps: int = 128
-    epochs: int = 3
+    epochs: int = 2
     minibatches: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warm_up: float = 0.05
     clip: float = 0.2
     value_weight: float = 0.5
     max_gradient: float = 0.5
-    entropy: float = 0.02
+    entropy: float = 0.01
     trace: float = 0.98
     average_cost: bool = True
     horizon_s: float | None = 200.0
     prefill_weight: float = 1.5
     control: bool = True
-    hidden: int = 64
+    hidden: int = 32
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "steps", "epochs", "minibatches", "hidden"):

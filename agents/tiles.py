@@ -22,6 +22,9 @@ from llmgym.pytree import register
 WINDOW_S = 5.0
 """The arrival rate is estimated from the requests that are younger: few leave before that age."""
 
+MANY, OLD_S = 8, 10.0
+"""Beyond this many b_max of prompt tokens, and this age of a prompt, features say no more."""
+
 FEATURES = (
     "prompt_tokens",
     "prompts",
@@ -67,8 +70,9 @@ class Options(NamedTuple):
 class TileChoice:
     """Observation and action of a learned tile policy.
 
-    Features (D decodes and P prompt tokens waiting): log1p(P / tile); log1p of requests with prompt
-    left; D / tile; (D mod tile) / tile; ((D + P) mod tile) / tile; log1p of the age in seconds of the
+    Features (D decodes and P prompt tokens waiting; of many prompts no more than MANY * b_max tokens
+    and b_max requests count, of ages no more than OLD_S): log1p(P / tile); log1p of requests with
+    prompt left; D / tile; (D mod tile) / tile; ((D + P) mod tile) / tile; log1p of the age in seconds of the
     oldest prompt; seconds since the longest unserved decode got a token; requests of the last WINDOW_S
     seconds as a fraction of what the engine can serve; mean output so far of those that decode over
     the mean output of their class; how many of them, over the tile, have more than 3/4 of it; free
@@ -194,13 +198,13 @@ def _features(view: View, options: Options, age: jax.Array) -> list[jax.Array]:
     if view.memory is not None:
         memory = view.memory.free / view.memory.blocks
     return [
-        jnp.log1p(prompts / tile),
-        jnp.log1p(_total(view.prefill > 0)),
+        jnp.log1p(jnp.minimum(prompts, MANY * view.token_budget) / tile),
+        jnp.log1p(jnp.minimum(_total(view.prefill > 0), view.token_budget)),
         decodes / tile,
         (decodes % tile) / tile,
         ((decodes + prompts) % tile) / tile,
-        jnp.log1p(age),
-        jnp.minimum(gap, 10.0),
+        jnp.log1p(jnp.minimum(age, OLD_S)),
+        jnp.minimum(gap, OLD_S),
         arriving / WINDOW_S / best,
         jnp.sum(done, axis=0) / jnp.maximum(decodes, 1),
         _total(done > 0.75) / tile,

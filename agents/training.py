@@ -43,7 +43,8 @@ class Training:
     """What a training run does.
 
     Args:
-        scenarios: one world each; several loads of a scenario are several scenarios.
+        scenarios: one world each; several loads of a scenario are several scenarios. Fewer slots
+            train faster; an engine that fills its table starts anew.
         settings: of the learner.
         steps: environment steps of each seed, rounded up to whole chunks of iterations.
         seeds: one policy each. A seed gives the same policy alone and beside others.
@@ -58,6 +59,8 @@ class Training:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("scenarios", "seeds"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.scenarios or not self.seeds:
             raise LLMGymError("A training run needs at least one scenario and one seed.")
         check_number("steps", self.steps, low=1, integer=True)
@@ -287,7 +290,7 @@ def stalled(cost: np.ndarray, patience: int, memory: float = 0.9, least: float =
 
 def train(
     training: Training,
-    out: Path | None = None,
+    out: Path | str | None = None,
     progress: Progress | None = None,
     together: bool | None = None,
 ) -> list[TrainedPolicy]:
@@ -302,6 +305,7 @@ def train(
 
     Raises LLMGymError where ``out`` holds another training run or cannot be written.
     """
+    out = None if out is None else Path(out)
     if together is None:
         together = jax.default_backend() != "cpu"
     groups = [training.seeds] if together else [(seed,) for seed in training.seeds]

@@ -18,7 +18,7 @@ app = typer.Typer()
 
 AGENTS = ("ppo",)
 
-TRAINING_LOADS = (0.58, 0.65, 0.72, 0.79, 0.865, 0.9, 0.94, 0.97)
+TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.94, 0.97)
 """Fractions of the LP capacity that a policy learns from where no loads are named."""
 
 EVALUATION_LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
@@ -37,10 +37,14 @@ Loads = Annotated[
 def train(
     scenario: Annotated[
         list[str] | None,
-        typer.Option("--scenario", "-s", help="Repeatable: one policy for all of them."),
+        typer.Option(
+            "--scenario",
+            "-s",
+            help="Repeatable: one policy for all of them. capped:max_num_seqs=160 for settings.",
+        ),
     ] = None,
     agent: Annotated[str, typer.Option(help="The algorithm: ppo.")] = "ppo",
-    steps: Annotated[int, typer.Option(help="Environment steps of each seed.")] = 15_000_000,
+    steps: Annotated[int, typer.Option(help="Environment steps of each seed.")] = 20_000_000,
     load: Loads = None,
     rate: Rates = None,
     seed: Annotated[int, typer.Option(help="Seed of the first policy.")] = 0,
@@ -61,7 +65,7 @@ def train(
 
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
-    bases = [cli.scenario(name, settings, None) for name in scenario or ["latency"]]
+    bases = [_scenario(name, settings or []) for name in scenario or ["latency"]]
     training = _training(bases, steps, load, rate, seed, seeds, patience, option)
     out = out or Path("results") / f"{agent}-{bases[0].name}"
     with cli.bar(as_json, steps=True) as bar:
@@ -88,6 +92,13 @@ def train(
     cli.console.print(
         f"Judge: llmgym evaluate -s {bases[0].name} -p {found[0]['file']}", markup=False
     )
+
+
+def _scenario(name: str, settings: list[str]) -> Scenario:
+    """A scenario from ``name`` or ``name:setting=value,setting=value``, with settings for all on top."""
+    base, _, own = name.partition(":")
+    chosen: Scenario = cli.scenario(base, [*settings, *(own.split(",") if own else [])], None)
+    return chosen
 
 
 def _told(row: dict[str, Any]) -> str:
@@ -117,7 +128,9 @@ def _training(
 
     worlds = [s for base in bases for s in _at(base, load, rate, TRAINING_LOADS)]
     capped = any(base.engine.max_num_seqs is not None for base in bases)
-    given: dict[str, Any] = {"tiles": tiles_of(bases), "shares": 3 if capped else 1}
+    given: dict[str, Any] = {"tiles": tiles_of(bases)}
+    if capped:  # no full batch is safe there: the policy learns how many of its seats to fill
+        given |= {"guard": None, "shares": 3}
     for pair in option or []:
         name, equals, value = pair.partition("=")
         if not equals:

@@ -86,6 +86,27 @@ def service_table(folder: Path) -> list[str]:
     return [*lines, "", f"VTC's bound on the service gap: {bound:,.0f} weighted tokens."]
 
 
+def learned_table(folder: Path) -> list[str]:
+    """Mean latency of learned policies and of both references, from a cold start."""
+    with (folder / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["start"] == "cold"]
+    columns = "E2E, s | against fixed | against best | p99 TTFT, s | TPOT, ms | goodput"
+    lines = [f"| requests/s | policy | {columns} |", "|---|---|" + "---|" * 6]
+    for row in rows:
+        budget = f" ({float(row['budget']):.0f})" if row["budget"] else ""
+        seeds = f", {row['runs']} seeds" if int(row["runs"]) > 1 else ""
+        gains = (f"{-100 * float(row[f'gain_{k}'] or 0):+.1f} %" for k in ("fixed", "tuned"))
+        lines.append(
+            f"| {float(row['rate']):g} | {Path(row['policy']).name}{budget}{seeds} "
+            f"| {float(row['e2e_s_mean']):.2f} [{float(row['e2e_low']):.2f}, "
+            f"{float(row['e2e_high']):.2f}] | "
+            + " | ".join(gains)
+            + f" | {float(row['ttft_s_p99']):.2f} | {float(row['tpot_ms_mean']):.1f} "
+            f"| {float(row['goodput']):.3f} |"
+        )
+    return lines
+
+
 def section() -> str:
     """The results section, from the files alone."""
     results = ROOT / "docs" / "results"
@@ -105,6 +126,10 @@ def section() -> str:
     if speed.exists():
         lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
         lines += speed_table(speed)
+    for name in ("latency", "capped"):
+        if (results / name / "results.csv").exists():
+            lines += ["", f"`llmgym evaluate --repeat docs/results/{name}`, scenario `{name}`:", ""]
+            lines += learned_table(results / name)
     return "\n".join(lines)
 
 

@@ -168,7 +168,10 @@ def _limit(evaluation: Evaluation) -> dict[str, Any]:
 
 def _capacity(evaluation: Evaluation, name: str, budget: int | None) -> dict[str, Any]:
     scenario = _with_budget(evaluation.scenario, budget)
-    return asdict(estimate_capacity(scenario, policies.resolve(name), seed=evaluation.seed))
+    # With a limit on requests an engine does not slow down with those that wait for a seat.
+    method = None if scenario.engine.max_num_seqs is None else "saturation"
+    policy = policies.resolve(name)
+    return asdict(estimate_capacity(scenario, policy, method, seed=evaluation.seed))
 
 
 def _latency(
