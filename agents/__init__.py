@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 from llmgym.baselines.policy import Policy
-from llmgym.errors import unknown
+from llmgym.errors import LLMGymError, unknown
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 def names() -> tuple[str, ...]:
     """Names of the trained policies that ship with llmgym."""
-    return ()
+    return tuple(sorted(path.stem for path in CHECKPOINTS.glob("*.npz")))
 
 
-def load(name: str) -> Policy:
-    """The trained policy ``name``. Raises LLMGymError for an unknown one."""
-    raise unknown("trained policy", name, names())
+def load(name: str | Path) -> Policy:
+    """The trained policy ``name``, or that of a checkpoint file (a path that ends in .npz).
+
+    Raises LLMGymError for an unknown name, with the nearest match, or a file that holds no policy.
+    """
+    if is_path(name):
+        return _read(Path(name).resolve(), None)
+    if name not in names():
+        raise unknown("trained policy", name, names())
+    return _read(CHECKPOINTS / f"{name}.npz", str(name))
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether this names the file of a checkpoint."""
+    return isinstance(name, Path) or str(name).endswith(".npz")
+
+
+@cache
+def _read(path: Path, label: str | None) -> Policy:
+    from llmgym.agents.checkpoint import load_agent
+
+    return load_agent(path, label)

@@ -9,11 +9,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from llmgym import cli_agents
 from llmgym import cli_tables as tables
+from llmgym.cli_common import (
+    Json,
+    Load,
+    Out,
+    ScenarioName,
+    Seed,
+    Set,
+    Window,
+    console,
+    messages,
+    read_replay,
+    window_of,
+)
+from llmgym.cli_common import bar as _bar
+from llmgym.cli_common import print_json as _print_json
+from llmgym.cli_common import scenario as _scenario
 from llmgym.errors import LLMGymError, UnservableWarning
 
 app = typer.Typer(
@@ -23,26 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reinforcement-learning environments for scheduling LLM inference.",
 )
-console = Console()
-messages = Console(stderr=True)
-
-ScenarioName = Annotated[
-    str, typer.Option("--scenario", "-s", help="A named scenario, or a TOML file.")
-]
-Load = Annotated[
-    float | None,
-    typer.Option(help="Fraction of the LP capacity; by default the scenario's own rate."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
-Window = Annotated[
-    str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting: token_budget=1024. Repeatable."),
-]
+app.add_typer(cli_agents.app)
 
 
 @app.command("list")
@@ -297,7 +293,7 @@ def replay(
 
     slots = [] if any(s.startswith("slots=") for s in settings or []) else ["slots=2048"]
     engine = _scenario(scenario, [*(settings or []), *slots], None)
-    part = None if window is None else _window(window)
+    part = None if window is None else window_of(window)
     chosen = traffic.Traffic(engine, trace, part, load, ttft_ms, tpot_ms, drain_s, seed)
     out = out or Path("results") / f"replay-{trace.stem}"
     with _bar(as_json, steps=True) as bar:
@@ -346,7 +342,7 @@ def fit_trace(
     """Fit arrivals and lengths to a trace, say how good the fits are, and write a scenario."""
     from llmgym import arrival_fits, scenario_files, trace_fits
 
-    replay, engine = _replay(file, window), _scenario(scenario, settings, None)
+    replay, engine = read_replay(file, window), _scenario(scenario, settings, None)
     kinds = tuple(arrival_fits.FITS) if kind is None else (kind,)
     found = arrival_fits.compare_fits(replay, kinds, seed)
     source = f"Lengths and arrivals: {file.name}, summarised. Engine: that of {engine.name}."
@@ -473,73 +469,6 @@ def speed(
     )
 
 
-def _scenario(
-    name: str, settings: list[str] | None, trace: Path | None, window: str | None = None
-) -> Any:
-    from llmgym import scenario_files
-
-    changes: dict[str, Any] = {}
-    for pair in settings or []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise LLMGymError(f"--set {pair}: write name=value.")
-        changes[key.strip()] = _value(value.strip())
-    if window is not None and trace is None:
-        raise LLMGymError("--window is a part of a trace; name the file with --trace.")
-    if trace is not None:
-        changes |= {"workload": _replay(trace, window), "name": trace.stem}
-        changes.setdefault("token_budget", 2048)
-        changes.setdefault("slots", 2048)
-    return scenario_files.scenario(name, **changes)
-
-
-def _replay(trace: Path, window: str | None) -> Any:
-    from llmgym.traces import read_trace
-
-    replay = read_trace(trace)
-    return replay if window is None else replay.window(*_window(window))
-
-
-def _window(text: str) -> tuple[float, float]:
-    start, _, end = text.partition(":")
-    try:
-        return float(start), float(end)
-    except ValueError:
-        raise LLMGymError(f"--window {text}: write START:END in seconds, such as 60:120.") from None
-
-
-def _value(text: str) -> Any:
-    if "," in text:
-        return tuple(_value(part.strip()) for part in text.split(","))
-    if text.lower() in ("none", "true", "false"):
-        return {"none": None, "true": True, "false": False}[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _bar(quiet: bool, steps: bool = False) -> Progress:
-    counter = [MofNCompleteColumn()] if steps else []
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counter,
-        TimeElapsedColumn(),
-        console=messages,
-        disable=quiet,
-        transient=True,
-    )
-
-
-def _print_json(value: Any) -> None:
-    from llmgym.evaluation.files import to_json
-
-    typer.echo(to_json(value))
-
-
 def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2."""
     try:
@@ -550,7 +479,9 @@ def main() -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        messages.print("Stopped. The same command resumes a benchmark.")
+        messages.print(
+            "Stopped. The same command resumes a benchmark, a training or an evaluation."
+        )
         sys.exit(130)
 
 

@@ -181,7 +181,8 @@ def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax
         higher = bound | jnp.left_shift(1, 30 - bit)
         return jnp.where(at_least(higher) >= count, higher, bound)
 
-    bound = jax.lax.fori_loop(0, 31, refine, jnp.zeros_like(count))
+    highest = jnp.maximum(jax.lax.clz(jnp.max(age)) - 1, 0)  # no age has a bit above
+    bound = jax.lax.fori_loop(highest, 31, refine, jnp.zeros_like(count))
     older, equal = age > bound, age == bound
     rest = count - jnp.sum(older.astype(jnp.int32), axis=0)
     return older | (equal & (prefix_sum(equal) <= rest))

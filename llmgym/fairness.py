@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import class_sums, select
+from llmgym.arrays import select
 from llmgym.pytree import register
 
 if TYPE_CHECKING:  # they hold counters themselves
@@ -65,23 +65,19 @@ def serve(
 
     ``weights``: w_p and w_q, int32 (2,).
     """
-    count = seen.classes.count
     first = (tokens > 0) & (before.last_token == before.arrival)
     prompts = weights[0] * jnp.where(first, before.prompt, 0)
-    amount = prompts + weights[1] * (before.decode - after.decode)
+    amount = (prompts + weights[1] * (before.decode - after.decode)).astype(jnp.float32)
     idle = seen.live & ~seen.started
+    passed_over = idle & (tokens == 0)
+    mine = [before.job_class == k for k in range(seen.classes.count)]
+    # Sums in floating point cannot overflow, and are exact up to 2**24.
+    charged = jnp.stack([jnp.sum(jnp.where(m, amount, 0), axis=0) for m in mine])
     return Service(
-        charged=_totals(before.job_class, amount, count),
-        waiting=class_sums(before.job_class, idle, count) > 0,
-        stayed=class_sums(before.job_class, idle & (tokens == 0), count) > 0,
+        charged=jnp.minimum(charged, MOST_SERVICE).astype(jnp.int32),
+        waiting=jnp.stack([jnp.any(m & idle, axis=0) for m in mine]),
+        stayed=jnp.stack([jnp.any(m & passed_over, axis=0) for m in mine]),
     )
-
-
-def _totals(job_class: jax.Array, amount: jax.Array, count: int) -> jax.Array:
-    """Service by class; what 32 bits might not hold is told by a sum in floating point."""
-    floats = amount.astype(jnp.float32)
-    rough = jnp.stack([jnp.sum(jnp.where(job_class == k, floats, 0), axis=0) for k in range(count)])
-    return jnp.where(rough < MOST_SERVICE, class_sums(job_class, amount, count), MOST_SERVICE)
 
 
 def advance(counters: Counters, service: Service, seen: View) -> Counters:
@@ -94,7 +90,8 @@ def advance(counters: Counters, service: Service, seen: View) -> Counters:
     last = jnp.where(jnp.any(left, axis=0), latest, counters.last)
     level = _level(value, service.stayed, last)
     idle = seen.live & ~seen.started
-    backlogged = class_sums(seen.job_class, idle, len(value)) > 0
+    mine = (seen.job_class == k for k in range(len(value)))
+    backlogged = jnp.stack([jnp.any(m & idle, axis=0) for m in mine])
     value = jnp.where(backlogged & ~service.stayed, jnp.maximum(value, level), value)
     value = value - _level(value, backlogged, last)
     return Counters(jnp.clip(value, -MOST_SERVICE, MOST_SERVICE), last)

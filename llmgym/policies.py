@@ -11,7 +11,7 @@ import numpy as np
 
 from llmgym import agents, baselines
 from llmgym.composition import Batch, View
-from llmgym.errors import LLMGymError
+from llmgym.errors import LLMGymError, unknown
 from llmgym.scenario import Scenario
 from llmgym.theory.memory import held_tokens, likely_longest_request
 from llmgym.workload import Replay
@@ -25,7 +25,11 @@ def resolve(policy: PolicyLike) -> Callable[[jax.Array, View], Batch]:
     Raises LLMGymError for an unknown name (with the nearest match) or something that cannot be called.
     """
     if isinstance(policy, str):
-        return agents.load(policy) if policy in agents.names() else baselines.make(policy)
+        if policy in agents.names() or agents.is_path(policy):
+            return agents.load(policy)
+        if policy not in baselines.POLICIES:
+            raise unknown("policy", policy, (*baselines.names(), *agents.names()))
+        return baselines.make(policy)
     if not callable(policy):
         raise LLMGymError(
             f"A policy is a name or a function policy(key, view) -> Batch, got {policy!r}."

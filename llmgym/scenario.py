@@ -97,12 +97,12 @@ class Scenario:
         slots: most requests in an engine, or most jobs in a network of engines; arrivals that find them
             taken are dropped and counted.
         router: how calls choose among replicas of an engine: a name in ROUTERS.
-        service_weights: (w_p, w_q), what a prompt token and an output token count as service to a
-            request class, where fairness among them matters; None: no counters are kept. (1, 2) in
-            arXiv:2401.00588. Whole numbers; single engines only.
         tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks.
         lengths_known: whether policies see the remaining output tokens (hidden by default).
         name, description, source: where it comes from.
+        service_weights: (w_p, w_q), what a prompt token and an output token count as service to a
+            request class, where fairness among them matters; None: no counters are kept. (1, 2) in
+            arXiv:2401.00588. Whole numbers; single engines only.
     """
 
     engines: tuple[Engine, ...]
@@ -111,10 +111,10 @@ class Scenario:
     tick_ms: float = 0.01
     lengths_known: bool = False
     router: str = "fewest_tokens"
-    service_weights: tuple[int, int] | None = None
     name: str = "custom"
     description: str = ""
     source: str = ""
+    service_weights: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "engines", tuple(self.engines))

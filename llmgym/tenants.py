@@ -69,7 +69,7 @@ def check_tenants(tenants: Any) -> tuple[Tenant, ...]:
 def tenant_column(
     values: Sequence[str] | np.ndarray, requests: int, tenants: tuple[Tenant, ...]
 ) -> np.ndarray:
-    """The tenant of each request by name, as an array of strings (requests,).
+    """The tenant of each request by name, as an array of objects (requests,).
 
     Raises:
         LLMGymError: not one name for each request, or one that is not among the ``tenants`` (if any are
@@ -87,7 +87,7 @@ def tenant_column(
             raise unknown("tenant", name, known)
     if len(found) > MOST_TENANTS:
         raise LLMGymError(f"A replay has at most {MOST_TENANTS} tenants, got {len(found)}.")
-    return np.array(names, dtype=str)
+    return np.array(names, dtype=object)  # that of strings would cut a name at the end
 
 
 def target_ticks(scenario: Any) -> np.ndarray:

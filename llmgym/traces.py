@@ -89,7 +89,7 @@ def _read(path: Path, format: str | None, limit: int | None, file: TextIO) -> Re
     rows.refuse(prefill + decode == 0, 1, f" and {rows.names[2]} too; drop the row.")
     order = np.argsort(arrival, kind="stable")
     arrival_s = (arrival[order] - arrival.min()) / wanted.units_per_s
-    tenant = np.array(rows.words(3))[order] if len(rows.names) > 3 else None
+    tenant = np.array(rows.words(3), object)[order] if len(rows.names) > 3 else None
     replay = Replay(arrival_s, prefill[order], decode[order], tenant=tenant)
     if not rows.prefixes:
         return replay

@@ -61,17 +61,18 @@ def test_simulate_writes_its_tables(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_simulate_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
-    trace.write_text("arrival,prefill,decode\n0,20,3\n0.5,10,2\n")
-    code, out, _ = run(capsys, "simulate", "--trace", str(trace), "--json")
+    trace.write_text("arrival,prefill,decode,tenant\n0,20,3,chat\n0.5,10,2,batch\n")
+    levels = ("--set", "ttft_ms=1000", "--set", "service_weights=1,2")
+    arguments = ("simulate", "--trace", str(trace), "--policy", "vtc", *levels)
+    code, out, _ = run(capsys, *arguments, "--json")
+    summary = json.loads(out)
+    assert (code, summary["completed"], summary["slo"]["chat"]["attainment"]) == (0, 2, 1)
+    code, out, _ = run(capsys, *arguments)
     assert code == 0
-    assert json.loads(out)["completed"] == 2
-    code, out, _ = run(capsys, "simulate", "--trace", str(trace), "--load", "0.001", "--json")
-    stretched = json.loads(out)
-    assert (code, stretched["completed"]) == (0, 2)
-    limit = (
-        2048 / 0.57880 / 17.5
-    )  # requests per second: full batches, and 35 tokens in two requests
-    assert stretched["elapsed_s"] == pytest.approx(1 / (0.001 * limit), rel=0.1)
+    assert all(text in out for text in ("service levels", "100.0 %", "batch", "largest gap"))
+    code, _, err = run(capsys, *arguments[:5], "--set", "service_weights=1,-2")
+    assert code == 2
+    assert "w_q must be at least 0" in err
 
 
 def test_simulate_a_window_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -88,6 +89,11 @@ def test_simulate_a_window_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_pa
         code, out, err = run(capsys, *arguments, "--window", window)
         assert (code, out) == (2, "")
         assert message in err
+    code, out, _ = run(capsys, *arguments, "--load", "0.001")
+    stretched = json.loads(out)
+    limit = 2048 / 0.5788 / 13.25  # requests per second in full batches, of 53 tokens in four
+    assert (code, stretched["completed"]) == (0, 4)
+    assert stretched["elapsed_s"] == pytest.approx(3 / (0.001 * limit), rel=0.05)
     code, out, err = run(capsys, "simulate", "--window", "0:1")
     assert (code, out) == (2, "")
     assert "name the file with --trace" in err

@@ -22,6 +22,7 @@ from llmgym.errors import LLMGymError
 from llmgym.lengths import LENGTHS, Fixed
 from llmgym.scenario import ROUTERS, Engine, Scenario
 from llmgym.scenario_files import dumps, load, loads, names, save, scenario
+from llmgym.tenants import Tenant
 from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -97,9 +98,20 @@ def some(group: str) -> st.SearchStrategy[Any]:
 def replays(draw) -> Replay:
     prefill = draw(several)
     times = draw(st.lists(st.floats(0, 1e6), min_size=len(prefill), max_size=len(prefill)))
-    return Replay(
+    replay = Replay(
         sorted(times), prefill, prefill[::-1], draw(st.text()), draw(st.none() | positive)
     )
+    tenants = draw(
+        st.lists(
+            st.builds(Tenant, st.text(min_size=1), st.none() | positive, weight=positive),
+            max_size=3,
+            unique_by=lambda tenant: tenant.name,
+        )
+    )
+    if not tenants:
+        return replace(replay, weight=draw(positive))
+    names = [draw(st.sampled_from(tenants)).name for _ in prefill]
+    return replace(replay, ttft_ms=None, tenant=names, tenants=tuple(tenants))
 
 
 @st.composite
@@ -124,6 +136,7 @@ def scenarios(draw) -> Scenario:
             st.text(),
             st.none() | positive,
             st.none() | positive,
+            positive,
         ),
         min_size=1,
         max_size=3,
@@ -139,6 +152,7 @@ def scenarios(draw) -> Scenario:
         draw(st.text()),
         draw(st.text()),
         draw(st.text()),
+        draw(st.none() | st.tuples(st.integers(0, 9), st.integers(1, 1024))),
     )
 
 

@@ -112,6 +112,50 @@ def azure_hour(folder: Path) -> list[str]:
     return lines + arrivals_table(folder)
 
 
+def service_table(folder: Path) -> list[str]:
+    """Goodput, attainment of each class and service gap of each policy, from summaries of runs."""
+    paths = sorted(folder.glob("*.json"))
+    runs = {path.stem: json.loads(path.read_text()) for path in paths}
+    runs = dict(sorted(runs.items(), key=lambda run: -run[1]["goodput_per_s"]))
+    classes = list(next(iter(runs.values()))["slo"])
+    lines = [
+        "| policy | goodput/s, weighted | "
+        + " | ".join(f"{name}/s (within targets)" for name in classes)
+        + " | TTFT p50, s | TPOT p50, ms | service gap |",
+        "|---|---|" + "---|" * (len(classes) + 3),
+    ]
+    for policy, summary in runs.items():
+        levels = [summary["slo"][name] for name in classes]
+        cells = [f"{s['goodput_per_s']:.2f} ({100 * s['attainment']:.1f} %)" for s in levels]
+        latencies = [summary["ttft_ms"]["p50"] / 1000, summary["tpot_ms"]["p50"]]
+        cells += [f"{latencies[0]:.2f}", f"{latencies[1]:.1f}"]
+        cells += [f"{summary['fairness']['gap']:,}"]
+        lines.append(f"| `{policy}` | {summary['goodput_per_s']:.2f} | " + " | ".join(cells) + " |")
+    bound = next(iter(runs.values()))["fairness"]["bound"]
+    return [*lines, "", f"VTC's bound on the service gap: {bound:,.0f} weighted tokens."]
+
+
+def learned_table(folder: Path) -> list[str]:
+    """Mean latency of learned policies and of both references, from a cold start."""
+    with (folder / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["start"] == "cold"]
+    columns = "E2E, s | against fixed | against best | p99 TTFT, s | TPOT, ms | goodput"
+    lines = [f"| requests/s | policy | {columns} |", "|---|---|" + "---|" * 6]
+    for row in rows:
+        budget = f" ({float(row['budget']):.0f})" if row["budget"] else ""
+        seeds = f", {row['runs']} seeds" if int(row["runs"]) > 1 else ""
+        gains = (f"{-100 * float(row[f'gain_{k}'] or 0):+.1f} %" for k in ("fixed", "tuned"))
+        lines.append(
+            f"| {float(row['rate']):g} | {Path(row['policy']).name}{budget}{seeds} "
+            f"| {float(row['e2e_s_mean']):.2f} [{float(row['e2e_low']):.2f}, "
+            f"{float(row['e2e_high']):.2f}] | "
+            + " | ".join(gains)
+            + f" | {float(row['ttft_s_p99']):.2f} | {float(row['tpot_ms_mean']):.1f} "
+            f"| {float(row['goodput']):.3f} |"
+        )
+    return lines
+
+
 def section() -> str:
     """The results section, from the files alone."""
     results = ROOT / "docs" / "results"
@@ -121,12 +165,22 @@ def section() -> str:
         "",
     ]
     lines += capacity_table(results / "paper-figure-1")
+    lines += [
+        "",
+        "`llmgym simulate -s multi-tenant -p POLICY --duration-s 900 --warmup-s 100 --num-envs 8 --json`:",
+        "",
+    ]
+    lines += service_table(results / "multi-tenant")
     speed = results / "speed" / "speed.json"
     if speed.exists():
         lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
         lines += speed_table(speed)
     if (results / "azure-hour").exists():
         lines += azure_hour(results / "azure-hour")
+    for name in ("latency", "capped"):
+        if (results / name / "results.csv").exists():
+            lines += ["", f"`llmgym evaluate --repeat docs/results/{name}`, scenario `{name}`:", ""]
+            lines += learned_table(results / name)
     return "\n".join(lines)
 
 

@@ -139,11 +139,22 @@ def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
     return tuple(rows)
 
 
-def from_config(path: Path) -> Benchmark:
-    """The benchmark of a result folder or of its ``config.json``."""
+def read_config(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of a result folder, or that file. Raises LLMGymError where it is none."""
     path = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(path.read_text())
+    except OSError as error:
+        raise LLMGymError(f"Cannot read {path}: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        raise LLMGymError(f"{path} is not the configuration of a run: {error}.") from error
+    return dict(config)
+
+
+def from_config(path: Path) -> Benchmark:
+    """The benchmark of a result folder or of its ``config.json``."""
+    config = read_config(path)
+    try:
         scenario = scenario_files.loads(config["scenario"], source=str(path))
         fields = ("replications", "arrivals", "capacity_requests", "seed")
         return Benchmark(
@@ -152,9 +163,7 @@ def from_config(path: Path) -> Benchmark:
             tuple(config["loads"]),
             **{name: config[name] for name in fields},
         )
-    except OSError as error:
-        raise LLMGymError(f"Cannot read {path}: {error.strerror}.") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise LLMGymError(f"{path} is not the configuration of a benchmark: {error!r}.") from error
 
 

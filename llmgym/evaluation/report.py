@@ -83,7 +83,8 @@ def label(name: str) -> str:
     return name.replace(":prompts=split", "*").replace("faster_transformer", "FasterTransf.")
 
 
-def _table(title: str, headings: str, caption: str | None = None) -> Table:
+def simple_table(title: str, headings: str, caption: str | None = None) -> Table:
+    """A table with ``|`` between its headings, all but the first column right-aligned."""
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings.split("|")):
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
@@ -93,7 +94,7 @@ def _table(title: str, headings: str, caption: str | None = None) -> Table:
 def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
     """Capacities and verdicts, latencies, and goodput where there are targets; 80 columns."""
     limit = results["limit"]["requests_per_s"]
-    first = _table(
+    first = simple_table(
         f"{benchmark.scenario.name}: capacity, and stability at loads of the limit",
         "policy|requests/s|+-|of limit|method|" + "|".join(f"{x:g}" for x in benchmark.loads),
         f"limit {limit:.3f} requests/s ({results['limit']['tokens_per_ms']:.3f} tokens/ms);"
@@ -116,7 +117,7 @@ def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
 
 
 def _goodput_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
-    table = _table(
+    table = simple_table(
         "Goodput per second, and share within targets",
         "policy|" + "|".join(f"load {load:g}" for load in benchmark.loads),
         "of requests that met the targets of their class, by weight",
@@ -129,7 +130,7 @@ def _goodput_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
 
 
 def _latency_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
-    table = _table(
+    table = simple_table(
         "Latencies of finished requests, mean and 99th percentile",
         "policy||in sys.|TTFT s|p99|TPOT ms|E2E s|p99|left|dropped",
         "in sys.: time average; left: unfinished per run. The latencies of an unstable row grow with"
@@ -271,8 +272,13 @@ def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Pa
     writer.writerows(records)
     paths = [out / "results.csv", out / "benchmark.png", out / "benchmark.svg"]
     write(paths[0], text.getvalue())
-    figure = picture(benchmark, results)
-    for path in paths[1:]:
+    save_picture(picture(benchmark, results), paths[1:])
+    return paths
+
+
+def save_picture(figure: plt.Figure, paths: list[Path]) -> None:
+    """Write a figure to files of any format; the same figure gives the same bytes."""
+    for path in paths:
         data = io.BytesIO()
         # Without a date and with fixed ids the same results give the same file.
         with plt.rc_context({"svg.hashsalt": "llmgym"}):
@@ -280,4 +286,3 @@ def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Pa
             figure.savefig(data, format=path.suffix[1:], dpi=110, metadata=metadata)
         write(path, data.getvalue())
     plt.close(figure)
-    return paths

@@ -208,6 +208,7 @@ def simulate(
     record: bool = True,
     warmup_s: float = 0.0,
     progress: Progress | None = None,
+    burst: int = 0,
     refuse_drops: bool = False,
 ) -> Run:
     """Run ``policy`` on ``num_envs`` independent replications of ``scenario``.
@@ -221,6 +222,7 @@ def simulate(
         record: keep every request, for ``requests`` and the latencies; without it only counts and
             trajectories are kept, which is faster.
         warmup_s: simulated seconds that the averages of the summary leave out.
+        burst: requests of each job type that are there at time 0: a hot start.
         refuse_drops: stop with TableFullError once a request is dropped; else drops are counted.
 
     Raises LLMGymError on bad arguments. Warns (UnservableWarning) where the policy can never serve some
@@ -232,7 +234,8 @@ def simulate(
     problem = policies.check(chosen, scenario)
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
-    physics = model.lower(scenario)
+    check_number("burst", burst, low=0, high=scenario.slots, integer=True)
+    physics = model.lower(scenario, burst)
     key = rollouts.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms
     horizon = rollouts.FOREVER if duration_s is None else round(duration_s * ticks_per_s)

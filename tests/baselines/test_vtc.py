@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from llmgym import fairness as counting
 from llmgym.evaluation.fairness import bound, service_gap
 from llmgym.evaluation.rollout import keys
 from llmgym.fairness import MOST_SERVICE, Counters, Service
+from llmgym.kv_cache import KVCache
 from llmgym.scenario import Scenario
 
 STEPS, ENVS = 400, 3
@@ -194,6 +196,53 @@ def test_bound_of_memory_and_of_none() -> None:
     assert bound(scenario.override(service_weights=(1, 0))) == 2 * PROMPTS
 
 
+def test_turns_by_hand() -> None:
+    rows = [  # client, prompt, started, ticks since arrival and since service; turn
+        (0, 50, True, 90, 10, 30),  # it runs: no charge
+        (0, 40, False, 80, 20, 30),  # preempted: charged before
+        (1, 7, False, 70, 70, 45),
+        (0, 10, False, 60, 60, 30),
+        (0, 20, False, 50, 50, 30 + 3 * 10),
+        (1, 9, False, 40, 40, 45 + 3 * 7),
+        (0, 5, False, 30, 30, 30 + 3 * (10 + 20)),
+    ]
+    job_class, prompt, started, waited, unserved, expected = (
+        jnp.array(column) for column in zip(*rows, strict=True)
+    )
+    classes = SimpleNamespace(
+        counter=jnp.array([30, 45]), service_weights=jnp.array([3, 1]), count=2
+    )
+    view = SimpleNamespace(
+        job_class=job_class,
+        prompt=prompt,
+        prefill=prompt,
+        started=started,
+        waited=waited,
+        unserved=unserved,
+        classes=classes,
+    )
+    assert baselines.VTC().turn(view).tolist() == expected.tolist()  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_preemption_charges_nobody_twice() -> None:
+    rng = np.random.default_rng(0)
+    names = rng.choice(["flood", "calm"], 120, p=[0.8, 0.2])
+    prefill, decode = rng.integers(1, 12, 120), rng.integers(1, 16, 120)
+    replay = llmgym.Replay(np.zeros(120), prefill, decode, tenant=names)
+    scenario = Scenario.single_engine(
+        Affine(5.0, 0.5), 24, replay, kv_cache=KVCache(24, 4), service_weights=(1, 2)
+    )
+    done = llmgym.simulate(scenario, "vtc")
+    assert done.requests.preemptions.sum() > 10
+    for k, name in enumerate(scenario.class_names):
+        mine = done.requests[done.requests.job_type == name]
+        work = mine.prefill_tokens.sum() + 2 * mine.decode_tokens.sum()
+        assert done.raw["charged"][:, k].sum() == work
+    fairness = done.summary["fairness"]
+    assert 0 < fairness["gap"] <= fairness["bound"] == 2 * 2 * 96
+
+
 def counters(value: list[int], last: int = 0) -> Counters:
     return Counters(jnp.array(value, jnp.int32), jnp.int32(last))
 
@@ -236,9 +285,17 @@ def test_counters_stay_inside_32_bits() -> None:
         value, last = advance(value, [MOST_SERVICE, 0, 0], [True, True, False], (0, 1), last=last)
         assert max(map(abs, value)) <= MOST_SERVICE
     assert value[:2] == [MOST_SERVICE, 0]
-    amount = jnp.full(64, 2**30, jnp.int32)
-    total = counting._totals(jnp.zeros(64, jnp.int32), amount, 1)
-    assert total.tolist() == [MOST_SERVICE]
+
+
+def test_service_of_a_batch_stays_inside_32_bits() -> None:
+    prompt, none = jnp.full(64, 2**20, jnp.int32), jnp.zeros(64, jnp.int32)
+    table = SimpleNamespace(
+        last_token=none, arrival=none, prompt=prompt, decode=none, job_class=none
+    )
+    seen = SimpleNamespace(live=prompt > 0, started=prompt < 0, classes=SimpleNamespace(count=1))
+    service = counting.serve(jnp.array([1024, 1]), seen, none + 1, table, table)  # type: ignore[arg-type]
+    assert service.charged.tolist() == [MOST_SERVICE]
+    assert (service.waiting.tolist(), service.stayed.tolist()) == ([True], [False])
 
 
 @pytest.mark.parametrize("name", ["geometric", "fork-join"])

@@ -229,7 +229,8 @@ def test_whole_ticks_stay_whole() -> None:
 
 @pytest.mark.slow
 def test_those_who_starve_are_missed() -> None:
-    idle = llmgym.simulate(engine(shared()), "idle", duration_s=1.2, num_envs=1)
+    roomy = engine(shared()).override(slots=100)
+    idle = llmgym.simulate(roomy, "idle", duration_s=1.2)
     slo = idle.summary["slo"]
     assert slo["chat"]["attainment"] == 0.0
     assert idle.summary["goodput_per_s"] == 0.0

@@ -1,0 +1,372 @@
+"""Proximal policy optimisation (PPO) of tile policies, the whole loop compiled.
+
+PPO: Schulman et al., 2017, arXiv:1707.06347. The problem is continuing and its decisions take different
+times tau, so it is a semi-Markov decision process. With N requests present the reward of a decision is
+-N * tau. In the average-cost form eta * tau is added, eta the cost per second under the policy: values
+are then what is to come above the average. In the discounted form what comes t seconds later counts
+exp(-t / horizon_s); the two can be combined.
+
+One policy learns from many worlds at once: loads of a scenario, scenarios. It does not know in which
+it is; the critic does, and it sees the work that is hidden from policies. A world is a block of
+environments small enough for a core's cache; worlds are collected one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmgym import model
+from llmgym.agents.networks import Layers, best_choice, init_mlp, log_prob_of, log_probs, mlp
+from llmgym.agents.tiles import TileChoice
+from llmgym.envs.rewards import Transition, weighted_holding
+from llmgym.errors import LLMGymError, check_number
+from llmgym.pytree import register
+
+MEMORY = 0.9
+"""What an iteration keeps of the averages of a world so far."""
+
+LEFT, PRODUCTS = 4, 10
+"""Entries of ``critic_inputs``: what is left in the system, and its products."""
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Settings of the learner.
+
+    Args:
+        choice: what the policy observes and may do, with prior and guard.
+        num_envs: environments of a world; steps: decisions of each in an iteration.
+        epochs, minibatches: passes over the data of an iteration, and updates of a pass.
+        learning_rate: of Adam at the start; it falls linearly to a tenth.
+        warm_up: share of the iterations in which only the critic learns.
+        clip, value_weight, max_gradient: of the loss, and of the norm of the gradient (of actor and
+            critic apart).
+        entropy: bonus at the start; it falls linearly to 0.
+        trace: lambda of generalised advantage estimation.
+        average_cost: take eta * tau off the cost.
+        horizon_s: of the discount; None: none.
+        prefill_weight: of a request with prompt left in N; one that decodes counts 1.
+        control: take out of the TD errors what the arrivals explain; needs Poisson arrivals.
+        hidden: units of each of the two hidden layers of actor and critic.
+    """
+
+    choice: TileChoice = field(default_factory=TileChoice)
+    num_envs: int = 64
+    steps: int = 128
+    epochs: int = 2
+    minibatches: int = 4
+    learning_rate: float = 2e-3
+    warm_up: float = 0.05
+    clip: float = 0.2
+    value_weight: float = 0.5
+    max_gradient: float = 0.5
+    entropy: float = 0.01
+    trace: float = 0.98
+    average_cost: bool = True
+    horizon_s: float | None = 200.0
+    prefill_weight: float = 1.5
+    control: bool = True
+    hidden: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "steps", "epochs", "minibatches", "hidden"):
+            check_number(name, getattr(self, name), low=1, high=2**20, integer=True)
+        if self.steps % self.minibatches:
+            raise LLMGymError(
+                f"steps = {self.steps} must be a multiple of minibatches = {self.minibatches}."
+            )
+        for name in ("learning_rate", "clip", "max_gradient", "prefill_weight"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("entropy", "value_weight", "warm_up"):
+            check_number(name, getattr(self, name), low=0)
+        check_number("trace", self.trace, low=0, high=1)
+        if self.horizon_s is not None:
+            check_number("horizon_s", self.horizon_s, above=0)
+        elif not self.average_cost:
+            raise LLMGymError("Without average_cost values are infinite: give a horizon_s.")
+
+    def optimizer(self, iterations: int) -> optax.GradientTransformation:
+        """Adam behind a clipped gradient, for actor and critic apart."""
+        updates = iterations * self.epochs * self.minibatches
+        rate = optax.linear_schedule(self.learning_rate, self.learning_rate / 10, updates)
+        one = optax.chain(optax.clip_by_global_norm(self.max_gradient), optax.adam(rate, eps=1e-5))
+        names = {"actor": "actor", "critic": "critic"}
+        return optax.partition({"actor": one, "critic": one}, names)
+
+    def params(self, key: jax.Array, worlds: int) -> dict[str, Any]:
+        """Initial weights: a policy that is its prior, values of 0 but for the network's."""
+        features, hidden = len(self.choice.features), (self.hidden, self.hidden)
+        keys, sees = jax.random.split(key), LEFT + PRODUCTS + features + worlds
+        return {
+            "actor": init_mlp(keys[0], (features, *hidden, sum(self.choice.parts)), 0.01),
+            "critic": {
+                "quadratic": jnp.zeros((worlds, LEFT + PRODUCTS)),
+                "network": init_mlp(keys[1], (sees, *hidden, 1), 1.0),
+            },
+        }
+
+
+@register
+@dataclass(frozen=True)
+class World:
+    """A block of environments; a group of worlds has an axis of them before all others."""
+
+    number: jax.Array
+    engine: Any  # the state of its environments
+    key: jax.Array  # words of the random key of its decisions
+    rates: jax.Array  # requests, prompt tokens and all tokens that arrive in a second (3,)
+    cost: jax.Array  # fading sums over the iterations so far: cost
+    seconds: jax.Array  # and time
+    scale: jax.Array  # standard deviation of the values
+
+
+@register
+@dataclass(frozen=True)
+class Learner:
+    """Everything that an iteration changes."""
+
+    params: dict[str, Any]
+    optimizer: Any
+    worlds: tuple[World, ...]  # groups that share a compiled form
+    key: jax.Array  # words
+    iteration: jax.Array
+
+
+class Experience(NamedTuple):
+    """Decisions (worlds, steps, envs, ...)."""
+
+    features: jax.Array
+    mask: jax.Array
+    prior: jax.Array
+    choice: jax.Array  # (..., parts)
+    log_prob: jax.Array
+    critic: jax.Array  # what the critic sees
+    cost: jax.Array
+    seconds: jax.Array
+    surprise: jax.Array  # requests, prompt tokens, all tokens that arrived, less their means
+
+
+def td_errors(
+    rewards: jax.Array, values: jax.Array, last: jax.Array, discount: jax.Array
+) -> jax.Array:
+    """Temporal-difference errors (steps, ...) of segments that are cut by time.
+
+    ``values`` (steps, ...) are those of the decisions, ``last`` (...) of the state after them, from
+    which the problem goes on; ``discount`` (steps, ...) is that of the time each decision took.
+    """
+    following = jnp.concatenate([values[1:], last[None]])
+    return rewards + discount * following - values
+
+
+def without_surprise(errors: jax.Array, surprise: jax.Array, known: jax.Array) -> jax.Array:
+    """TD errors (...) of a world less what its arrivals explain, so that far fewer tell as much.
+
+    ``surprise`` (..., n) is what arrived in a step less its mean, ``known`` (..., m) what was known
+    before. The products of the two have mean zero whatever the decision, so their best combination, by
+    least squares, is noise that may go: a control variate.
+    """
+    products = surprise[..., :, None] * known[..., None, :]
+    x = products.reshape(errors.size, -1)
+    x = x / (jnp.sqrt(jnp.mean(x**2, axis=0)) + 1e-6)
+    moments = x.T @ x / errors.size + 1e-4 * jnp.eye(x.shape[1])
+    weights = jnp.linalg.solve(moments, x.T @ errors.reshape(-1) / errors.size)
+    return errors - (x @ weights).reshape(errors.shape)
+
+
+def advantages(errors: jax.Array, discount: jax.Array, trace: float) -> jax.Array:
+    """Generalised advantage estimates (steps, ...) from TD errors (arXiv:1506.02438, Eq. 16)."""
+
+    def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        error, discount = step
+        advantage = error + discount * trace * after
+        return advantage, advantage
+
+    return jax.lax.scan(back, jnp.zeros_like(errors[0]), (errors, discount), reverse=True)[1]
+
+
+def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
+    """What the critic sees (entries, ...): what is left in the system, products of that, features.
+
+    Output tokens to come count among what is left. Above the average the cost to come grows with the
+    square of the work.
+    """
+    table, means = engine.table, jnp.mean(physics.means, axis=1)
+    left = [
+        engine.present,
+        engine.backlog / jnp.sum(means),
+        jnp.sum((table.prefill == 0) & (table.decode > 0), axis=0),
+        jnp.sum(table.prefill, axis=0) / means[0],
+    ]
+    left = [x / 100 for x in left]
+    products = [left[i] * left[j] for i in range(LEFT) for j in range(i, LEFT)]
+    return jnp.concatenate([jnp.stack([*left, *products]), features])
+
+
+def values(critic: dict[str, Any], x: jax.Array, number: jax.Array) -> jax.Array:
+    """Values (worlds, ...) in units of their scales, for inputs (worlds, ..., entries).
+
+    A quadratic form of each world's own, and one network for all that is told the world.
+    """
+    axes = (1,) * (x.ndim - 2)
+    own = critic["quadratic"][number].reshape(-1, *axes, LEFT + PRODUCTS)
+    world = jax.nn.one_hot(number, critic["quadratic"].shape[0])
+    world = jnp.broadcast_to(
+        world.reshape(number.size, *axes, -1), (*x.shape[:-1], world.shape[-1])
+    )
+    learned = mlp(critic["network"], jnp.concatenate([x, world], axis=-1))[..., 0]
+    return jnp.sum(own * x[..., : LEFT + PRODUCTS], axis=-1) + learned
+
+
+def collect(
+    settings: PPO, actor: Layers, iteration: jax.Array, physics: Any, world: World
+) -> tuple[World, Experience, jax.Array, jax.Array]:
+    """An iteration of one world. Also what the critic sees after it, and requests present (mean)."""
+    choice, key = settings.choice, jax.random.fold_in(
+        jax.random.wrap_key_data(world.key), iteration
+    )  # fmt: skip
+    # Engines whose table was full have lost requests: they start anew.
+    new = model.init(physics, jax.random.split(jax.random.fold_in(key, 0), settings.num_envs))
+    full = world.engine.totals.dropped > 0
+    engine = jax.tree.map(lambda a, b: jnp.where(full, a, b), new, world.engine)
+    last_axis = partial(jnp.moveaxis, source=0, destination=-1)
+
+    def decide(engine: Any, n: jax.Array) -> tuple[Any, Experience]:
+        view = model.view(physics, engine)
+        sight = choice.look(view)
+        features, mask, prior = map(last_axis, (sight.features, sight.mask, sight.prior))
+        log_p = log_probs(choice.parts, prior + mlp(actor, features), mask)
+        noise = jax.random.gumbel(jax.random.fold_in(key, n + 1), log_p.shape)
+        chosen = best_choice(choice.parts, jnp.where(mask, log_p + noise, -jnp.inf))
+        after, info = model.step(physics, engine, choice.batch(view, jnp.moveaxis(chosen, -1, 0)))
+        step = Transition(engine, info, after, physics.tick_ms)
+        prompts = jnp.sum(after.table.prefill - engine.table.prefill, axis=0) + info.prefill_tokens
+        tokens = after.backlog - engine.backlog + info.prefill_tokens + info.decode_tokens
+        arrived = jnp.stack([info.arrived, prompts, tokens], axis=-1)
+        return after, Experience(
+            features=features,
+            mask=mask,
+            prior=prior,
+            choice=chosen,
+            log_prob=log_prob_of(choice.parts, log_p, chosen),
+            critic=last_axis(critic_inputs(physics, engine, sight.features)),
+            cost=-weighted_holding(step, settings.prefill_weight, 1.0),
+            seconds=step.duration_s,
+            surprise=arrived - step.duration_s[:, None] * world.rates,
+        )
+
+    after, experience = jax.lax.scan(decide, engine, jnp.arange(settings.steps))
+    sight = choice.look(model.view(physics, after))
+    last = last_axis(critic_inputs(physics, after, sight.features))
+    ticks = after.totals.request_ticks.low - engine.totals.request_ticks.low
+    present = jnp.sum(ticks.astype(jnp.float32)) * physics.tick_ms / 1000
+    return replace(world, engine=after), experience, last, present / jnp.sum(experience.seconds)
+
+
+def judge(
+    settings: PPO, critic: dict[str, Any], data: Experience, last: jax.Array, number: jax.Array,
+    eta: jax.Array, scale: jax.Array,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Values of the decisions and their advantages (worlds, steps, envs)."""
+    eta, scale = eta[:, None, None], scale[:, None, None]
+    reward = -data.cost + (eta * data.seconds if settings.average_cost else 0.0)
+    far = jnp.inf if settings.horizon_s is None else settings.horizon_s
+    discount = jnp.exp(-data.seconds / far)
+    value = scale * values(critic, data.critic, number)
+    end = scale[..., 0] * values(critic, last, number)
+    errors = jax.vmap(td_errors)(reward, value, end, discount)
+    if settings.control:
+        one = jnp.ones_like(data.critic[..., :1])
+        known = jnp.concatenate([one, data.critic[..., :LEFT], data.features], axis=-1)
+        errors = jax.vmap(without_surprise)(errors, data.surprise, known)
+    return value, jax.vmap(partial(advantages, trace=settings.trace))(errors, discount)
+
+
+def loss(
+    settings: PPO, params: dict[str, Any], data: Experience, target: jax.Array,
+    advantage: jax.Array, number: jax.Array, acting: jax.Array, entropy_weight: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    """PPO's loss on a minibatch (worlds, ...), and what there is to tell about it.
+
+    ``acting`` is 0 while only the critic learns, else 1.
+    """
+    parts = settings.choice.parts
+    log_p = log_probs(parts, data.prior + mlp(params["actor"], data.features), data.mask)
+    log_ratio = log_prob_of(parts, log_p, data.choice) - data.log_prob
+    ratio = jnp.exp(log_ratio)
+    cut = jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip)
+    surrogate = jnp.mean(jnp.minimum(ratio * advantage, cut * advantage))
+    entropy = -jnp.mean(jnp.sum(jnp.where(data.mask, jnp.exp(log_p) * log_p, 0.0), axis=-1))
+    value_loss = jnp.mean((values(params["critic"], data.critic, number) - target) ** 2)
+    total = settings.value_weight * value_loss - acting * (surrogate + entropy_weight * entropy)
+    return total, {
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "kl": jnp.mean(ratio - 1 - log_ratio),
+        "clipped": jnp.mean(jnp.abs(ratio - 1) > settings.clip),
+    }
+
+
+def update(
+    settings: PPO, learner: Learner, iterations: int, data: Experience, target: jax.Array,
+    advantage: jax.Array, number: jax.Array,
+) -> tuple[Learner, dict[str, jax.Array]]:  # fmt: skip
+    """Epochs of minibatches; a minibatch takes some of the steps, of all worlds and environments."""
+    done = learner.iteration / iterations
+    acting = (done >= settings.warm_up).astype(jnp.float32)
+    optimize = settings.optimizer(iterations)
+
+    def one(carry: Any, steps: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        params, state = carry
+        picked = jax.tree.map(lambda x: x[:, steps], (data, target, advantage))
+        gradient, told = jax.grad(partial(loss, settings), has_aux=True)(
+            params, *picked, number, acting, settings.entropy * (1 - done)
+        )
+        changes, state = optimize.update(gradient, state, params)
+        return (optax.apply_updates(params, changes), state), told
+
+    key = jax.random.fold_in(jax.random.wrap_key_data(learner.key), learner.iteration)
+    shuffle = jax.vmap(lambda k: jax.random.permutation(k, settings.steps))
+    order = shuffle(jax.random.split(key, settings.epochs))
+    order = order.reshape(settings.epochs * settings.minibatches, -1)
+    (params, state), told = jax.lax.scan(one, (learner.params, learner.optimizer), order)
+    return replace(learner, params=params, optimizer=state), jax.tree.map(jnp.mean, told)
+
+
+def iterate(
+    settings: PPO, iterations: int, physics: tuple[Any, ...], learner: Learner
+) -> tuple[Learner, dict[str, jax.Array]]:
+    """One of ``iterations``: collect in all worlds, then update. Also a row of the learning curve."""
+    act = partial(collect, settings, learner.params["actor"], learner.iteration)
+    groups = [
+        jax.lax.map(lambda x: act(*x), pair) for pair in zip(physics, learner.worlds, strict=True)
+    ]
+    data, last, present = jax.tree.map(lambda *x: jnp.concatenate(x), *(g[1:] for g in groups))
+    old = [replace(g[0], engine=None) for g in groups]
+    world = jax.tree.map(lambda *x: jnp.concatenate(x), *old)
+    cost = MEMORY * world.cost + jnp.sum(data.cost, axis=(1, 2))
+    seconds = MEMORY * world.seconds + jnp.sum(data.seconds, axis=(1, 2))
+    critic, eta = learner.params["critic"], cost / seconds
+    value, advantage = judge(settings, critic, data, last, world.number, eta, world.scale)
+    target = value + advantage
+    spread = jnp.var(target, axis=(1, 2))
+    explained = 1 - jnp.var(advantage, axis=(1, 2)) / jnp.maximum(spread, 1e-6)
+    mean, deviation = (f(advantage, axis=(1, 2), keepdims=True) for f in (jnp.mean, jnp.std))
+    learner, told = update(
+        settings, learner, iterations, data, target / world.scale[:, None, None],
+        (advantage - mean) / (deviation + 1e-8), world.number,
+    )  # fmt: skip
+    memory = jnp.where(learner.iteration == 0, 0.0, MEMORY)
+    scale = jnp.sqrt(memory * world.scale**2 + (1 - memory) * spread)
+    worlds, start = [], 0
+    for group, *_ in groups:
+        mine = slice(start, start + group.number.shape[0])
+        worlds.append(replace(group, cost=cost[mine], seconds=seconds[mine], scale=scale[mine]))
+        start = mine.stop
+    row = told | {"present": present, "cost": eta, "explained": explained}
+    return replace(learner, worlds=tuple(worlds), iteration=learner.iteration + 1), row

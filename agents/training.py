@@ -1,0 +1,335 @@
+"""Training runs: worlds from scenarios, seeds side by side, learning curves, resuming to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from llmgym import model, scenario_files
+from llmgym.agents import checkpoint
+from llmgym.agents.ppo import PPO, Learner, World, iterate
+from llmgym.agents.trained import TrainedPolicy
+from llmgym.arrivals import Poisson
+from llmgym.baselines.tiles import DEFAULT_TILE
+from llmgym.errors import LLMGymError, check_number
+from llmgym.evaluation.files import to_json, write
+from llmgym.evaluation.fleet import compiled, cores
+from llmgym.scenario import Scenario
+from llmgym.workload import Replay
+
+CHUNK = 5
+"""Iterations between two returns to Python: a run stops and resumes at multiples of it."""
+
+SAVE_EVERY_S = 30.0
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+"""Called with a seed, its iterations so far, and the last row of its learning curve."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run does.
+
+    Args:
+        scenarios: one world each; several loads of a scenario are several scenarios. Fewer slots
+            train faster; an engine that fills its table starts anew.
+        settings: of the learner.
+        steps: environment steps of each seed, rounded up to whole chunks of iterations.
+        seeds: one policy each. A seed gives the same policy alone and beside others.
+        patience: stop when the smoothed mean cost has not fallen by 0.1 % for so many iterations;
+            None: never.
+    """
+
+    scenarios: tuple[Scenario, ...]
+    settings: PPO = field(default_factory=PPO)
+    steps: int = 10_000_000
+    seeds: tuple[int, ...] = (0,)
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("scenarios", "seeds"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.scenarios or not self.seeds:
+            raise LLMGymError("A training run needs at least one scenario and one seed.")
+        check_number("steps", self.steps, low=1, integer=True)
+        for seed in self.seeds:
+            check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
+        if self.patience is not None:
+            check_number("patience", self.patience, low=1, integer=True)
+        for scenario in self.scenarios:
+            self._check(scenario)
+
+    def _check(self, scenario: Scenario) -> None:
+        if scenario.is_network:
+            raise LLMGymError(
+                f"Scenario {scenario.name!r} is a network of engines; PPO of tiles trains on one engine."
+            )
+        if isinstance(scenario.workload, Replay):
+            raise LLMGymError(
+                f"Scenario {scenario.name!r} replays a list of requests, which ends; train on one "
+                "whose arrivals go on."
+            )
+        others = [j.name for j in scenario.workload if not isinstance(j.arrivals, Poisson)]
+        if self.settings.control and others:
+            raise LLMGymError(
+                f"control=True is for Poisson arrivals, and those of {', '.join(others)} in "
+                f"{scenario.name!r} are not; set control=False."
+            )
+
+    @property
+    def iteration_steps(self) -> int:
+        """Environment steps of an iteration."""
+        return len(self.scenarios) * self.settings.num_envs * self.settings.steps
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of a run that is not stopped early."""
+        return CHUNK * math.ceil(self.steps / self.iteration_steps / CHUNK)
+
+    def header(self, seed: int) -> dict[str, Any]:
+        """Everything that the policy of a seed depends on, as JSON."""
+        return {
+            "algorithm": "ppo",
+            "scenarios": [scenario_files.dumps(s) for s in self.scenarios],
+            "settings": asdict(self.settings),
+            "steps": self.steps,
+            "patience": self.patience,
+            "seed": seed,
+            "versions": checkpoint.versions(),
+        }
+
+
+def tiles_of(scenarios: Sequence[Scenario]) -> int:
+    """The most tiles that a batch of any of them holds."""
+    tile = [getattr(s.engine.batch_time, "tile", DEFAULT_TILE) for s in scenarios]
+    return max(-(-s.engine.token_budget // t) for s, t in zip(scenarios, tile, strict=True))
+
+
+def worlds_of(training: Training, key: jax.Array) -> tuple[tuple[Any, ...], tuple[World, ...]]:
+    """Physics and worlds, stacked in groups that have one compiled form."""
+    groups: dict[Any, list[tuple[int, Any]]] = {}
+    for n, scenario in enumerate(training.scenarios):
+        physics = jax.tree.map(jnp.asarray, model.lower(scenario))
+        leaves, structure = jax.tree.flatten(physics)
+        form = (structure, tuple((x.shape, x.dtype) for x in leaves))
+        groups.setdefault(form, []).append((n, physics))
+    stacked, worlds = [], []
+    for members in groups.values():
+        numbers = jnp.array([n for n, _ in members])
+        stacked.append(jax.tree.map(lambda *x: jnp.stack(x), *(p for _, p in members)))
+        keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
+        zeros = np.zeros(numbers.size, np.float32)
+        worlds.append(
+            World(
+                number=numbers,
+                engine=_empty_engines(training.settings.num_envs, stacked[-1], keys),
+                key=jax.random.key_data(keys),
+                rates=jnp.stack([_rates(training.scenarios[n]) for n, _ in members]),
+                cost=jnp.array(zeros),
+                seconds=jnp.array(zeros),
+                scale=jnp.array(zeros + 1),
+            )
+        )
+    return tuple(stacked), tuple(worlds)
+
+
+@partial(jax.jit, static_argnums=0)
+def _empty_engines(num_envs: int, physics: Any, keys: jax.Array) -> Any:
+    start = lambda p, key: model.init(p, jax.random.split(key, num_envs))  # noqa: E731
+    return jax.lax.map(lambda pair: start(*pair), (physics, keys))
+
+
+def _rates(scenario: Scenario) -> jax.Array:
+    """Requests, prompt tokens and tokens that arrive in a second."""
+    rate, prompt = scenario.arrival_rate_per_s, scenario.mean_prefill
+    return jnp.array([1.0, prompt, prompt + scenario.mean_decode]) * rate
+
+
+def begin(training: Training, seed: int) -> tuple[tuple[Any, ...], Learner]:
+    """Physics, and a learner that has learned nothing."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    physics, worlds = worlds_of(training, jax.random.fold_in(key, 0))
+    params = training.settings.params(jax.random.fold_in(key, 1), len(training.scenarios))
+    state = training.settings.optimizer(training.iterations).init(params)
+    words = jax.random.key_data(jax.random.fold_in(key, 2))
+    return physics, Learner(params, state, worlds, words, jnp.int32(0))
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _chunk(
+    settings: PPO, iterations: int, physics: tuple[Any, ...], learners: Learner
+) -> tuple[Learner, dict[str, jax.Array]]:
+    """CHUNK iterations of learners with an axis of seeds before all others; so has what they tell."""
+
+    def one(learner: Learner) -> tuple[Learner, dict[str, jax.Array]]:
+        step = lambda learner, _: iterate(settings, iterations, physics, learner)  # noqa: E731
+        return jax.lax.scan(step, learner, None, length=CHUNK)
+
+    if learners.iteration.size > 1:
+        return jax.vmap(one)(learners)
+    alone = jax.tree.map(lambda x: x[0], learners)
+    return jax.tree.map(lambda x: x[None], one(alone))
+
+
+@dataclass
+class Run:
+    """Learners of some seeds on their way: state, learning curves (seeds, iterations, ...)."""
+
+    training: Training
+    seeds: tuple[int, ...]
+    physics: tuple[Any, ...]
+    learners: Learner
+    curve: dict[str, np.ndarray]
+
+    @classmethod
+    def start(cls, training: Training, seeds: tuple[int, ...]) -> Run:
+        """Learners that have learned nothing."""
+        begun = [begin(training, seed) for seed in seeds]
+        learners = jax.tree.map(lambda *x: jnp.stack(x), *(learner for _, learner in begun))
+        return cls(training, seeds, begun[0][0], learners, {})
+
+    @property
+    def done(self) -> int:
+        """Iterations so far."""
+        return next(iter(self.curve.values())).shape[1] if self.curve else 0
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to do: all iterations made, or no progress for too long."""
+        patience = self.training.patience
+        if self.done >= self.training.iterations or patience is None or not self.done:
+            return self.done >= self.training.iterations
+        return all(stalled(cost, patience) for cost in self.curve["cost"])
+
+    def advance(self, program: Any) -> None:
+        """CHUNK more iterations."""
+        self.learners, rows = program(self.physics, self.learners)
+        rows = {name: np.asarray(x) for name, x in rows.items()}
+        self.curve = {
+            name: np.concatenate([self.curve[name], x], axis=1) if self.curve else x
+            for name, x in rows.items()
+        }
+
+    def save(self, path: Path) -> None:
+        """Everything that ``resume`` needs."""
+        leaves = jax.tree.leaves(jax.device_get(self.learners))
+        arrays = {f"state/{n}": x for n, x in enumerate(leaves)}
+        arrays |= {f"curve/{name}": x for name, x in self.curve.items()}
+        checkpoint.write_arrays(path, arrays, self._header())
+
+    def resume(self, path: Path) -> None:
+        """Go on from a file of ``save``. Raises LLMGymError where it is of another training run."""
+        arrays, header = checkpoint.read_arrays(path)
+        if header != json.loads(to_json(self._header())):
+            raise LLMGymError(
+                f"{path} belongs to a training run with other settings, scenarios or versions; "
+                "choose another --out folder, or delete it."
+            )
+        leaves, structure = jax.tree.flatten(self.learners)
+        found = [jnp.asarray(arrays[f"state/{n}"]) for n in range(len(leaves))]
+        self.learners = jax.tree.unflatten(structure, found)
+        self.curve = {
+            name.removeprefix("curve/"): x
+            for name, x in arrays.items()
+            if name.startswith("curve/")
+        }
+
+    def _header(self) -> dict[str, Any]:
+        return {"format": checkpoint.FORMAT, "kind": "training"} | self.training.header(
+            self.seeds[0]
+        )
+
+    def finish(self, out: Path | None) -> list[TrainedPolicy]:
+        """The policies, written to ``out`` with their learning curves."""
+        found = []
+        for n, seed in enumerate(self.seeds):
+            actor = jax.device_get(jax.tree.map(lambda x, n=n: x[n], self.learners.params["actor"]))
+            choice, header = self.training.settings.choice, self.training.header(seed)
+            header["iterations"] = self.done
+            policy = checkpoint.policy_of(choice, actor, header, f"ppo-{seed}")
+            found.append(policy)
+            if out is not None:
+                checkpoint.save_agent(out / f"agent-{seed}.npz", policy)
+                write(out / f"curve-{seed}.csv", self._table(n).to_csv(index=False))
+        return found
+
+    def _table(self, n: int) -> pd.DataFrame:
+        """The learning curve of a seed, a row for each iteration and a column for each world."""
+        columns: dict[str, np.ndarray] = {
+            "steps": self.training.iteration_steps * np.arange(1, self.done + 1)
+        }
+        for name, x in self.curve.items():
+            if x.ndim == 2:
+                columns[name] = x[n]
+            else:
+                columns |= {f"{name}_{w}": x[n, :, w] for w in range(x.shape[2])}
+        return pd.DataFrame(columns)
+
+
+def stalled(cost: np.ndarray, patience: int, memory: float = 0.9, least: float = 0.001) -> bool:
+    """Whether the costs (iterations, worlds), smoothed, have not fallen by ``least`` for so long."""
+    level, best, since = np.log(cost[0]).mean(), np.inf, 0
+    for row in cost:
+        level = memory * level + (1 - memory) * np.log(row).mean()
+        since = 0 if level < best - least else since + 1
+        best = level if since == 0 else best
+    return since > patience
+
+
+def train(
+    training: Training,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+    together: bool | None = None,
+) -> list[TrainedPolicy]:
+    """Train one policy for each seed.
+
+    Args:
+        out: folder for agent-SEED.npz, curve-SEED.csv and training-SEED.npz; from the last a run that
+            was killed goes on, and ends equal to the bit.
+        progress: called after every chunk of iterations.
+        together: all seeds in one vmapped program; else as many at a time as there are cores, with
+            results that do not depend on the other seeds. None: together on an accelerator.
+
+    Raises LLMGymError where ``out`` holds another training run or cannot be written.
+    """
+    out = None if out is None else Path(out)
+    if together is None:
+        together = jax.default_backend() != "cpu"
+    groups = [training.seeds] if together else [(seed,) for seed in training.seeds]
+    first = Run.start(training, groups[0])
+    static = (training.settings, training.iterations)
+    program = compiled(_chunk.lower(*static, first.physics, first.learners))
+
+    def one(seeds: tuple[int, ...]) -> list[TrainedPolicy]:
+        run = first if seeds == first.seeds else Run.start(training, seeds)
+        return _train(run, program, out, progress or (lambda done, total, row: None))
+
+    with ThreadPoolExecutor(min(cores(), len(groups))) as pool:
+        return [policy for found in pool.map(one, groups) for policy in found]
+
+
+def _train(run: Run, program: Any, out: Path | None, progress: Progress) -> list[TrainedPolicy]:
+    path = None if out is None else out / f"training-{run.seeds[0]}.npz"
+    if path is not None and path.exists():
+        run.resume(path)
+    saved = time.monotonic()
+    while not run.over:
+        run.advance(program)
+        progress(run.seeds[0], run.done, {k: v[0, -1] for k, v in run.curve.items()})
+        if path is not None and (run.over or time.monotonic() > saved + SAVE_EVERY_S):
+            run.save(path)
+            saved = time.monotonic()
+    return run.finish(out)

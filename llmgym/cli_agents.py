@@ -1,0 +1,222 @@
+"""The commands ``llmgym train`` and ``llmgym evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmgym import cli_common as cli
+from llmgym.errors import LLMGymError, unknown
+
+if TYPE_CHECKING:
+    from llmgym.agents.training import Training
+    from llmgym.scenario import Scenario
+
+app = typer.Typer()
+
+AGENTS = ("ppo",)
+
+TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.94, 0.97)
+"""Fractions of the LP capacity that a policy learns from where no loads are named."""
+
+EVALUATION_LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
+
+Rates = Annotated[
+    list[float] | None,
+    typer.Option("--rate", help="Requests per second, in place of a load. Repeatable."),
+]
+Loads = Annotated[
+    list[float] | None,
+    typer.Option("--load", help="Fraction of the LP capacity. Repeatable."),
+]
+
+
+@app.command()
+def train(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenario",
+            "-s",
+            help="Repeatable: one policy for all of them. capped:max_num_seqs=160 for settings.",
+        ),
+    ] = None,
+    agent: Annotated[str, typer.Option(help="The algorithm: ppo.")] = "ppo",
+    steps: Annotated[int, typer.Option(help="Environment steps of each seed.")] = 20_000_000,
+    load: Loads = None,
+    rate: Rates = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first policy.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Policies to train, from consecutive seeds.")] = 1,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many iterations without progress.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="Setting of the learner: prior=0. Repeatable."),
+    ] = None,
+    settings: cli.Set = None,
+    out: cli.Out = None,
+    as_json: cli.Json = False,
+) -> None:
+    """Train policies. Resumes where it was stopped; --out FOLDER holds agent-SEED.npz and curves."""
+    from llmgym.agents.training import train as run_training
+
+    if agent not in AGENTS:
+        raise unknown("agent", agent, AGENTS)
+    bases = [_scenario(name, settings or []) for name in scenario or ["latency"]]
+    training = _training(bases, steps, load, rate, seed, seeds, patience, option)
+    out = out or Path("results") / f"{agent}-{bases[0].name}"
+    with cli.bar(as_json, steps=True) as bar:
+        tasks = {
+            s: bar.add_task(f"seed {s}: compiling", total=training.iterations)
+            for s in training.seeds
+        }
+        policies = run_training(
+            training,
+            out,
+            lambda s, done, row: bar.update(
+                tasks[s], completed=done, description=f"seed {s}: {_told(row)}"
+            ),
+        )
+    found = [
+        {"seed": s, "file": str(out / f"agent-{s}.npz"), "digest": p.digest}
+        | {"iterations": p.header["iterations"]}
+        for s, p in zip(training.seeds, policies, strict=True)
+    ]
+    if as_json:
+        return cli.print_json(found)
+    for record in found:
+        cli.console.print(f"Wrote {record['file']}.", markup=False)
+    cli.console.print(
+        f"Judge: llmgym evaluate -s {bases[0].name} -p {found[0]['file']}", markup=False
+    )
+
+
+def _scenario(name: str, settings: list[str]) -> Scenario:
+    """A scenario from ``name`` or ``name:setting=value,setting=value``, with settings for all on top."""
+    base, _, own = name.partition(":")
+    chosen: Scenario = cli.scenario(base, [*settings, *(own.split(",") if own else [])], None)
+    return chosen
+
+
+def _told(row: dict[str, Any]) -> str:
+    """A row of the learning curve in a few words."""
+    return (
+        f"{float(row['present'].mean()):.1f} requests present, cost {float(row['cost'].mean()):.1f},"
+        f" entropy {float(row['entropy']):.2f}"
+    )
+
+
+def _training(
+    bases: list[Scenario],
+    steps: int,
+    load: list[float] | None,
+    rate: list[float] | None,
+    seed: int,
+    seeds: int,
+    patience: int | None,
+    option: list[str] | None,
+) -> Training:
+    """The training run that the options describe."""
+    from dataclasses import fields, replace
+
+    from llmgym.agents.ppo import PPO
+    from llmgym.agents.tiles import TileChoice
+    from llmgym.agents.training import Training, tiles_of
+
+    worlds = [s for base in bases for s in _at(base, load, rate, TRAINING_LOADS)]
+    capped = any(base.engine.max_num_seqs is not None for base in bases)
+    given: dict[str, Any] = {"tiles": tiles_of(bases)}
+    if capped:  # no full batch is safe there: the policy learns how many of its seats to fill
+        given |= {"guard": None, "shares": 3}
+    for pair in option or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise LLMGymError(f"--option {pair}: write name=value.")
+        given[name.strip()] = cli.parse(value.strip())
+    of_choice = {f.name for f in fields(TileChoice)}
+    known = {f.name for f in fields(PPO)} - {"choice"} | of_choice
+    for name in given:
+        if name not in known:
+            raise unknown("option", name, known)
+    choice = TileChoice(**{k: v for k, v in given.items() if k in of_choice})
+    learner = PPO(choice=choice, **{k: v for k, v in given.items() if k not in of_choice})
+    if seeds < 1:
+        raise LLMGymError(f"--seeds must be at least 1, got {seeds}.")
+    numbers = tuple(range(seed, seed + seeds))
+    return replace(Training(tuple(worlds), learner, seeds=numbers), steps=steps, patience=patience)
+
+
+def _at(
+    base: Scenario, load: list[float] | None, rate: list[float] | None, usual: tuple[float, ...]
+) -> list[Scenario]:
+    """The scenario at each rate or load."""
+    if load and rate:
+        raise LLMGymError("Give --load or --rate, not both.")
+    if rate:
+        return [base.at_rate(r) for r in rate]
+    return [base.at_load(x) for x in load or usual]
+
+
+@app.command()
+def evaluate(
+    scenario: cli.ScenarioName = "latency",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy", "-p", help="A name, an .npz file, or a folder of seeds. Repeatable."
+        ),
+    ] = None,
+    load: Loads = None,
+    rate: Rates = None,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(help="Token budget that Sarathi-Serve is tuned over. Repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Evaluation seeds.")] = 8,
+    arrivals: Annotated[
+        int, typer.Option(help="Requests of a run; a quarter is warm-up.")
+    ] = 16_000,
+    settings: cli.Set = None,
+    seed: cli.Seed = 0,
+    out: cli.Out = None,
+    repeat: Annotated[
+        Path | None, typer.Option(help="Repeat the evaluation of this result folder.")
+    ] = None,
+    as_json: cli.Json = False,
+) -> None:
+    """Judge policies against Sarathi-Serve, fixed and tuned for each rate. Resumes where stopped."""
+    from llmgym.evaluation import evaluate as evaluations
+    from llmgym.evaluation import evaluation_report as report
+
+    if repeat is not None:
+        chosen = evaluations.from_config(repeat)
+    else:
+        base = cli.scenario(scenario, settings, None)
+        rates = [s.arrival_rate_per_s for s in _at(base, load, rate, EVALUATION_LOADS)]
+        chosen = evaluations.Evaluation(
+            base,
+            tuple(policy or ["greedy_rate"]),
+            tuple(round(r, 6) for r in rates),
+            tuple(budget or evaluations.BUDGETS),
+            seeds=seeds,
+            arrivals=arrivals,
+            seed=seed,
+        )
+    out = out or repeat or Path("results") / f"evaluation-{chosen.scenario.name}"
+    with cli.bar(as_json, steps=True) as bar:
+        task = bar.add_task("starting", total=None)
+        results = evaluations.evaluate(
+            chosen,
+            out,
+            lambda done, total, label: bar.update(
+                task, completed=done, total=total, description=label
+            ),
+        )
+    paths = report.publish(chosen, results, out)
+    if as_json:
+        return cli.print_json(report.as_json(chosen, results))
+    cli.console.print(report.tables(chosen, results))
+    cli.console.print(f"Wrote {', '.join(map(str, paths))}; raw numbers in {out / 'raw'}.")

@@ -1,0 +1,259 @@
+"""Judging policies against Sarathi-Serve: latencies at many rates, with common random numbers.
+
+Two references stand beside them: Sarathi-Serve with the token budget of the scenario, and with the best
+budget for each rate, chosen in hindsight. Every environment is an evaluation seed: environment n of a
+rate meets the same requests under every policy. Runs start from an empty engine (cold) and from a
+backlog (hot); where the two agree the runs are long enough. A result folder holds ``config.json`` and
+one file for each run under ``raw/``; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmgym import policies, scenario_files
+from llmgym.errors import LLMGymError, check_number
+from llmgym.evaluation import benchmark
+from llmgym.evaluation.benchmark import VERSIONED, Task, slug
+from llmgym.evaluation.capacity_estimate import estimate_capacity
+from llmgym.evaluation.simulate import Run, simulate
+from llmgym.evaluation.stability import hot_backlog
+from llmgym.scenario import Scenario
+from llmgym.theory.capacity import capacity, mean_work
+from llmgym.workload import Replay
+
+BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
+"""Token budgets that Sarathi-Serve is tuned over."""
+
+REFERENCE = "sarathi"
+STARTS = ("cold", "hot")
+TTFT_MS, TPOT_MS = 1000.0, 100.0
+"""Targets of goodput where the scenario has none."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is judged.
+
+    Args:
+        scenario: one engine and arrivals that go on.
+        policies: names, checkpoint files, or folders that hold ``agent-*.npz``: one algorithm with a
+            run for each training seed.
+        rates: requests per second; None: 0.6, 0.7, ... 0.9 and 0.95 of the LP capacity.
+        budgets: that Sarathi-Serve is tuned over.
+        seeds: evaluation seeds of each run.
+        arrivals: requests of each; the first quarter is warm-up.
+        seed: of the arrivals.
+    """
+
+    scenario: Scenario
+    policies: tuple[str, ...]
+    rates: tuple[float, ...]
+    budgets: tuple[int, ...] = BUDGETS
+    seeds: int = 8
+    arrivals: int = 16_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scenario.is_network or isinstance(self.scenario.workload, Replay):
+            raise LLMGymError("evaluate judges one engine whose arrivals go on.")
+        if not self.policies or not self.rates or not self.budgets:
+            raise LLMGymError("evaluate needs a policy, a rate and a token budget at least.")
+        for rate in self.rates:
+            check_number("rate", rate, above=0)
+        for budget in self.budgets:
+            check_number("budget", budget, low=1, integer=True)
+        check_number("seeds", self.seeds, low=2, integer=True)
+        check_number("arrivals", self.arrivals, low=40, integer=True)
+        check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
+        for name in self.policies:
+            for member in members(name):
+                policies.resolve(member)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that the numbers depend on, as JSON."""
+        digests = {
+            member: getattr(policies.resolve(member), "digest", None)
+            for name in self.policies
+            for member in members(name)
+        }
+        return {
+            **vars(self),
+            "scenario": scenario_files.dumps(self.scenario),
+            "digests": {k: v for k, v in digests.items() if v},
+            "versions": {name: metadata.version(name) for name in VERSIONED},
+        }
+
+    def feasible(self, rate: float) -> list[int]:
+        """Budgets that carry the rate if nothing but tokens is limited."""
+        times = self.scenario.engine.batch_time.ms(np.array(self.budgets))
+        carried = np.array(self.budgets) / times * 1000 / mean_work(self.scenario)
+        found = [b for b, most in zip(self.budgets, carried, strict=True) if rate < 0.999 * most]
+        if not found:
+            raise LLMGymError(f"No budget of {self.budgets} carries {rate:g} requests per second.")
+        return found
+
+
+def members(name: str) -> list[str]:
+    """The policies of a row: those of a folder of checkpoints, else the name itself."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return [name]
+    found = sorted(folder.glob("agent-*.npz"), key=lambda p: (len(p.name), p.name))
+    if not found:
+        raise LLMGymError(f"There is no agent-*.npz in {folder}; train one with --out {folder}.")
+    return [str(path) for path in found]
+
+
+def tasks(evaluation: Evaluation) -> Iterator[Task]:
+    """All runs, references first."""
+    capped = evaluation.scenario.engine.max_num_seqs is not None
+    yield Task("limit", "the limit that no policy exceeds", partial(_limit, evaluation))
+    for budget in evaluation.budgets if capped else ():
+        measure = partial(_capacity, evaluation, REFERENCE, budget)
+        yield Task(f"capacity-{reference(budget)}", f"capacity of {reference(budget)}", measure)
+    everyone = [member for name in evaluation.policies for member in members(name)]
+    for name in everyone:
+        measure = partial(_capacity, evaluation, name, None)
+        yield Task(f"capacity-{slug(name)}", f"capacity of {name}", measure)
+    for rate in evaluation.rates:
+        for start in STARTS:
+            for budget in tested_budgets(evaluation, rate):
+                yield _latency_task(evaluation, REFERENCE, budget, rate, start)
+            for name in everyone:
+                yield _latency_task(evaluation, name, None, rate, start)
+
+
+def tested_budgets(evaluation: Evaluation, rate: float) -> list[int]:
+    """Those that carry the rate, and the scenario's own."""
+    return sorted({*evaluation.feasible(rate), evaluation.scenario.engine.token_budget})
+
+
+def reference(budget: int) -> str:
+    """The name of Sarathi-Serve with a budget."""
+    return f"{REFERENCE}-{budget}"
+
+
+def latency_name(name: str, rate: float, start: str) -> str:
+    """The name of a run, and of its file."""
+    return f"latency-{slug(name)}-{rate:g}-{start}"
+
+
+def _latency_task(
+    evaluation: Evaluation, name: str, budget: int | None, rate: float, start: str
+) -> Task:
+    label = name if budget is None else reference(budget)
+    return Task(
+        latency_name(label, rate, start),
+        f"{label} at {rate:g} requests/s, {start} start",
+        partial(_latency, evaluation, name, budget, rate, start),
+    )
+
+
+def _with_budget(scenario: Scenario, budget: int | None) -> Scenario:
+    return scenario if budget is None else scenario.override(token_budget=budget)
+
+
+def _limit(evaluation: Evaluation) -> dict[str, Any]:
+    limit = capacity(evaluation.scenario)
+    return {"requests_per_s": limit.requests_per_s, "tokens_per_ms": limit.tokens_per_ms}
+
+
+def _capacity(evaluation: Evaluation, name: str, budget: int | None) -> dict[str, Any]:
+    scenario = _with_budget(evaluation.scenario, budget)
+    # With a limit on requests an engine does not slow down with those that wait for a seat.
+    method = None if scenario.engine.max_num_seqs is None else "saturation"
+    policy = policies.resolve(name)
+    return asdict(estimate_capacity(scenario, policy, method, seed=evaluation.seed))
+
+
+def _latency(
+    evaluation: Evaluation, name: str, budget: int | None, rate: float, start: str
+) -> dict[str, Any]:
+    scenario = _with_budget(evaluation.scenario.at_rate(rate), budget)
+    duration_s = evaluation.arrivals / rate
+    run = simulate(
+        scenario,
+        policies.resolve(name),
+        duration_s=duration_s,
+        warmup_s=duration_s / 4,
+        num_envs=evaluation.seeds,
+        seed=evaluation.seed,
+        burst=min(hot_backlog(scenario), scenario.slots // 2) if start == "hot" else 0,
+    )
+    return latencies(run)
+
+
+def latencies(run: Run) -> dict[str, Any]:
+    """Latencies of the requests that finished after the warm-up: a list over the environments each.
+
+    Under ``pooled`` those of all of them together. goodput: the share of them that met their targets.
+    """
+    table = run.requests[run.requests.finish_ms > 1000 * run.warmup_s]
+    several = table.decode_tokens > 1
+    made = (table.decode_tokens - 1).where(several)
+    targets = _targets(run.scenario)[table.job_type.map(run.scenario.job_names.index)]
+    frame = table[["env"]].assign(
+        e2e_s=(table.finish_ms - table.arrival_ms) / 1000,
+        ttft_s=(table.first_token_ms - table.arrival_ms) / 1000,
+        tpot_ms=(table.finish_ms - table.first_token_ms) / made,
+    )
+    good = (1000 * frame.ttft_s < targets[:, 0]) & ~(frame.tpot_ms >= targets[:, 1])
+    frame["goodput"] = good.astype(float)
+    found = {
+        f"{k}_mean" if k != "goodput" else k: v for k, v in frame.groupby("env").mean().items()
+    }
+    kinds = ["e2e_s", "ttft_s", "tpot_ms"]
+    found |= {f"{k}_p99": v for k, v in frame.groupby("env")[kinds].quantile(0.99).items()}
+    raw = run.raw
+    ticks = (raw["end_clock"] - raw["warm_clock"]).clip(1)
+    return {
+        **{str(k): v.reindex(range(run.num_envs)).tolist() for k, v in found.items()},
+        "in_system": ((raw["end_request_ticks"] - raw["warm_request_ticks"]) / ticks).tolist(),
+        "unfinished": raw["end_present"].tolist(),
+        "dropped": raw["end_dropped"].tolist(),
+        "pooled": {
+            **{f"{k}_mean": float(frame[k].mean()) for k in kinds},
+            **{f"{k}_p99": float(frame[k].quantile(0.99)) for k in kinds},
+            "goodput": float(frame.goodput.mean()),
+        },
+    }
+
+
+def _targets(scenario: Scenario) -> np.ndarray:
+    """(TTFT, TPOT) targets in ms of each class; the usual ones where the scenario has none at all."""
+    given = scenario.targets_ms
+    if all(t is None for pair in given for t in pair):
+        given = ((TTFT_MS, TPOT_MS),) * len(given)
+    return np.array([[np.inf if t is None else t for t in pair] for pair in given])
+
+
+def evaluate(
+    evaluation: Evaluation, out: Path, progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, Any]:
+    """Make all runs that are not in ``out`` yet; the results by name.
+
+    Raises LLMGymError where ``out`` holds another evaluation or cannot be written.
+    """
+    return benchmark.measure(evaluation.config(), list(tasks(evaluation)), out, progress)
+
+
+def from_config(path: Path) -> Evaluation:
+    """The evaluation of a result folder. Raises LLMGymError where it holds none."""
+    config = benchmark.read_config(path)
+    try:
+        scenario = scenario_files.loads(config["scenario"], source=str(path))
+        settings: dict[str, Any] = {k: tuple(config[k]) for k in ("policies", "rates", "budgets")}
+        settings |= {k: config[k] for k in ("seeds", "arrivals", "seed")}
+        return Evaluation(scenario, **settings)
+    except (KeyError, TypeError) as error:
+        raise LLMGymError(
+            f"{path} is not the configuration of an evaluation: {error!r}."
+        ) from error

@@ -1,0 +1,245 @@
+"""The learner: its estimates against NumPy, its loss against Stable-Baselines3, its runs to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llmgym
+from llmgym import LLMGymError
+from llmgym.agents import checkpoint, ppo
+from llmgym.agents import training as trainings
+from llmgym.agents.ppo import PPO, Experience
+from llmgym.agents.tiles import TileChoice
+from llmgym.agents.training import Training
+from llmgym.evaluation.fleet import compiled
+
+
+def test_advantages_equal_a_loop_in_numpy() -> None:
+    """Per step: delta = r + g V' - V and A = delta + g * lambda * A'; the cut is bootstrapped."""
+    random = np.random.default_rng(0)
+    steps, envs, trace = 7, 3, 0.9
+    rewards, values = random.normal(size=(2, steps, envs))
+    last, discount = random.normal(size=envs), random.uniform(0.5, 1, (steps, envs))
+    expected = np.zeros((steps, envs))
+    for env in range(envs):
+        following, after = last[env], 0.0
+        for n in reversed(range(steps)):
+            g = discount[n, env]
+            after = rewards[n, env] + g * following - values[n, env] + g * trace * after
+            following, expected[n, env] = values[n, env], after
+    errors = ppo.td_errors(*map(jnp.asarray, (rewards, values, last, discount)))
+    found = ppo.advantages(errors, jnp.asarray(discount), trace)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_what_arrivals_explain_goes_and_the_rest_stays() -> None:
+    """errors = effect of the decision + noise that is a product of surprise and what was known."""
+    random = np.random.default_rng(1)
+    count = 20_000
+    known = np.concatenate([np.ones((count, 1)), random.normal(size=(count, 2))], axis=1)
+    surprise = random.poisson(2.0, (count, 1)) - 2.0
+    decision = random.integers(2, size=count)
+    noise = 30 * surprise[:, 0] * (1 + known[:, 1])
+    errors = decision + noise
+    left = np.asarray(ppo.without_surprise(*map(jnp.float32, (errors, surprise, known))))
+    assert errors.std() > 50 and (left - decision).std() < 0.5
+    assert left[decision == 1].mean() - left[decision == 0].mean() == pytest.approx(1.0, abs=0.02)
+
+
+def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
+    sb3 = pytest.importorskip("stable_baselines3")
+    torch = pytest.importorskip("torch")
+    gym = pytest.importorskip("gymnasium")
+    from stable_baselines3.common.logger import configure
+
+    settings = PPO(choice=TileChoice(), entropy=0.01, value_weight=0.5, clip=0.1, hidden=8)
+    features, count = len(settings.choice.features), 64
+    random = np.random.default_rng(2)
+
+    class Blank(gym.Env):
+        observation_space = gym.spaces.Box(-10.0, 10.0, (features,), np.float32)
+        action_space = gym.spaces.Discrete(settings.choice.tiles)
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return np.zeros(features, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return np.zeros(features, np.float32), 0.0, False, False, {}
+
+    model = sb3.PPO(
+        "MlpPolicy", Blank(), n_steps=count, batch_size=count, n_epochs=1, clip_range=0.1,
+        ent_coef=0.01, vf_coef=0.5, normalize_advantage=False, max_grad_norm=1e9, seed=0,
+        policy_kwargs={"net_arch": {"pi": [8, 8], "vf": [8, 8]}, "activation_fn": torch.nn.Tanh},
+    )  # fmt: skip
+    model.set_logger(configure(None, []))
+    seen = random.normal(size=(count, features)).astype(np.float32)
+    chosen = random.integers(settings.choice.tiles, size=count)
+    old, advantage, target = random.normal(size=(3, count)).astype(np.float32)
+    old = (old / 4 - 1.4).astype(np.float32)
+    buffer = model.rollout_buffer
+    buffer.observations[:, 0], buffer.actions[:, 0, 0] = seen, chosen
+    buffer.log_probs[:, 0], buffer.advantages[:, 0], buffer.returns[:, 0] = old, advantage, target
+    buffer.full = True
+    extractor = model.policy.mlp_extractor
+    nets = {
+        "actor": [*extractor.policy_net[::2], model.policy.action_net],
+        "critic": [*extractor.value_net[::2], model.policy.value_net],
+    }
+    layers = {
+        name: [
+            {"weight": x.weight.detach().numpy().T.copy(), "bias": x.bias.detach().numpy().copy()}
+            for x in net
+        ]
+        for name, net in nets.items()
+    }
+    # The critic of llmgym also sees the number of the world; here it has no weight.
+    first = layers["critic"][0]
+    first["weight"] = np.concatenate([first["weight"], np.zeros((1, 8), np.float32)])
+    params = {
+        "actor": layers["actor"],
+        "critic": {"quadratic": np.zeros((1, 14), np.float32), "network": layers["critic"]},
+    }
+    model.train()
+
+    def batch(x: Any) -> jax.Array:
+        return jnp.asarray(x)[None, :, None]
+
+    mask = np.ones((count, settings.choice.tiles), bool)
+    nothing = batch(np.zeros(count, np.float32))
+    data = Experience(
+        batch(seen), batch(mask), batch(0.0 * mask), batch(chosen[:, None]), batch(old),
+        batch(seen), nothing, nothing, nothing,
+    )  # fmt: skip
+    (_, told), gradient = jax.jit(
+        jax.value_and_grad(lambda p: ppo.loss(
+            settings, p, data, batch(target), batch(advantage), jnp.array([0]), 1.0, 0.01
+        ), has_aux=True)
+    )(params)  # fmt: skip
+    logged = model.logger.name_to_value
+    assert float(told["value_loss"]) == pytest.approx(logged["train/value_loss"], rel=1e-4)
+    assert -float(told["entropy"]) == pytest.approx(logged["train/entropy_loss"], rel=1e-4)
+    assert float(told["kl"]) == pytest.approx(logged["train/approx_kl"], rel=1e-3)
+    assert float(told["clipped"]) == pytest.approx(logged["train/clip_fraction"], abs=1e-6)
+    assert 0.2 < float(told["clipped"]) < 0.95
+    gradient["critic"] = gradient["critic"]["network"]
+    gradient["critic"][0]["weight"] = gradient["critic"][0]["weight"][:-1]
+    for name, net in nets.items():
+        for mine, theirs in zip(gradient[name], net, strict=True):
+            np.testing.assert_allclose(mine["weight"].T, theirs.weight.grad, rtol=2e-3, atol=2e-6)
+            np.testing.assert_allclose(mine["bias"], theirs.bias.grad, rtol=2e-3, atol=2e-6)
+
+
+SMALL = PPO(num_envs=4, steps=16, epochs=1, minibatches=2, hidden=4, warm_up=0.0)
+
+
+def small(**changes: Any) -> Training:
+    base = llmgym.scenario("latency", slots=48)
+    return Training((base.at_rate(9.0), base.at_rate(12.0)), SMALL, steps=1280, **changes)
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    run = trainings.Run.start(small(), (0,))
+    return compiled(
+        trainings._chunk.lower(SMALL, run.training.iterations, run.physics, run.learners)
+    )
+
+
+def through(program: Any, run: trainings.Run) -> trainings.Run:
+    while not run.over:
+        run.advance(program)
+    return run
+
+
+def test_a_seed_fixes_the_policy_and_a_run_resumes_to_the_bit(program: Any, tmp_path: Path) -> None:
+    whole = through(program, trainings.Run.start(small(), (0,)))
+    assert whole.done == whole.training.iterations == 10
+    halted = trainings.Run.start(small(), (0,))
+    halted.advance(program)
+    halted.save(tmp_path / "training-0.npz")
+    resumed = trainings.Run.start(small(), (0,))
+    resumed.resume(tmp_path / "training-0.npz")
+    assert resumed.done == 5
+    through(program, resumed)
+    folders = [tmp_path / name for name in ("whole", "resumed")]
+    for run, folder in zip((whole, resumed), folders, strict=True):
+        run.finish(folder)
+    for name in ("agent-0.npz", "curve-0.csv"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    for a, b in zip(*(jax.tree.leaves(r.learners) for r in (whole, resumed)), strict=True):
+        assert np.array_equal(a, b)
+    other = through(program, trainings.Run.start(small(seeds=(1,)), (1,)))
+    digests = [run.finish(None)[0].digest for run in (whole, resumed, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_checkpoint_holds_the_policy_and_where_it_comes_from(
+    program: Any, tmp_path: Path
+) -> None:
+    (policy,) = through(program, trainings.Run.start(small(), (0,))).finish(tmp_path)
+    loaded = llmgym.agents.load(tmp_path / "agent-0.npz")
+    assert loaded == policy and hash(loaded) == hash(policy)
+    assert loaded.choice == SMALL.choice and loaded.label == "agent-0"
+    assert loaded.header["seed"] == 0 and loaded.header["iterations"] == 10
+    assert llmgym.policies.resolve(str(tmp_path / "agent-0.npz")) is loaded
+    with np.load(tmp_path / "agent-0.npz", allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+    curve = np.genfromtxt(tmp_path / "curve-0.csv", delimiter=",", names=True)
+    assert curve["steps"][-1] == 1280 and (curve["cost_1"] > 0).all()
+
+
+def test_a_folder_of_another_run_is_refused(program: Any, tmp_path: Path) -> None:
+    run = trainings.Run.start(small(), (0,))
+    run.advance(program)
+    run.save(tmp_path / "training-0.npz")
+    for other in (small(seeds=(1,)), small(patience=3)):
+        with pytest.raises(LLMGymError, match="other settings, scenarios or versions"):
+            trainings.Run.start(other, other.seeds).resume(tmp_path / "training-0.npz")
+    with pytest.raises(LLMGymError, match="holds no trained policy"):
+        llmgym.agents.load(tmp_path / "training-0.npz")
+
+
+def test_files_that_hold_no_policy_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LLMGymError, match="There is no checkpoint"):
+        llmgym.agents.load(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("no zip file")
+    with pytest.raises(LLMGymError, match="is no checkpoint of llmgym, or is damaged"):
+        llmgym.agents.load(tmp_path / "text.npz")
+    np.savez(tmp_path / "pickled.npz", header=np.array([{"format": 1}], object))
+    with pytest.raises(LLMGymError, match="is no checkpoint of llmgym, or is damaged"):
+        llmgym.agents.load(tmp_path / "pickled.npz")
+    checkpoint.write_arrays(tmp_path / "old.npz", {}, {"format": 0})
+    with pytest.raises(LLMGymError, match="format 1"):
+        llmgym.agents.load(tmp_path / "old.npz")
+    with pytest.raises(LLMGymError, match="Unknown trained policy 'ppo-latensy'"):
+        llmgym.agents.load("ppo-latensy")
+
+
+def test_a_run_stops_where_costs_no_longer_fall() -> None:
+    falling = np.exp(-np.arange(100) / 10)[:, None] * np.array([1.0, 50.0])
+    assert not trainings.stalled(falling, 5)
+    flat = np.concatenate([falling[:40], np.repeat(falling[39:40], 99, axis=0)])
+    assert trainings.stalled(flat, 10) and not trainings.stalled(flat[:45], 10)
+
+
+def test_bad_runs_are_refused() -> None:
+    latency = llmgym.scenario("latency")
+    for scenarios, settings, message in [
+        ((), PPO(), "at least one scenario"),
+        ((llmgym.scenario("rybko-stolyar"),), PPO(), "is a network of engines"),
+        ((llmgym.scenario("bursty"),), PPO(), "control=True is for Poisson arrivals"),
+    ]:
+        with pytest.raises(LLMGymError, match=message):
+            Training(scenarios, settings)
+    with pytest.raises(LLMGymError, match="multiple of minibatches"):
+        PPO(steps=10, minibatches=3)
+    with pytest.raises(LLMGymError, match="give a horizon_s"):
+        PPO(average_cost=False, horizon_s=None)
+    with pytest.raises(LLMGymError, match="seed must be at least 0"):
+        Training((latency,), seeds=(-1,))

@@ -1,0 +1,47 @@
+"""Statistics over runs and tasks, against SciPy and by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llmgym.evaluation import comparison
+
+
+def test_interquartile_mean() -> None:
+    scores = np.random.default_rng(0).normal(size=(5, 8))
+    assert comparison.iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25, axis=None))
+    # Of six scores the middle three count: the second and fifth by half.
+    assert comparison.iqm(np.array([[-100.0, 1, 2, 3, 4, 900]])) == pytest.approx(
+        (0.5 * 1 + 2 + 3 + 0.5 * 4) / 3
+    )
+
+
+def test_bootstrap_draws_runs_within_a_task() -> None:
+    """Tasks with one level each have no spread, however far apart they are."""
+    constant = np.tile([0.0, 10.0, 1000.0], (6, 1))
+    low, high = comparison.stratified_bootstrap(constant, resamples=100)
+    assert low == high == comparison.iqm(constant)
+
+
+def test_bootstrap_interval_covers_the_mean() -> None:
+    random = np.random.default_rng(1)
+    inside = 0
+    for seed in range(200):
+        scores = random.normal(size=(20, 3))
+        low, high = comparison.stratified_bootstrap(scores, np.mean, resamples=200, seed=seed)
+        inside += low <= 0 <= high
+    assert 176 <= inside <= 198  # 95 % of 200, less the bias of percentiles
+
+
+def test_performance_profile() -> None:
+    scores = np.array([[0.1, 0.2], [0.3, -0.1]])
+    found = comparison.performance_profile(scores, np.array([-1.0, 0.0, 0.2, 1.0]))
+    assert found.tolist() == [1.0, 0.75, 0.25, 0.0]
+
+
+def test_probability_of_improvement() -> None:
+    better = comparison.probability_of_improvement
+    mine, theirs = np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([[2.0, 5.0]])
+    assert better(mine, theirs) == pytest.approx((0.5 + 0.5) / 2)
+    assert better(mine, theirs) + better(theirs, mine) == pytest.approx(1.0)
+    assert better(mine, mine - 10) == 1.0

@@ -1,0 +1,121 @@
+"""``llmgym evaluate``: measures against the run's own tables, both references, resuming."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import llmgym
+from llmgym import LLMGymError, cli
+from llmgym.evaluation import evaluate as evaluations
+from llmgym.evaluation import evaluation_report as report
+from llmgym.evaluation.evaluate import Evaluation
+
+RATES = (8.0, 11.0)
+
+
+def evaluation(**changes: object) -> Evaluation:
+    scenario = llmgym.scenario("latency", slots=128, token_budget=256)
+    settings = {"budgets": (128, 256), "seeds": 2, "arrivals": 120} | changes
+    return Evaluation(scenario, ("greedy_rate",), RATES, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluation")
+    chosen = evaluation()
+    report.publish(chosen, evaluations.evaluate(chosen, out), out)
+    return out
+
+
+def test_latencies_are_those_of_the_run() -> None:
+    scenario = llmgym.scenario("latency", slots=128, token_budget=256).at_rate(8.0)
+    run = llmgym.simulate(scenario, "greedy_rate", duration_s=15, warmup_s=15 / 4, num_envs=2)
+    found, summary = evaluations.latencies(run), run.summary
+    for kind, unit in (("e2e_s", 1000), ("ttft_s", 1000), ("tpot_ms", 1)):
+        name = kind.split("_")[0] + "_ms"
+        for part in ("mean", "p99"):
+            got = found["pooled"][f"{kind}_{part}"] * unit
+            assert got == pytest.approx(summary[name][part], rel=1e-9)
+    assert np.mean(found["in_system"]) == pytest.approx(summary["mean_in_system"], rel=1e-3)
+    table = run.requests[run.requests.finish_ms > 15000 / 4]
+    ttft = table.first_token_ms - table.arrival_ms
+    tpot = (table.finish_ms - table.first_token_ms) / 111
+    for env in range(2):
+        mine = table.env == env
+        good = (ttft[mine] < 1000) & (tpot[mine] < 100)
+        assert found["goodput"][env] == pytest.approx(good.mean())
+        e2e = (table.finish_ms - table.arrival_ms)[mine].mean() / 1000
+        assert found["e2e_s_mean"][env] == pytest.approx(e2e)
+
+
+def test_gains_are_against_both_references(folder: Path) -> None:
+    frame = pd.read_csv(folder / "results.csv")
+    assert set(frame.start) == {"cold", "hot"} and set(frame.rate) == set(RATES)
+    for _, some in frame.groupby(["start", "rate"]):
+        latency = some.set_index("policy").e2e_s_mean
+        fixed, tuned = latency["sarathi, 256"], latency["sarathi, best budget"]
+        assert tuned <= fixed
+        row = some[some.policy == "greedy_rate"].iloc[0]
+        assert row.gain_fixed == pytest.approx(1 - row.e2e_s_mean / fixed)
+        assert row.gain_tuned == pytest.approx(1 - row.e2e_s_mean / tuned)
+        assert row.e2e_low < row.e2e_s_mean < row.e2e_high
+    summary = pd.read_csv(folder / "summary.csv")
+    cold = frame[(frame.start == "cold") & (frame.policy == "greedy_rate")]
+    assert summary.iqm[0] == pytest.approx(cold.gain_tuned.mean(), abs=0.05)
+    assert (summary.iqm_low <= summary.iqm).all() and (summary.iqm <= summary.iqm_high).all()
+    capacity = pd.read_csv(folder / "capacity.csv")
+    assert capacity.of_limit[0] == pytest.approx(1, abs=0.01)
+
+
+def test_policies_meet_the_same_requests(folder: Path) -> None:
+    raw = {
+        p.stem: json.loads(p.read_text()) for p in (folder / "raw").glob("latency-*-8-cold.json")
+    }
+    assert len(raw) == 3
+    # Nothing is dropped, so who is not finished is in the system: arrivals are common.
+    assert all(r["dropped"] == [0, 0] for r in raw.values())
+    hot = json.loads((folder / "raw" / "latency-greedy_rate-8-hot.json").read_text())
+    assert np.mean(hot["in_system"]) > np.mean(raw["latency-greedy_rate-8-cold"]["in_system"])
+
+
+def test_what_is_there_is_not_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluations, "simulate", None)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    chosen = evaluations.from_config(folder)
+    assert chosen == evaluation()
+    report.publish(chosen, evaluations.evaluate(chosen, folder), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    with pytest.raises(LLMGymError, match="another configuration"):
+        evaluations.evaluate(evaluation(seeds=3), folder)
+
+
+def test_the_command_prints_the_results_of_a_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["llmgym", "evaluate", "--repeat", str(folder), "--json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["latency"]) == 2 * 2 * 3 and len(found["capacity"]) == 1
+
+
+def test_bad_evaluations_are_refused(tmp_path: Path) -> None:
+    latency = llmgym.scenario("latency")
+    for scenario, policies, rates, message in [
+        (llmgym.scenario("rybko-stolyar"), ("orca",), RATES, "judges one engine"),
+        (latency, (), RATES, "needs a policy"),
+        (latency, ("sarathy",), RATES, "Unknown policy 'sarathy'"),
+        (latency, ("orca",), (0.0,), "rate must be greater than 0"),
+        (latency, (str(tmp_path),), RATES, "There is no agent"),
+    ]:
+        with pytest.raises(LLMGymError, match=message):
+            Evaluation(scenario, policies, rates)
+    with pytest.raises(LLMGymError, match="No budget"):
+        evaluation().feasible(50.0)

@@ -1,0 +1,44 @@
+"""Put a trained policy among those that llmgym ships, with its figures from an evaluation in its header.
+
+    python tools/ship_agent.py runs/latency/agent-0.npz docs/results/latency ppo-latency
+
+The evaluation must be one of the file, or of the folder it lies in.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from llmgym import agents
+from llmgym.agents.checkpoint import load_agent, save_agent
+from llmgym.evaluation import evaluate
+from llmgym.evaluation.evaluation_report import MEASURES
+
+
+def figures(agent: Path, folder: Path) -> dict[str, object]:
+    """What the evaluation found, by start and rate, and the capacity."""
+    results = evaluate.evaluate(evaluate.from_config(folder), folder)
+    found: dict[str, object] = {"capacity": results[f"capacity-{evaluate.slug(str(agent))}"]}
+    with (folder / "results.csv").open() as file:
+        rows = [
+            row for row in csv.DictReader(file) if row["policy"] in (str(agent), str(agent.parent))
+        ]
+    for row in rows:
+        raw = results[evaluate.latency_name(str(agent), float(row["rate"]), row["start"])]
+        pooled = {name: round(raw["pooled"][name], 4) for name in MEASURES}
+        found[f"{row['start']} {row['rate']}/s"] = pooled
+    return found
+
+
+def main(agent: str, folder: str, name: str) -> None:
+    """Write agents/checkpoints/NAME.npz."""
+    policy = load_agent(Path(agent))
+    header = {**policy.header, "figures": figures(Path(agent), Path(folder))}
+    save_agent(agents.CHECKPOINTS / f"{name}.npz", replace(policy, header=header))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
