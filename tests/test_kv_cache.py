@@ -156,7 +156,7 @@ def test_tokens_served_are_those_asked_for_and_those_computed_again() -> None:
         "vllm_v1",
         *(
             pytest.param(p, marks=pytest.mark.slow)
-            for p in ("sarathi", "vllm_v1_priority", "random")
+            for p in ("sarathi", "vllm_v1_priority", "max_pressure", "random")
         ),
     ],
 )
