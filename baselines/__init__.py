@@ -17,6 +17,7 @@ from llmgym.baselines.flush import Flush
 from llmgym.baselines.global_fcfs import GlobalFCFS
 from llmgym.baselines.greedy_rate import GreedyRate
 from llmgym.baselines.idle import Idle
+from llmgym.baselines.index import Index
 from llmgym.baselines.k_fcfs import KFCFS
 from llmgym.baselines.las import LAS
 from llmgym.baselines.llf import LLF
@@ -57,6 +58,7 @@ POLICIES: dict[str, type[Policy]] = {
         GreedyRate,
         TileAlign,
         Flush,
+        Index,
         KFCFS,
         VLLMV1,
         VLLMV1Priority,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from llmgym import cli_optimum
 from llmgym.errors import LLMGymError, UnservableWarning
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reinforcement-learning environments for scheduling LLM inference.",
 )
+app.add_typer(cli_optimum.app)
 console = Console()
 messages = Console(stderr=True)
 

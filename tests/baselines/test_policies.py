@@ -265,7 +265,7 @@ def test_the_papers_policies_come_first() -> None:
     # networks, of vLLM, and the stronger ones have tests of their own.
     apart = {"random", "max_pressure", "token_pressure", "global_fcfs", "vllm_v1"}
     apart |= {"vllm_v1_priority", "slai", "rad", "exclusive_batching", "exclusive_batching_plus"}
-    apart |= {"wait", "mc_sf", "spf", "srpt", "las", "edf", "llf", "mlfq"}
+    apart |= {"index", "wait", "mc_sf", "spf", "srpt", "las", "edf", "llf", "mlfq"}
     classes = {n for n, p in baselines.POLICIES.items() if issubclass(p, baselines.ClassPriority)}
     assert {name for name, _, _ in POLICIES} | apart | classes == set(baselines.names())
 
