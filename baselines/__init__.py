@@ -19,6 +19,7 @@ from llmgym.baselines.flush import Flush
 from llmgym.baselines.global_fcfs import GlobalFCFS
 from llmgym.baselines.greedy_rate import GreedyRate
 from llmgym.baselines.idle import Idle
+from llmgym.baselines.index import Index
 from llmgym.baselines.k_fcfs import KFCFS
 from llmgym.baselines.las import LAS
 from llmgym.baselines.llf import LLF
@@ -61,6 +62,7 @@ POLICIES: dict[str, type[Policy]] = {
         GreedyRate,
         TileAlign,
         Flush,
+        Index,
         KFCFS,
         VLLMV1,
         VLLMV1Priority,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmgym import cli_agents
+from llmgym import cli_agents, cli_optimum
 from llmgym import cli_tables as tables
 from llmgym.cli_common import (
     Json,
@@ -39,6 +39,7 @@ app = typer.Typer(
     help="Reinforcement-learning environments for scheduling LLM inference.",
 )
 app.add_typer(cli_agents.app)
+app.add_typer(cli_optimum.app)
 
 
 @app.command("list")

@@ -119,8 +119,18 @@ def resolve(name: str) -> Any:
             raise LLMGymError(
                 f"Policy {name!r}: write settings as name:setting=value,setting=value."
             )
-        values[key.strip()] = int(value) if value.strip().lstrip("-").isdigit() else value.strip()
+        values[key.strip()] = _number(value.strip())
     return baselines.make(base, **values)
+
+
+def _number(text: str) -> int | float | str:
+    """The number that a text stands for, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
