@@ -13,16 +13,20 @@ from llmgym.baselines.edf import EDF
 from llmgym.baselines.exclusive_batching import ExclusiveBatching
 from llmgym.baselines.exclusive_batching_plus import ExclusiveBatchingPlus
 from llmgym.baselines.faster_transformer import FasterTransformer
+from llmgym.baselines.flow_control import FlowControl
+from llmgym.baselines.flow_control_eviction import FlowControlEviction
 from llmgym.baselines.flush import Flush
 from llmgym.baselines.global_fcfs import GlobalFCFS
 from llmgym.baselines.greedy_rate import GreedyRate
 from llmgym.baselines.idle import Idle
+from llmgym.baselines.index import Index
 from llmgym.baselines.k_fcfs import KFCFS
 from llmgym.baselines.las import LAS
 from llmgym.baselines.llf import LLF
 from llmgym.baselines.max_pressure import MaxPressure, TokenPressure
 from llmgym.baselines.mc_sf import MCSF
 from llmgym.baselines.mlfq import SkipJoinMLFQ
+from llmgym.baselines.nested_wait import NestedWAIT
 from llmgym.baselines.orca import Orca
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.priority import (
@@ -43,6 +47,7 @@ from llmgym.baselines.tile_align import TileAlign
 from llmgym.baselines.vllm import VanillaVLLM
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
+from llmgym.baselines.vtc import VTC
 from llmgym.baselines.wait import WAIT
 from llmgym.errors import LLMGymError, unknown
 
@@ -57,6 +62,7 @@ POLICIES: dict[str, type[Policy]] = {
         GreedyRate,
         TileAlign,
         Flush,
+        Index,
         KFCFS,
         VLLMV1,
         VLLMV1Priority,
@@ -65,6 +71,9 @@ POLICIES: dict[str, type[Policy]] = {
         ExclusiveBatching,
         ExclusiveBatchingPlus,
         WAIT,
+        NestedWAIT,
+        FlowControl,
+        FlowControlEviction,
         MCSF,
         ShortestPrefillFirst,
         SRPT,
@@ -72,6 +81,7 @@ POLICIES: dict[str, type[Policy]] = {
         EDF,
         LLF,
         SkipJoinMLFQ,
+        VTC,
         GlobalFCFS,
         ClassPriority,
         FirstBufferFirstServed,

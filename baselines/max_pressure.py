@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
+from llmgym.baselines.ranking import progress
 from llmgym.composition import Batch, Classes, View, own_budget
 from llmgym.errors import check_number
 
@@ -68,7 +69,7 @@ class MaxPressure(Policy):
             better = (rate > best) & (total > 0)
             best = jnp.where(better, rate, best)
             tokens = jnp.where(better, given, tokens)
-        return _first_come(view, mine, tokens)
+        return progress(view, _first_come(view, mine, tokens), budget)
 
     def queues(self, classes: Classes) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Lengths (classes, ...) of the queues in prefill, in decode, and where the calls go on."""

@@ -26,6 +26,20 @@ def tokens_waiting(view: View) -> tuple[jax.Array, jax.Array]:
     return decodes, jnp.sum(jnp.minimum(view.prefill, 1 << 15), axis=0)
 
 
+def admissible_prefill(view: View) -> jax.Array:
+    """P, the prompt tokens that may run now: of all waiting requests no more than have a seat.
+
+    Where k_max counts the batch, decodes take their seats first.
+    """
+    prefill = jnp.minimum(view.prefill, 1 << 15)
+    if view.max_num_seqs is not None:
+        taken = view.started if view.resident_limit else view.decoding
+        newcomer = (view.prefill > 0) & ~taken
+        seats = view.max_num_seqs - jnp.sum(taken.astype(jnp.int32), axis=0)
+        prefill = jnp.where(newcomer & (prefix_sum(newcomer) > seats), 0, prefill)
+    return jnp.sum(prefill, axis=0)
+
+
 def decodes_in_turn(view: View, room: jax.Array) -> jax.Array:
     """One token for each decoding request; where ``room`` does not suffice, those served longest ago.
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import jax
 
 from llmgym.baselines.policy import WholePromptPolicy
-from llmgym.composition import Batch, View, choose, fill
+from llmgym.baselines.ranking import progress
+from llmgym.composition import Batch, View, choose, fill, own_budget
 
 
 @dataclass(frozen=True)
@@ -25,4 +26,6 @@ class VanillaVLLM(WholePromptPolicy):
         whole = self.prompts == "whole"
         prefills = fill(view, view.empty(), view.prefill, self.token_budget, whole=whole)
         decodes = fill(view, view.empty(), view.decode, self.token_budget)
-        return choose(prefills.size > 0, prefills, decodes)
+        # A prompt that was admitted in part may find no room for the rest until others have ended.
+        batch = choose(prefills.size > 0, prefills, decodes)
+        return progress(view, batch, own_budget(view, self.token_budget), decodes)

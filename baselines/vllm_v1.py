@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum, rows
+from llmgym.arrays import one_by_one, prefix_sum, rows
 from llmgym.baselines.policy import Policy
+from llmgym.baselines.vllm_v1_scan import Rules, capped, form, watermark_blocks
 from llmgym.composition import Batch, View, fill, own_budget
 from llmgym.errors import check_number
 
@@ -19,8 +21,7 @@ class VLLMV1(Policy):
     """Running requests first, in order of admission; then waiting ones, up to the first that does not fit.
 
     A running request that needs a block when none is free preempts the last one, itself at worst; then
-    nobody is admitted in that iteration. Batches equal those recorded from vLLM 0.33.0, but for its
-    priority queue and its prefix cache.
+    nobody is admitted in that iteration. Batches equal those recorded from vLLM 0.33.0.
 
     Args:
         chunked_prefill: whether prompts are cut at the token budget; else a prompt that does not fit
@@ -53,6 +54,8 @@ class VLLMV1(Policy):
         )
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
+        if view.memory is not None and view.memory.pool is not None:
+            return self._one_by_one(view, jnp.zeros_like(view.prefill))
         demand = self._demand(view)
         running = view.started
         batch = fill(view, view.empty(), jnp.where(running, demand, 0), self.token_budget)
@@ -69,12 +72,29 @@ class VLLMV1(Policy):
         nobody = jnp.any(preempt, axis=0)
         return Batch(kept.tokens + jnp.where(nobody, 0, admitted), preempt)
 
+    def _one_by_one(self, view: View, urgency: jax.Array) -> Batch:
+        """Request by request: with priorities or prefix caching each depends on those before it."""
+        scan = partial(form, rules=self._rules)
+        if view.memory is not None and view.memory.pool is not None and view.batches.ndim:
+            batch: Batch = one_by_one(scan, view, urgency)
+            return batch
+        for _ in view.batches.shape:
+            scan = jax.vmap(scan, in_axes=-1, out_axes=-1)
+        return scan(view, urgency)
+
+    @property
+    def _rules(self) -> Rules:
+        return Rules(
+            self.token_budget,
+            self.chunked_prefill,
+            self.long_prefill_cap,
+            self.reserve_full,
+            self.watermark,
+        )
+
     def _demand(self, view: View) -> jax.Array:
         """Most tokens of each request in this batch."""
-        if not self.long_prefill_cap:
-            return view.demand
-        alone = jnp.sum(view.live.astype(jnp.int32), axis=0) == 1
-        return jnp.where(alone, view.demand, jnp.minimum(view.demand, self.long_prefill_cap))
+        return capped(view, view.demand, self.long_prefill_cap)
 
     def _admitted(
         self, view: View, batch: Batch, demand: jax.Array, free: jax.Array | None
@@ -94,13 +114,8 @@ class VLLMV1(Policy):
             must = view.memory.needed(view.prefill + view.decode) if self.reserve_full else takes
             assert free is not None
             first = (prefix_sum(waiting) == 1) & ~jnp.any(view.started, axis=0)
-            spare = jnp.where(first, 0, self._spare(view.memory.blocks))
+            spare = jnp.where(first, 0, watermark_blocks(self.watermark, view.memory.blocks))
             fits = fits & (must + spare + prefix_sum(takes) - takes <= free)
         row = rows(waiting)
         stop = jnp.min(jnp.where(waiting & ~fits, row, row.shape[0]), axis=0)
         return jnp.where(waiting & (row < stop), tokens, 0)
-
-    def _spare(self, blocks: jax.Array) -> jax.Array:
-        """The watermark in blocks; vLLM counts its null block with the others."""
-        # A product that should be whole may come out just below it in 32 bits.
-        return jnp.floor(self.watermark * (blocks + 1) + 1e-4).astype(jnp.int32)

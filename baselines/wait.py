@@ -10,8 +10,15 @@ import jax.numpy as jnp
 
 from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
-from llmgym.baselines.ranking import by_class, of_classes, ticks
-from llmgym.composition import Batch, View, fill, own_budget
+from llmgym.baselines.ranking import by_class, of_classes
+from llmgym.baselines.thresholds import (
+    anyone_late,
+    at_least_one,
+    count,
+    limit_on_requests,
+    shares,
+)
+from llmgym.composition import Batch, View, fill
 from llmgym.errors import check_number, unknown
 
 STARTS = ("any", "all")
@@ -59,18 +66,15 @@ class WAIT(Policy):
         gathered = []
         for k, (limit, threshold) in enumerate(self._thresholds(view)):
             mine = waiting & (view.job_class == k)
-            active = view.started & (view.job_class == k)
-            room = jnp.maximum(limit - jnp.sum(active.astype(jnp.int32), axis=0), 0)
-            take = jnp.minimum(threshold, room)
-            new = jnp.sum(mine.astype(jnp.int32), axis=0)
-            enough = new >= (threshold if self.start == "all" else take)
+            active = count(view.started & (view.job_class == k))
+            take = jnp.minimum(threshold, jnp.maximum(limit - active, 0))
+            enough = count(mine) >= (threshold if self.start == "all" else take)
             gathered.append(enough | ~view.classes.here[k] if self.start == "all" else enough)
             first = mine & (prefix_sum(mine) <= take)
             starts, allowed = starts | (first & enough), allowed | first
         combine = jnp.any if self.start == "any" else jnp.all
         go = combine(jnp.stack(gathered), axis=0)
-        patient = view.unserved < ticks(view, self.timeout_ms)
-        late = jnp.any((view.started | allowed) & ~patient, axis=0)
+        late = anyone_late(view, view.started | allowed, self.timeout_ms)
         new = jnp.where(late, allowed, starts & go)
         running = view.started & (go | late)
         batch = fill(view, view.empty(), jnp.where(running, view.demand, 0), self.token_budget)
@@ -78,18 +82,9 @@ class WAIT(Policy):
 
     def _thresholds(self, view: View) -> list[tuple[jax.Array, jax.Array]]:
         """(L_j, n_j) of every class."""
-        limit = own_budget(view, self.token_budget) if self.limit is None else self.limit
-        if self.limit is None and view.max_num_seqs is not None:
-            limit = jnp.minimum(limit, view.max_num_seqs)
+        limit = limit_on_requests(view, self.limit, self.token_budget)
         rates = of_classes("rates", view, self.rates)
         stages = [view.classes.mean_decode[k] + 1 for k in range(len(rates))]
         here = view.classes.here.astype(jnp.float32)
-        work = [rate * here[k] * stages[k] for k, rate in enumerate(rates)]
-        total = jnp.maximum(sum(work[1:], work[0]), 1e-6)
-
-        def at_least_one(x: jax.Array) -> jax.Array:
-            return jnp.maximum(jnp.floor(x).astype(jnp.int32), 1)
-
-        # A share that should be whole may come out just below it in 32 bits.
-        shares = [limit * w / total + 1e-4 for w in work]
-        return [(at_least_one(s), at_least_one(s / m)) for s, m in zip(shares, stages, strict=True)]
+        parts = shares(limit, [rate * here[k] * stages[k] for k, rate in enumerate(rates)])
+        return [(at_least_one(p), at_least_one(p / m)) for p, m in zip(parts, stages, strict=True)]

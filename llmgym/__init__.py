@@ -8,7 +8,7 @@ from __future__ import annotations
 import gymnasium as _gym
 
 from llmgym import agents, baselines
-from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson
+from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson, RateCurve
 from llmgym.batch_time import (
     CODELLAMA_34B_A100,
     LLAMA_3_70B,
@@ -30,6 +30,7 @@ from llmgym.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
 from llmgym.lengths import Poisson as PoissonLength
 from llmgym.scenario import Engine, Scenario
 from llmgym.scenario_files import scenario
+from llmgym.tenants import Tenant
 from llmgym.theory.capacity import capacity
 from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
 

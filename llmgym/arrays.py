@@ -6,6 +6,9 @@ and a pass along the slots works on contiguous rows of environments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -61,6 +64,12 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
     return picked
 
 
+def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array:
+    """Sums (count, ...) over the slots of each class, int32."""
+    mine = (jnp.where(job_class == k, values, 0) for k in range(count))
+    return jnp.stack([jnp.sum(m.astype(jnp.int32), axis=0) for m in mine])
+
+
 def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Slots of the first ``count`` rows where ``mask`` holds (count, ...), and whether each exists."""
     row, size = rows(mask), mask.shape[0]
@@ -74,3 +83,23 @@ def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         found.append(jnp.min(jnp.where(mask & (row > found[-1]), row, size), axis=0))
     slot = jnp.stack(found[1:])
     return jnp.minimum(slot, size - 1), slot < size
+
+
+def one_by_one(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function of one environment, called for each along the last axis of its arguments, in turn.
+
+    For long loops over few rows: side by side (vmap) every round would copy all that they carry.
+    """
+    if all(x.shape[-1] == 1 for x in jax.tree.leaves(arguments)):
+        one = jax.tree.map(lambda x: x[..., 0], arguments)
+        return jax.tree.map(lambda x: x[..., None], function(*one))
+    first = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), arguments)
+    found = jax.lax.map(lambda each: function(*each), first)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
+
+
+def first_of(mask: jax.Array, *keys: jax.Array) -> jax.Array:
+    """The slot of a mask (slots,) with the smallest first key, of those the smallest second, ..."""
+    for key in keys:
+        mask = mask & (key == jnp.min(jnp.where(mask, key, jnp.iinfo(jnp.int32).max)))
+    return jnp.argmax(mask)

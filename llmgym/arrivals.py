@@ -1,52 +1,33 @@
-"""Arrival processes: the gaps between consecutive requests of one job type.
+"""Arrival processes: when the requests of one job type come.
 
-The device form of a process is a pytree with ``gaps(memory, index, words)``: from the process's memory
-(one uint32), the index of the next arrival and one random word for each of the next A arrivals it
-gives the A gaps that follow them, in clock ticks, and the A + 1 memories before and after each.
+``llmgym.gap_samplers`` has their device forms.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llmgym.errors import LLMGymError, check_number
-from llmgym.pytree import register
-
-NEVER = np.int32(2**31 - 1)
-"""Ticks until an arrival that will not come."""
-
-FAR = np.int32(2**30)
-"""Ticks (three hours at 0.01 ms) that every gap stays below; later arrivals are not drawn in advance."""
+from llmgym.gap_samplers import (
+    FAR,
+    NEVER,
+    CurveGaps,
+    ExponentialGaps,
+    GammaGaps,
+    GapSampler,
+    ListedGaps,
+    ModulatedGaps,
+    RegularGaps,
+    to_ticks,
+    uniform,
+)
 
 Self = TypeVar("Self", bound="Arrivals")
-
-
-def uniform(words: jax.Array) -> jax.Array:
-    """Random words (uint32) as float32 strictly between 0 and 1, on a grid of 2**-23 offset by half."""
-    return ((words >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23)
-
-
-def to_ticks(gap: jax.Array) -> jax.Array:
-    """A float gap in ticks as a whole number, cut just below FAR."""
-    return jnp.minimum(jnp.round(gap), jnp.float32(FAR - 128)).astype(jnp.int32)
-
-
-class GapSampler(Protocol):
-    """Device form of an arrival process."""
-
-    def first(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gap before arrival 0 and the memory at time 0, from one random word."""
-
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Gaps after each of the arrivals ``index``, ... (A, ...) and memories (A + 1, ...)."""
 
 
 class Arrivals:
@@ -62,144 +43,6 @@ class Arrivals:
     def sampler(self, ticks_per_s: float) -> GapSampler:
         """Device form, with time in clock ticks."""
         raise TypeError("an arrival process must define sampler(ticks_per_s)")
-
-
-def _unchanged(memory: jax.Array, count: int) -> jax.Array:
-    return jnp.broadcast_to(memory, (count + 1, *memory.shape))
-
-
-@register
-@dataclass(frozen=True)
-class ExponentialGaps:
-    """Device form of Poisson arrivals."""
-
-    mean_ticks: jax.Array
-
-    def first(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return to_ticks(-jnp.log(uniform(word)) * self.mean_ticks), jnp.zeros_like(word)
-
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        gap = to_ticks(-jnp.log(uniform(words)) * self.mean_ticks)
-        return gap, _unchanged(memory, words.shape[0])
-
-
-@register
-@dataclass(frozen=True)
-class RegularGaps:
-    """Device form of deterministic arrivals: ``whole + fraction / 2**32`` ticks, the fraction carried."""
-
-    whole: jax.Array
-    fraction: jax.Array
-
-    def first(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-        first = jnp.broadcast_to(self.whole, word.shape)
-        return first, jnp.broadcast_to(self.fraction, word.shape)
-
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        count = jnp.arange(words.shape[0] + 1, dtype=jnp.uint32)
-        count = count.reshape((-1,) + (1,) * memory.ndim)
-        phases = memory + count * self.fraction  # wraps: the carry out of 32 bits is a whole tick
-        carry = (phases[1:] < phases[:-1]).astype(jnp.int32)
-        return self.whole + carry, phases
-
-
-@register
-@dataclass(frozen=True)
-class GammaGaps:
-    """Device form of Gamma-renewal arrivals."""
-
-    mean_ticks: jax.Array
-    shape: jax.Array
-
-    def _gap(self, words: jax.Array) -> jax.Array:
-        # A Gamma variable needs rejection sampling: the word seeds a key of its own. In log space a
-        # small shape (a large CV) does not underflow.
-        def one(word: jax.Array) -> jax.Array:
-            return jax.random.loggamma(jax.random.key(word, impl="threefry2x32"), self.shape)
-
-        log_gap = jax.vmap(one)(words.reshape(-1)).reshape(words.shape)
-        return to_ticks(jnp.exp(log_gap) / self.shape * self.mean_ticks)
-
-    def first(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self._gap(word), jnp.zeros_like(word)
-
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return self._gap(words), _unchanged(memory, words.shape[0])
-
-
-@register
-@dataclass(frozen=True)
-class ModulatedGaps:
-    """Device form of a two-state Markov-modulated Poisson process; the memory is the state."""
-
-    arrival_rates: jax.Array
-    leave_rates: jax.Array
-
-    def _gap(self, state: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def one(state: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-            key = jax.random.key(word, impl="threefry2x32")
-
-            def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-                return ~carry[3]
-
-            def race(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-                # Arrival and change of state race: the first after Exp(sum of both rates).
-                key, state, gap, _ = carry
-                key, clock_key, winner_key = jax.random.split(key, 3)
-                arrive, leave = self.arrival_rates[state], self.leave_rates[state]
-                gap = gap + jax.random.exponential(clock_key) / (arrive + leave)
-                arrived = jax.random.uniform(winner_key) * (arrive + leave) < arrive
-                return key, jnp.where(arrived, state, 1 - state), gap, arrived
-
-            start = (key, state.astype(jnp.int32), jnp.float32(0), jnp.bool_(False))
-            _, state, gap, _ = jax.lax.while_loop(unfinished, race, start)
-            return gap, state.astype(jnp.uint32)
-
-        gap, after = jax.vmap(one)(state.reshape(-1), words.reshape(-1))
-        return to_ticks(gap.reshape(words.shape)), after.reshape(words.shape)
-
-    def first(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Start in the stationary law of the state, not in a burst or a lull for certain.
-        leave = self.leave_rates
-        in_one = uniform(word * jnp.uint32(2654435761)) < leave[0] / (leave[0] + leave[1])
-        return self._gap(in_one.astype(jnp.uint32), word)
-
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        def one(state: jax.Array, word: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            gap, after = self._gap(state, word)
-            return after, (gap, after)
-
-        _, (gap, after) = jax.lax.scan(one, memory, words)
-        return gap, jnp.concatenate([memory[None], after])
-
-
-@register
-@dataclass(frozen=True)
-class ListedGaps:
-    """Device form of a replay: ``listed[n]`` ticks pass between arrivals n - 1 and n, then NEVER."""
-
-    listed: jax.Array
-
-    def _gap(self, index: jax.Array) -> jax.Array:
-        return jnp.take(self.listed, jnp.minimum(index, self.listed.shape[0] - 1))
-
-    def first(self, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self._gap(jnp.zeros(word.shape, jnp.int32)), jnp.zeros_like(word)
-
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        ahead = jnp.arange(1, words.shape[0] + 1, dtype=jnp.int32)
-        ahead = ahead.reshape((-1,) + (1,) * index.ndim)
-        return self._gap(index + ahead), _unchanged(memory, words.shape[0])
 
 
 def _check_rate(rate_per_s: object) -> None:
@@ -270,28 +113,121 @@ class MMPP(Arrivals):
 
     def __post_init__(self) -> None:
         _check_rate(self.rate_per_s)
-        for name in ("weights", "sojourn_s"):
-            pair = tuple(getattr(self, name))
-            object.__setattr__(self, name, pair)
-            if len(pair) != 2:
-                raise LLMGymError(f"MMPP {name} needs two numbers, one per state, got {len(pair)}.")
-        for i in range(2):
-            check_number(f"weights[{i}]", self.weights[i], low=0)
-            check_number(f"sojourn_s[{i}]", self.sojourn_s[i], above=0)
-        if sum(self.weights) <= 0:
-            raise LLMGymError("MMPP weights must not both be 0: nothing would ever arrive.")
+        _check_states(self, "weights", "sojourn_s")
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
-        weights, sojourn = np.array(self.weights), np.array(self.sojourn_s)
-        mean_weight = weights @ sojourn / sojourn.sum()
-        rates = self.rate_per_s * weights / mean_weight
         as_ticks = 1 / ticks_per_s
+        rates = self.rate_per_s * relative_rates(self.weights, self.sojourn_s)
         return ModulatedGaps(
             jnp.asarray(rates * as_ticks, jnp.float32),
-            jnp.asarray(as_ticks / sojourn, jnp.float32),
+            jnp.asarray(as_ticks / np.array(self.sojourn_s), jnp.float32),
+        )
+
+
+def relative_rates(weights: tuple[float, float], sojourn_s: tuple[float, float]) -> np.ndarray:
+    """Rates of the two states of an MMPP as multiples of the mean rate."""
+    share = np.array(sojourn_s) / np.sum(sojourn_s)
+    return np.array(weights) / (weights @ share)
+
+
+def _check_states(process: Arrivals, weights: str, sojourn_s: str) -> None:
+    """Refuse bad values in the two fields that describe a process of two states; make them tuples."""
+    kind = type(process).__name__
+    for name in (weights, sojourn_s):
+        pair = tuple(getattr(process, name))
+        object.__setattr__(process, name, pair)
+        if len(pair) != 2:
+            raise LLMGymError(f"{kind} {name} needs two numbers, one per state, got {len(pair)}.")
+        for i, value in enumerate(pair):
+            if name == weights:
+                check_number(f"{name}[{i}]", value, low=0)
+            else:
+                check_number(f"{name}[{i}]", value, above=0)
+    if sum(getattr(process, weights)) <= 0:
+        raise LLMGymError(f"{kind} {weights} must not both be 0: nothing would ever arrive.")
+
+
+@dataclass(frozen=True)
+class RateCurve(Arrivals):
+    """Poisson arrivals at a rate that follows a curve and repeats: the course of a day.
+
+    The period is cut into bins of equal length; in bin i requests arrive at a rate in proportion to
+    ``weights[i]``. ``rate_per_s`` is the mean over a period, and time 0 is its beginning. Bursts and
+    lulls may come on top: then the rate is also in proportion to ``burst_weights`` of a state that
+    lasts an exponential time of mean ``burst_sojourn_s`` seconds, as in MMPP.
+
+    A bin is a whole number of clock ticks, or of a few of them where a period has more than 2**31.
+    """
+
+    rate_per_s: float
+    weights: tuple[float, ...]
+    period_s: float = 86_400.0
+    burst_weights: tuple[float, float] | None = None
+    burst_sojourn_s: tuple[float, float] | None = None
+    kind: ClassVar[str] = "rate_curve"
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate_per_s)
+        check_number("period_s", self.period_s, above=0)
+        object.__setattr__(self, "weights", tuple(self.weights))
+        for i, weight in enumerate(self.weights):
+            check_number(f"weights[{i}]", weight, low=0)
+        if sum(self.weights) <= 0:
+            raise LLMGymError("A rate curve needs a weight above 0: nothing would ever arrive.")
+        if (self.burst_weights is None) != (self.burst_sojourn_s is None):
+            raise LLMGymError(
+                "Bursts need both burst_weights and burst_sojourn_s; give both or none."
+            )
+        if self.burst_weights is not None:
+            _check_states(self, "burst_weights", "burst_sojourn_s")
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        weights, period = np.array(self.weights, float), self.period_s * ticks_per_s
+        unit = int(np.ceil(period / (2**31 - len(weights))))
+        bin_units = round(period / len(weights) / unit)
+        if bin_units < 1:
+            raise LLMGymError(
+                f"The rate curve has bins of {self.period_s / len(weights):g} s, shorter than a clock "
+                "tick; use fewer bins or a smaller tick_ms."
+            )
+        nights = "".join("x" if w else "0" for w in self.weights * 2).split("x")
+        night_s = len(max(nights, key=len)) * self.period_s / len(weights)
+        if night_s * ticks_per_s >= FAR - 128:
+            raise LLMGymError(
+                f"The rate curve has {night_s:g} s without arrivals; the longest gap is "
+                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or a small weight there."
+            )
+        states, leave = np.ones(2), np.zeros(2)
+        if self.burst_weights is not None and self.burst_sojourn_s is not None:
+            states = relative_rates(self.burst_weights, self.burst_sojourn_s)
+            leave = 1 / np.array(self.burst_sojourn_s)
+        per_unit = unit / ticks_per_s
+        rates = self.rate_per_s * weights / weights.mean()
+        return CurveGaps(
+            jnp.asarray(np.outer(rates, states) * per_unit, jnp.float32),
+            jnp.asarray(leave * per_unit, jnp.float32),
+            jnp.int32(bin_units),
+            jnp.int32(unit),
         )
 
 
 ARRIVALS: dict[str, type[Arrivals]] = {
-    a.kind: a for a in (Poisson, Deterministic, GammaRenewal, MMPP)
+    a.kind: a for a in (Poisson, Deterministic, GammaRenewal, MMPP, RateCurve)
 }
+
+__all__ = [
+    "ARRIVALS",
+    "FAR",
+    "MMPP",
+    "NEVER",
+    "Arrivals",
+    "Deterministic",
+    "GammaRenewal",
+    "GapSampler",
+    "ListedGaps",
+    "Poisson",
+    "RateCurve",
+    "relative_rates",
+    "to_ticks",
+    "uniform",
+]

@@ -11,8 +11,21 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmgym import cli_agents
-from llmgym.cli_common import Json, Load, Out, ScenarioName, Seed, Set, console, messages
+from llmgym import cli_agents, cli_optimum
+from llmgym import cli_tables as tables
+from llmgym.cli_common import (
+    Json,
+    Load,
+    Out,
+    ScenarioName,
+    Seed,
+    Set,
+    Window,
+    console,
+    messages,
+    read_replay,
+    window_of,
+)
 from llmgym.cli_common import bar as _bar
 from llmgym.cli_common import print_json as _print_json
 from llmgym.cli_common import scenario as _scenario
@@ -26,6 +39,7 @@ app = typer.Typer(
     help="Reinforcement-learning environments for scheduling LLM inference.",
 )
 app.add_typer(cli_agents.app)
+app.add_typer(cli_optimum.app)
 
 
 @app.command("list")
@@ -87,9 +101,7 @@ def simulate(
     warmup_s: Annotated[float, typer.Option(help="Seconds that averages leave out.")] = 0.0,
     num_envs: Annotated[int, typer.Option(help="Independent replications.")] = 1,
     trace: Annotated[Path | None, typer.Option(help="Replay this trace on the engine.")] = None,
-    window: Annotated[
-        str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
-    ] = None,
+    window: Window = None,
     settings: Set = None,
     seed: Seed = 0,
     out: Out = None,
@@ -99,7 +111,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Run one policy and print its summary. --out writes requests.csv, batches.csv and summary.json."""
-    from llmgym.evaluation import benchmark
+    from llmgym.evaluation import benchmark, service_tables
     from llmgym.evaluation.files import to_json, write
     from llmgym.evaluation.simulate import simulate as run_simulation
     from llmgym.workload import Replay
@@ -131,51 +143,15 @@ def simulate(
     if as_json:
         stages = {"stages": run.stages.to_dict("records")} if chosen.is_network else {}
         return _print_json(run.summary | stages)
-    console.print(_summary_table(f"{run.policy} on {chosen.name}", run.summary))
+    apart = {k: run.summary[k] for k in ("slo", "fairness") if k in run.summary}
+    facts = {k: v for k, v in run.summary.items() if k not in apart}
+    console.print(tables.summary_table(f"{run.policy} on {chosen.name}", facts))
+    if "slo" in apart:
+        console.print(service_tables.slo_table(run.summary))
+    if "fairness" in apart:
+        console.print(service_tables.fairness_table(apart["fairness"]))
     if chosen.is_network:
-        console.print(_stages_table(chosen, run.stages))
-
-
-def _network_facts(scenario: Any, limit: Any) -> dict[str, Any]:
-    """Engine by engine, and what the nominal load does not tell."""
-    from llmgym.theory.networks import CyclicRoutingWarning, check_routing, virtual_station
-
-    notes = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CyclicRoutingWarning)
-        check_routing(scenario)
-    notes += [str(w.message) for w in caught]
-    station = virtual_station(scenario)
-    if station is not None:
-        notes.append(
-            f"Under the priorities of the scenario {' and '.join(station.classes)} form a virtual "
-            f"station of load {station.load:.3f}: stable only below {station.critical_per_s:,.3f} jobs/s."
-        )
-    engines = [asdict(e) for e in limit.engines]
-    return {"engines": engines, "notes": notes}
-
-
-def _stages_table(scenario: Any, stages: Any) -> Table:
-    table = Table(
-        title="stages: mean ms of a call, share of the critical path", title_justify="left"
-    )
-    for column in ("stage", "calls", "waiting", "service", "delay", "share"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for row in stages.itertuples():
-        job = scenario.job_types[scenario.job_names.index(row.job_type)]
-        times = (f"{x:,.1f}" for x in (row.waiting_ms, row.service_ms, row.delay_ms))
-        name = f"{row.job_type}.{job.stages[row.stage].name}"
-        table.add_row(name, f"{row.calls:,}", *times, f"{100 * row.critical_share:.0f} %")
-    return table
-
-
-def _summary_table(title: str, summary: dict[str, Any]) -> Table:
-    table = Table(title=title, show_header=False)
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            value = "  ".join(f"{k} {v:.1f}" for k, v in value.items())
-        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    return table
+        console.print(tables.stages_table(chosen, run.stages))
 
 
 @app.command()
@@ -203,7 +179,7 @@ def capacity(
         "bottleneck": limit.bottleneck,
     }
     if chosen.is_network:
-        found |= _network_facts(chosen, limit)
+        found |= tables.network_facts(chosen, limit)
     if policy is not None:
         with _bar(as_json) as bar:
             task = bar.add_task(f"capacity of {policy}", total=1.0)
@@ -218,7 +194,7 @@ def capacity(
         return _print_json(found)
     apart = ("policy", "engines", "notes")
     console.print(
-        _summary_table(
+        tables.summary_table(
             f"capacity of {chosen.name}", {k: v for k, v in found.items() if k not in apart}
         )
     )
@@ -246,6 +222,7 @@ def benchmark(
     ] = None,
     load: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A request trace, as the workload.")] = None,
+    window: Window = None,
     replications: Annotated[int | None, typer.Option(help="Environments of each run.")] = None,
     arrivals: Annotated[int | None, typer.Option(help="Requests of each latency run.")] = None,
     settings: Set = None,
@@ -263,7 +240,7 @@ def benchmark(
     if repeat is not None:
         chosen = benchmarks.from_config(repeat)
     else:
-        base = _scenario(scenario, settings, trace)
+        base = _scenario(scenario, settings, trace, window)
         given = {"replications": replications, "arrivals": arrivals}
         names = tuple(policy) if policy else benchmarks.DEFAULT_POLICIES
         chosen = benchmarks.Benchmark(
@@ -291,6 +268,104 @@ def benchmark(
 
 
 @app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A request trace: Azure, Mooncake, vLLM or CSV.")],
+    scenario: Annotated[
+        str, typer.Option("--scenario", "-s", help="Whose engine serves the trace.")
+    ] = "a100-llama-3-8b",
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="Repeatable; by default all.")
+    ] = None,
+    window: Window = None,
+    load: Annotated[
+        float | None, typer.Option(help="Stretch time to this load; by default real time.")
+    ] = None,
+    ttft_ms: Annotated[float, typer.Option(help="Target of the time to first token.")] = 2000.0,
+    tpot_ms: Annotated[float, typer.Option(help="Target of the time per output token.")] = 100.0,
+    drain_s: Annotated[float, typer.Option(help="Seconds after the last arrival.")] = 60.0,
+    settings: Set = None,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Policies on a trace at its own times: goodput, latency, preemptions. Resumes where it stopped."""
+    from llmgym import baselines
+    from llmgym.evaluation import traffic, traffic_tables
+
+    slots = [] if any(s.startswith("slots=") for s in settings or []) else ["slots=2048"]
+    engine = _scenario(scenario, [*(settings or []), *slots], None)
+    part = None if window is None else window_of(window)
+    chosen = traffic.Traffic(engine, trace, part, load, ttft_ms, tpot_ms, drain_s, seed)
+    out = out or Path("results") / f"replay-{trace.stem}"
+    with _bar(as_json, steps=True) as bar:
+        task = bar.add_task("starting", total=None)
+        records = traffic.run(
+            chosen,
+            tuple(policy or baselines.names()),
+            out,
+            lambda done, total, label: bar.update(
+                task, completed=done, total=total, description=label
+            ),
+        )
+    paths = traffic_tables.publish(records, out)
+    if as_json:
+        return _print_json(records)
+    title = f"{trace.name} on {engine.name}: {chosen.scenario.arrival_rate_per_s:.2f} requests/s"
+    caption = (
+        f"targets: TTFT {ttft_ms:g} ms and TPOT {tpot_ms:g} ms; latencies of finished requests; left: "
+        "unfinished; CPU s: processor time of the run, compilation included"
+    )
+    console.print(traffic_tables.rich_table(records, title, caption))
+    console.print(
+        f"Wrote {', '.join(map(str, paths))}; raw numbers in {out / 'raw'}.", markup=False
+    )
+
+
+@app.command("fit-trace")
+def fit_trace(
+    file: Annotated[Path, typer.Argument(help="A request trace: Azure, Mooncake, vLLM or CSV.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(help="poisson, gamma, bursts, day or bursty-day; by default the best."),
+    ] = None,
+    scenario: Annotated[
+        str, typer.Option("--scenario", "-s", help="Whose engine the new scenario has.")
+    ] = "a100-llama-3-8b",
+    window: Window = None,
+    points: Annotated[int, typer.Option(help="Quantiles of prompts and of outputs.")] = 129,
+    settings: Set = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Scenario to write, a TOML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit arrivals and lengths to a trace, say how good the fits are, and write a scenario."""
+    from llmgym import arrival_fits, scenario_files, trace_fits
+
+    replay, engine = read_replay(file, window), _scenario(scenario, settings, None)
+    kinds = tuple(arrival_fits.FITS) if kind is None else (kind,)
+    found = arrival_fits.compare_fits(replay, kinds, seed)
+    source = f"Lengths and arrivals: {file.name}, summarised. Engine: that of {engine.name}."
+    fitted = trace_fits.fit_scenario(
+        replay,
+        found.fits[0].arrivals,
+        engine,
+        (out or file).stem,
+        source=source,
+        points=points,
+    )
+    if out is not None:
+        scenario_files.save(fitted, out)
+    if as_json:
+        return _print_json(found.record() | {"description": fitted.description})
+    console.print(tables.arrival_fits_table(found))
+    console.print(fitted.description, markup=False, highlight=False)
+    if out is not None:
+        console.print(f"Wrote {out}.", markup=False)
+
+
+@app.command()
 def calibrate(
     file: Annotated[
         Path, typer.Argument(help="CSV: tokens, ms, and perhaps decode_context, prefill_pairs.")
@@ -315,28 +390,13 @@ def calibrate(
     if as_json:
         fits = [fit.record() for fit in found.fits]
         return _print_json({"chosen": chosen.form, "fits": fits, "notes": found.notes})
-    console.print(_fits_table(found))
+    console.print(tables.fits_table(found))
     for note in found.notes:
         console.print(f"[yellow]{note}[/yellow]")
     constants = ", ".join(f"{k} = {v}" for k, v in vars(chosen.model).items())
     console.print(f"{chosen.form}: {constants}", highlight=False)
     if paths:
         console.print(f"Wrote {' and '.join(map(str, paths))}.", markup=False)
-
-
-def _fits_table(found: Any) -> Table:
-    table = Table(
-        title=f"batch times fitted to {len(found.data)} measurements, best first",
-        caption="unseen: root mean squared error on batch sizes left out of the fit; where forms"
-        " do alike, within the noise, the one with fewer constants comes first",
-        title_justify="left",
-    )
-    for column in ("form", "constants", "R²", "mean error", "largest ms", "unseen ms"):
-        table.add_column(column, justify="left" if column == "form" else "right")
-    for fit in found.fits:
-        errors = (f"{100 * fit.mape:.2f} %", f"{fit.largest_ms:.3g}", f"{fit.cv_ms:.3g}")
-        table.add_row(fit.form, str(fit.constants), f"{fit.r2:.4f}", *errors)
-    return table
 
 
 @app.command()
@@ -361,30 +421,7 @@ def validate(
             "preemptions": int(run.requests.preemptions.sum()),
         }
         return _print_json(facts | found.to_dict("index"))
-    console.print(_comparison_table(recorded, batch_time, found))
-
-
-def _comparison_table(run: Any, batch_time: str, found: Any) -> Table:
-    table = Table(
-        title=f"{run.name}: {len(run.replay)} requests, {run.policy.name}, {batch_time}",
-        title_justify="left",
-    )
-    columns = ("measured mean", "simulated", "error", "measured p99", "simulated", "error")
-    for column in ("", *columns, "correlation"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in found.iterrows():
-        times = (
-            (
-                f"{row[f'measured_{x}']:,.1f}",
-                f"{row[f'simulated_{x}']:,.1f}",
-                f"{row[f'{x}_error']:+.1%}",
-            )
-            for x in ("mean", "p99")
-        )
-        table.add_row(
-            str(name), *(cell for three in times for cell in three), f"{row.correlation:.3f}"
-        )
-    return table
+    console.print(tables.comparison_table(recorded, batch_time, found))
 
 
 @app.command()
@@ -427,7 +464,9 @@ def speed(
     if as_json:
         return _print_json(found)
     console.print(
-        _summary_table("speed", found) if isinstance(found, dict) else speeds.rich_table(found)
+        tables.summary_table("speed", found)
+        if isinstance(found, dict)
+        else speeds.rich_table(found)
     )
 
 

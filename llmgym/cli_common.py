@@ -23,6 +23,9 @@ Load = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
+Window = Annotated[
+    str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
 Set = Annotated[
     list[str] | None,
@@ -35,7 +38,6 @@ def scenario(
 ) -> Any:
     """The scenario that the options describe."""
     from llmgym import scenario_files
-    from llmgym.traces import read_trace
 
     changes: dict[str, Any] = {}
     for pair in settings or []:
@@ -46,16 +48,22 @@ def scenario(
     if window is not None and trace is None:
         raise LLMGymError("--window is a part of a trace; name the file with --trace.")
     if trace is not None:
-        replay = read_trace(trace)
-        if window is not None:
-            replay = replay.window(*_window(window))
-        changes |= {"workload": replay, "name": trace.stem}
+        changes |= {"workload": read_replay(trace, window), "name": trace.stem}
         changes.setdefault("token_budget", 2048)
         changes.setdefault("slots", 2048)
     return scenario_files.scenario(name, **changes)
 
 
-def _window(text: str) -> tuple[float, float]:
+def read_replay(trace: Path, window: str | None) -> Any:
+    """The requests of a trace, or of a part of it."""
+    from llmgym.traces import read_trace
+
+    replay = read_trace(trace)
+    return replay if window is None else replay.window(*window_of(window))
+
+
+def window_of(text: str) -> tuple[float, float]:
+    """START:END in seconds."""
     start, _, end = text.partition(":")
     try:
         return float(start), float(end)
@@ -64,7 +72,9 @@ def _window(text: str) -> tuple[float, float]:
 
 
 def parse(text: str) -> Any:
-    """A setting: a number, true, false, none, or the text itself."""
+    """A setting: a number, true, false, none, the text itself, or several with commas between."""
+    if "," in text:
+        return tuple(parse(part.strip()) for part in text.split(","))
     if text.lower() in ("none", "true", "false"):
         return {"none": None, "true": True, "false": False}[text.lower()]
     for kind in (int, float):

@@ -24,7 +24,8 @@ class Batch:
 
     ``tokens`` is int32 of shape (slots,): prompt tokens where the request has prefill left, else at
     most one decode token. ``preempt`` names the slots whose requests lose their KV memory before the
-    batch forms; None: nobody, unless memory is short (see ``kv_cache.secure``).
+    batch forms; None: nobody, unless memory is short (see ``kv_cache.secure``). Their tokens do not
+    run.
     """
 
     tokens: jax.Array
@@ -55,6 +56,8 @@ class Classes:
     priority: jax.Array  # that the scenario gives; more is served first
     here: jax.Array  # whether this engine serves the class
     most: int = field(metadata={"static": True})  # classes that any one engine serves
+    counter: jax.Array | None = None  # virtual token counters (see llmgym.fairness), int32
+    service_weights: jax.Array | None = None  # (2, ...) of a prompt and of an output token in them
 
     @property
     def count(self) -> int:
@@ -104,6 +107,14 @@ class View:
     def demand(self) -> jax.Array:
         """Most tokens each request could put into a batch: p_i + 1{p_i = 0}, the demand of Eq. (8)."""
         return self.prefill + self.decode
+
+    @property
+    def urgency(self) -> jax.Array:
+        """The priority of every request, that of its class; more goes first."""
+        urgency = jnp.zeros_like(self.job_class)
+        for k in range(self.classes.count):
+            urgency = jnp.where(self.job_class == k, self.classes.priority[k], urgency)
+        return urgency
 
     def empty(self) -> Batch:
         """The batch with no tokens."""
@@ -190,26 +201,26 @@ def oldest_first(
         seated = (batch.tokens > 0) | view.started if view.resident_limit else batch.tokens > 0
         seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
         newcomer = (demand > 0) & ~seated
-        older, equal = _oldest(age, newcomer.astype(jnp.int32), seats)
+        older, equal = oldest(age, newcomer.astype(jnp.int32), seats)
         left = seats - jnp.sum((older & newcomer).astype(jnp.int32), axis=0)
         last = equal & newcomer
         takes_seat = (older & newcomer) | (last & (prefix_sum(last) <= left))
         demand = jnp.where(newcomer & ~takes_seat, 0, demand)
     if view.memory is not None:
         blocks, free = view.memory.entrance(batch.tokens, demand)
-        older, equal = _oldest(age, blocks, free)
+        older, equal = oldest(age, blocks, free)
         left = free - jnp.sum(jnp.where(older, blocks, 0), axis=0)
         last = jnp.where(equal, blocks, 0)
         enters = older | (equal & (prefix_sum(last) <= left))
         demand = jnp.where((blocks > 0) & ~enters, 0, demand)
-    older, equal = _oldest(age, demand, room)
+    older, equal = oldest(age, demand, room)
     sure = jnp.where(older, demand, 0)
     last = jnp.where(equal, demand, 0)
     left = room - jnp.sum(sure, axis=0)
     return Batch(batch.tokens + sure + jnp.clip(left - (prefix_sum(last) - last), 0, last))
 
 
-def _oldest(age: jax.Array, weight: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
+def oldest(age: jax.Array, weight: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Which slots are so old that all as old fit into ``room``, and which are the next younger.
 
     The age of the latter, the largest at which not all fits, is found bit by bit.
@@ -241,7 +252,8 @@ def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     seats (k_max) or the token budget (6d) do not suffice, later slots lose first. Where KV memory does
     not, ``preempt`` of the result says who loses it.
     """
-    tokens = jnp.clip(batch.tokens.astype(jnp.int32), 0, view.demand)
+    asked = jnp.clip(batch.tokens.astype(jnp.int32), 0, view.demand)
+    tokens = asked if batch.preempt is None else jnp.where(batch.preempt, 0, asked)
     budget = view.token_budget
 
     def excess(tokens: jax.Array) -> jax.Array:
@@ -260,5 +272,9 @@ def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     tokens = jax.lax.while_loop(lambda t: jnp.any(excess(t)), cut, tokens)
     if view.memory is None:
         return Batch(tokens), jnp.any(tokens != batch.tokens, axis=0)
+    if view.memory.pool is not None:  # what fits shows block by block: see ``prefix_cache.serve``
+        preempt = jnp.zeros_like(view.live) if batch.preempt is None else batch.preempt
+        tokens = jnp.where(preempt, asked, tokens)
+        return Batch(tokens, preempt), jnp.any(tokens != batch.tokens, axis=0)
     tokens, preempt = secure(view.memory, tokens, batch.preempt)
     return Batch(tokens, preempt), jnp.any(tokens != batch.tokens, axis=0)

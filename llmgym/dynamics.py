@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym import fairness, memory_step
 from llmgym import stream as streams
-from llmgym.arrays import prefix_sum, rows
+from llmgym.arrays import class_sums, prefix_sum, rows
 from llmgym.arrivals import NEVER
 from llmgym.batch_time import NO_ATTENTION, Attention
+from llmgym.block_pool import empty_pool
 from llmgym.composition import Batch, View, clip
 from llmgym.engine_view import view
 from llmgym.kv_cache import cached_tokens
@@ -36,16 +38,25 @@ def init(physics: Physics, key: jax.Array) -> State:
     """
     data = jnp.moveaxis(jax.random.key_data(key).astype(jnp.uint32), -1, 0)
     shape, none = data.shape[1:], jnp.zeros(data.shape[1:], jnp.int32)
+    count, swaps = physics.slots + physics.fresh, physics.swap_tokens_per_ms is not None
+    pool = None
+    if physics.prefixes is not None:
+        assert physics.kv_blocks is not None
+        most = physics.prefixes.most
+        pool = empty_pool(physics.kv_blocks, physics.pool_size, count, most, shape)
+    classes = physics.means.shape[1]
     state = State(
-        table=empty_table(physics.slots + physics.fresh, shape, physics.kv_blocks is not None),
+        table=empty_table(count, shape, physics.kv_blocks is not None, swaps),
         joined=none,
         drawn=none,
         present=none,
         backlog=none,
         clock=Wide.zeros(shape),
         stream=streams.start(physics.arrivals, data, physics.burst),
-        totals=empty_totals(shape),
+        totals=empty_totals(shape, classes),
         steps=none,
+        pool=pool,
+        counters=None if physics.service_weights is None else fairness.start(classes, shape),
     )
     return _admit(physics, state)[0]
 
@@ -73,7 +84,16 @@ def step(
     """
     seen = view(physics, state)
     batch, clipped = clip(seen, batch)
-    tokens, table = batch.tokens, state.table
+    table, none = state.table, jnp.zeros_like(state.backlog)
+    admission, preempted, lost, swapped, free = None, none, none, none, none
+    found = jnp.zeros_like(batch.tokens)
+    if seen.memory is not None:
+        admission = memory_step.admit(physics, state, seen, batch)
+        batch, table, clipped = admission.batch, admission.table, clipped | admission.cut
+        lost, swapped, free = admission.lost, admission.swapped, admission.free
+        found = admission.found
+        preempted = jnp.sum(jnp.asarray(batch.preempt, jnp.int32), axis=0)
+    tokens = batch.tokens
     prefill_tokens = jnp.sum(jnp.where(seen.decoding, 0, tokens), axis=0)
     decode_tokens = jnp.sum(jnp.where(seen.decoding, tokens, 0), axis=0)
     size = prefill_tokens + decode_tokens
@@ -82,24 +102,22 @@ def step(
     if idle_limit is not None:
         idle = jnp.minimum(idle, idle_limit)
     running = seen.batch_time.ticks(size, seen.tick_ms, _attention(physics, seen, table, tokens))
+    if physics.swap_tokens_per_ms is not None:
+        moving = swapped / physics.swap_tokens_per_ms / physics.tick_ms
+        running = running + jnp.ceil(moving).astype(jnp.int32)
     duration = jnp.where(size > 0, running, idle)
-
-    backlog, preempted, lost = state.backlog - size, jnp.zeros_like(size), jnp.zeros_like(size)
-    if batch.preempt is not None:
-        assert table.admitted is not None
-        enters = (tokens > 0) & ~seen.started
-        table = replace(table, admitted=jnp.where(enters, state.steps, table.admitted))
-        table, lost = _preempt(physics, table, batch.preempt)
-        backlog, preempted = backlog + lost, jnp.sum(batch.preempt.astype(jnp.int32), axis=0)
     clock = state.clock + duration
     table, finished = credit(table, seen.decoding, tokens, clock.low, physics.prompt_samples)
     completed = jnp.sum(finished.astype(jnp.int32), axis=0)
+    pool = None
+    if admission is not None:
+        pool = memory_step.leave(state, seen, admission, finished)
     totals = state.totals
     moved = replace(
         state,
         table=table,
         present=state.present - completed,
-        backlog=backlog,
+        backlog=state.backlog - size + lost - jnp.sum(found, axis=0),
         clock=clock,
         stream=streams.pass_time(state.stream, duration),
         totals=replace(
@@ -111,8 +129,15 @@ def step(
             request_ticks=totals.request_ticks.add_product(state.present, duration),
         ),
         steps=state.steps + 1,
+        pool=pool,
     )
     after, late = _admit(physics, moved)
+    service = None
+    if physics.service_weights is not None:
+        assert after.counters is not None
+        service = fairness.serve(physics.service_weights, seen, tokens, state.table, table)
+        counters = fairness.advance(after.counters, service, view(physics, after))
+        after = replace(after, counters=counters)
     info = StepInfo(
         duration=duration,
         batch_ticks=jnp.where(size > 0, duration, 0),
@@ -125,11 +150,15 @@ def step(
         clipped=clipped,
         preempted=preempted,
         lost=lost,
+        found=found,
+        swapped=swapped,
+        free_blocks=free,
         idle=size == 0,
         request_ticks=state.present.astype(jnp.float32) * duration.astype(jnp.float32) + late,
         batch=batch,
         finished=finished,
         table=table,
+        service=service,
     )
     return after, info
 
@@ -146,20 +175,6 @@ def _attention(physics: Physics, seen: View, table: Table, tokens: jax.Array) ->
         decode_context=jnp.sum(jnp.where(decodes, before + 1, 0.0), axis=0),
         prefill_pairs=jnp.sum(pairs, axis=0),
     )
-
-
-def _preempt(physics: Physics, table: Table, preempt: jax.Array) -> tuple[Table, jax.Array]:
-    """The table after requests lost their KV memory, and the tokens that are to be computed again."""
-    assert table.preemptions is not None
-    known = table.prompt + table.output - table.decode
-    # With prompt_samples the token that ends a prompt counts as one of the prompt.
-    ends = physics.prompt_samples & (table.prefill == 0) & (table.decode > 0)
-    lost = jnp.where(preempt, known - table.prefill - ends.astype(jnp.int32), 0)
-    return replace(
-        table,
-        prefill=jnp.where(preempt, known, table.prefill),
-        preemptions=table.preemptions + preempt,
-    ), jnp.sum(lost, axis=0)
 
 
 def credit(
@@ -229,6 +244,9 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
     waited = jnp.where(joins, ago, 0)
     request_ticks = totals.request_ticks + jnp.sum(waited & 0xFFFF, axis=0)
     request_ticks = request_ticks.add_product(jnp.sum(waited >> 16, axis=0), jnp.int32(1 << 16))
+    dropped_of_class = totals.dropped_of_class
+    if dropped_of_class is not None:
+        dropped_of_class += class_sums(table.job_class[slots:], due & ~joins, len(dropped_of_class))
     state = replace(
         state,
         table=replace(
@@ -242,6 +260,7 @@ def _join(physics: Physics, state: State) -> tuple[State, jax.Array]:
             arrived=totals.arrived + count,
             dropped=totals.dropped + count - taken,
             request_ticks=request_ticks,
+            dropped_of_class=dropped_of_class,
         ),
     )
     return state, jnp.sum(waited.astype(jnp.float32), axis=0)
@@ -277,10 +296,13 @@ def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
         drawn.job_class,
         None if table.preemptions is None else none,
         None if table.admitted is None else none,
+        None if table.swapped is None else none > 0,
     )
 
     def move(column: jax.Array, coming: jax.Array) -> jax.Array:
-        top = jnp.where(gone, 0, jnp.take_along_axis(column, index, axis=0))
+        top = jnp.where(
+            gone, jnp.zeros((), column.dtype), jnp.take_along_axis(column, index, axis=0)
+        )
         bottom = jnp.where(
             keeps | ~wanted,
             jnp.take_along_axis(column, old, axis=0),
@@ -288,8 +310,13 @@ def _compact(physics: Physics, state: State, wanted: jax.Array) -> State:
         )
         return jnp.concatenate([top, bottom])
 
+    pool = state.pool
+    if pool is not None:  # the blocks of a request move with it
+        held = jnp.take_along_axis(pool.table, index[:, None], axis=0)
+        pool = replace(pool, table=pool.table.at[:slots].set(held))
     return replace(
         state,
+        pool=pool,
         table=jax.tree.map(move, table, coming),
         joined=jnp.where(wanted, 0, state.joined),
         drawn=kept + drawn.count,

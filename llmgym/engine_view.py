@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llmgym import stream as streams
 from llmgym.composition import Classes, View
 from llmgym.kv_cache import Memory, cached_tokens
 from llmgym.physics import Physics
+from llmgym.prefixes import Contents
 from llmgym.state import State, Table
 
 
@@ -60,7 +62,16 @@ def view(physics: Physics, state: State) -> View:
         cached = cached_tokens(table, physics.prompt_samples)
         assert table.admitted is not None
         blocks = spread(physics.kv_blocks)
-        memory = Memory(cached, table.admitted, blocks, physics.block_size)
+        memory = Memory(
+            cached,
+            table.admitted,
+            blocks,
+            physics.block_size,
+            physics.prompt_samples,
+            table.swapped,
+            state.pool,
+            _contents(physics, state),
+        )
     return View(
         **request_columns(table, state.clock.low, table.arrival, physics.lengths_known),
         started=table.started if memory is None else memory.resident,
@@ -70,14 +81,34 @@ def view(physics: Physics, state: State) -> View:
         tick_ms=spread(physics.tick_ms),
         batches=state.totals.batches,
         resident_limit=physics.resident_limit,
-        classes=_classes(physics, table),
+        classes=_classes(physics, state),
         free=jnp.ones(shape, bool),
         memory=memory,
     )
 
 
-def _classes(physics: Physics, table: Table) -> Classes:
+def _contents(physics: Physics, state: State) -> Contents | None:
+    """What the blocks of every request hold, with prefix caching."""
+    if physics.prefixes is None:
+        return None
+    table, key, shape = state.table, state.stream.key, state.present.shape
+    drawn = physics.prefixes.drawn
+    replay = len(drawn) < physics.means.shape[1]  # its classes have one source
+    source = jnp.zeros_like(table.job_class) if replay else table.job_class
+    word = jnp.zeros(table.request.shape, jnp.uint32)
+    for k in range(len(drawn)):
+        word = jnp.where(source == k, streams.words(key, k, table.request, 2)[3], word)
+
+    def spread(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
+
+    sources = jax.tree.map(spread, physics.prefixes)
+    return Contents(sources, table.request, source, word, table.prompt)
+
+
+def _classes(physics: Physics, state: State) -> Classes:
     """The request classes and how many requests of each are present."""
+    table, weights = state.table, physics.service_weights
     shape, count = table.prefill.shape[1:], physics.means.shape[1]
 
     def spread(x: jax.Array) -> jax.Array:
@@ -97,4 +128,6 @@ def _classes(physics: Physics, table: Table) -> Classes:
         priority=spread(physics.priority),
         here=none == 0,
         most=count,
+        counter=None if state.counters is None else state.counters.value,
+        service_weights=None if weights is None else spread(weights),
     )

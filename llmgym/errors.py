@@ -13,6 +13,10 @@ class LLMGymError(ValueError):
     """Bad input to llmgym. The message names the fault and how to mend it."""
 
 
+class TableFullError(LLMGymError):
+    """Requests found no room in the request table of a simulation."""
+
+
 class UnservableWarning(UserWarning):
     """The policy can never serve some of the requests (say, a prompt above a whole-prompt budget)."""
 

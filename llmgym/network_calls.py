@@ -380,6 +380,7 @@ def _enter(
         job_class=write(table.job_class, calls.job_class),
         preemptions=None,
         admitted=None,
+        swapped=None,
         job_arrival=write(table.job_arrival, calls.job_arrival),
         service=write(table.service, none),
         planned=write(table.planned, none),

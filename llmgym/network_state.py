@@ -89,8 +89,10 @@ def lower_network(scenario: Scenario, burst: int = 0) -> Network:
         raise LLMGymError(f"A network has at most {CHOICE} stages in all, got {plan.classes}.")
     ticks_per_s = 1000.0 / scenario.tick_ms
     if isinstance(workload, Replay):
-        if workload.priority is not None:
-            raise LLMGymError("A replay with priorities is served by one engine, not by replicas.")
+        if workload.priority is not None or workload.tenant is not None:
+            raise LLMGymError(
+                "A replay with priorities or tenants is served by one engine, not by replicas."
+            )
         arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
         lengths: tuple[Any, ...] = (workload.length_sampler(),)
         length_of: tuple[int, ...] = (0,)
@@ -261,6 +263,11 @@ class NetworkInfo:
         """Tokens to be computed again: none, as networks have no KV memory."""
         return jnp.zeros_like(self.duration)
 
+    @property
+    def found(self) -> jax.Array:
+        """Tokens that prefix caching found: none, likewise (an axis of one row)."""
+        return jnp.zeros_like(self.duration)[None]
+
 
 @register
 @dataclass(frozen=True)
@@ -283,6 +290,6 @@ def empty_calls(size: int, shape: tuple[int, ...], jobs: bool) -> CallTable:
     none, never = jnp.zeros((size, *shape), jnp.int32), jnp.zeros((size, *shape), jnp.uint32)
     known = none if jobs else None
     return CallTable(
-        none, none, none, none, never, never, never, none, none, None, None, never, never, none, known,
+        none, none, none, none, never, never, never, none, none, None, None, None, never, never, none, known,
         known,
     )  # fmt: skip

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmgym import agents, baselines
 from llmgym.composition import Batch, View
 from llmgym.errors import LLMGymError, unknown
 from llmgym.scenario import Scenario
-from llmgym.theory.memory import likely_longest_request
+from llmgym.theory.memory import held_tokens, likely_longest_request
+from llmgym.workload import Replay
 
 PolicyLike = str | Callable[[jax.Array, View], Batch]
 
@@ -66,16 +68,26 @@ def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
 
 def check(policy: Any, scenario: Scenario) -> str | None:
     """Why some request of the scenario can never be served under the policy; None if all can."""
-    cache = scenario.engine.kv_cache
-    if cache is not None and not scenario.is_network:
-        longest = likely_longest_request(scenario)
-        if longest > cache.tokens:
-            return (
-                f"Requests of up to {longest:g} tokens never fit into KV memory, which holds "
-                f"{cache.tokens}: they are dropped and counted. Use more blocks or shorter requests."
-            )
+    problem = memory_problem(scenario)
     unservable = getattr(policy, "unservable", None)
-    if unservable is None:
-        return None
+    if problem or unservable is None:
+        return problem
     problems = (unservable(scenario.longest_prompt(e), e.token_budget) for e in scenario.engines)
     return next((problem for problem in problems if problem), None)
+
+
+def memory_problem(scenario: Scenario) -> str | None:
+    """Which requests never fit into the KV memory of an engine; None if all do."""
+    cache = scenario.engine.kv_cache
+    if cache is None or scenario.is_network or likely_longest_request(scenario) <= cache.tokens:
+        return None
+    who = f"Requests of up to {likely_longest_request(scenario):g} tokens"
+    if isinstance(scenario.workload, Replay):
+        held = held_tokens(scenario.workload, scenario.engine.prompt_samples)
+        number = np.flatnonzero(held > cache.tokens)
+        more = f" and {number.size - 1} more" if number.size > 1 else ""
+        who = f"Request {number[0]}, of {held[number[0]]} tokens,{more}"
+    return (
+        f"{who} never fit into KV memory, which holds {cache.tokens}: they are dropped and counted. "
+        "Use more blocks or shorter requests."
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from llmgym.arrivals import Arrivals
 from llmgym.batch_time import BatchTime
 from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.fairness import MOST_WEIGHT
 from llmgym.kv_cache import KVCache
 from llmgym.lengths import Fixed, Length
 from llmgym.workload import JobType, Replay, Stage
@@ -99,6 +100,9 @@ class Scenario:
         tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks.
         lengths_known: whether policies see the remaining output tokens (hidden by default).
         name, description, source: where it comes from.
+        service_weights: (w_p, w_q), what a prompt token and an output token count as service to a
+            request class, where fairness among them matters; None: no counters are kept. (1, 2) in
+            arXiv:2401.00588. Whole numbers; single engines only.
     """
 
     engines: tuple[Engine, ...]
@@ -110,6 +114,7 @@ class Scenario:
     name: str = "custom"
     description: str = ""
     source: str = ""
+    service_weights: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "engines", tuple(self.engines))
@@ -125,6 +130,26 @@ class Scenario:
         check_number("slots", self.slots, low=1, high=2**15, integer=True)
         check_number("tick_ms", self.tick_ms, above=0, high=1000)
         self._check_engines()
+        self._check_service_weights()
+
+    def _check_service_weights(self) -> None:
+        if self.service_weights is None:
+            return
+        weights = self.service_weights
+        if np.shape(weights) != (2,):
+            raise LLMGymError(
+                f"service_weights are two numbers, of a prompt and of an output token, got {weights!r}."
+            )
+        for name, weight in zip(("w_p", "w_q"), weights, strict=True):
+            check_number(f"service_weights: {name}", weight, low=0, high=MOST_WEIGHT, integer=True)
+        object.__setattr__(self, "service_weights", tuple(int(weight) for weight in weights))
+        if not any(self.service_weights):
+            raise LLMGymError("service_weights must not both be 0.")
+        if self.is_network:
+            raise LLMGymError(
+                "service_weights keep counters of one engine; a network of engines has none. "
+                "Leave them out."
+            )
 
     def _check_engines(self) -> None:
         if not self.engines or not all(isinstance(e, Engine) for e in self.engines):
@@ -197,9 +222,10 @@ class Scenario:
 
     @property
     def job_names(self) -> tuple[str, ...]:
-        """Names of the job types, or that of a replay."""
+        """Names of the job types, or of a replay's tenants, or of the replay."""
         if isinstance(self.workload, Replay):
-            return (self.workload.name,)
+            tenants = self.workload.tenant is not None
+            return self.class_names if tenants else (self.workload.name,)
         return tuple(job_type.name for job_type in self.workload)
 
     @property
@@ -211,15 +237,17 @@ class Scenario:
     def classes(self) -> tuple[tuple[int, int], ...]:
         """The request classes that an agent tells apart: (job type, stage), delays included."""
         if isinstance(self.workload, Replay):
-            return ((0, 0),) * len(self.workload.priorities)
+            count = len(self.workload.classes)
+            if self.workload.tenant is not None:
+                return tuple((j, 0) for j in range(count))
+            return ((0, 0),) * count
         return tuple((j, s) for j, job in enumerate(self.workload) for s in range(len(job.stages)))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the request classes: the job type, and the stage where it has several."""
         if isinstance(self.workload, Replay):
-            several = [f"{self.workload.name}, priority {p}" for p in self.workload.priorities]
-            return (self.workload.name,) if len(several) == 1 else tuple(several)
+            return tuple(one.name for one in self.workload.classes)
         jobs = [self.workload[j] for j, _ in self.classes]
         return tuple(
             job.name if len(job.stages) == 1 else f"{job.name}.{job.stages[s].name}"
@@ -230,12 +258,12 @@ class Scenario:
     def class_means(self) -> tuple[tuple[float, float], ...]:
         """(m_p, m_d) of each class: mean prompt and output tokens."""
         if isinstance(self.workload, Replay):
-            replay = self.workload
-            if replay.priority is None:
-                return ((replay.mean_prefill, replay.mean_decode),)
-            mine = [np.equal(replay.priority, p) for p in replay.priorities]
-            columns = np.asarray(replay.prefill_tokens), np.asarray(replay.decode_tokens)
-            return tuple((float(columns[0][m].mean()), float(columns[1][m].mean())) for m in mine)
+            replay, count = self.workload, len(self.workload.classes)
+            which = replay.request_class
+            requests = np.maximum(np.bincount(which, minlength=count), 1)  # a part may have none
+            columns = (replay.prefill_tokens, replay.decode_tokens)
+            sums = [np.bincount(which, weights=column, minlength=count) for column in columns]
+            return tuple((float(p), float(d)) for p, d in (sums / requests).T)
         means = [row for job in self.workload for row in job.workflow.means.tolist()]
         return tuple((prefill, decode) for prefill, decode in means)
 
@@ -243,17 +271,32 @@ class Scenario:
     def class_priorities(self) -> tuple[int, ...]:
         """Priority of each class; more is served first by policies that heed it."""
         if isinstance(self.workload, Replay):
-            return self.workload.priorities
+            return tuple(one.priority for one in self.workload.classes)
         return tuple(self.workload[j].stages[s].priority for j, s in self.classes)
 
     @property
     def targets_ms(self) -> tuple[tuple[float | None, float | None], ...]:
-        """(TTFT, TPOT) targets of each class in milliseconds; None where there is none."""
-        if isinstance(self.workload, Replay):
-            classes: tuple[Any, ...] = (self.workload,) * len(self.workload.priorities)
-        else:
-            classes = self.workload
-        return tuple((c.ttft_ms, c.tpot_ms) for c in classes)
+        """(TTFT, TPOT) targets in milliseconds, None where there is none.
+
+        Of each class; of a network, whose classes are single calls, of each job type.
+        """
+        return tuple((level.ttft_ms, level.tpot_ms) for level in self._service_levels)
+
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """What a request that meets its targets is worth, as ``targets_ms``."""
+        return tuple(float(level.weight) for level in self._service_levels)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether any class has a target."""
+        return any(target is not None for pair in self.targets_ms for target in pair)
+
+    @property
+    def _service_levels(self) -> tuple[Any, ...]:
+        """What has the fields ttft_ms, tpot_ms and weight, class by class."""
+        workload = self.workload
+        return workload.classes if isinstance(workload, Replay) else workload
 
     @property
     def arrival_rate_per_s(self) -> float:
@@ -321,7 +364,8 @@ class Scenario:
         Every engine: batch_time (also a name in ``llmgym.presets``, or a TOML file that holds one),
         token_budget, max_num_seqs, seq_limit, replicas. Workload: arrival_rate_per_s, arrivals,
         prefill_tokens and decode_tokens (a length distribution or a whole number; for every call),
-        workload. Any field of Scenario itself, such as slots or tick_ms.
+        ttft_ms and tpot_ms (targets of every class; None: no target), workload. Any field of Scenario
+        itself, such as slots or tick_ms.
         """
         known = {*ENGINE_SETTINGS, *WORKLOAD_SETTINGS, *SCENARIO_SETTINGS}
         for name in changes:
@@ -337,6 +381,9 @@ class Scenario:
         scenario = replace(self, engines=engines, **direct)
         scenario = scenario._with_lengths(
             changes.get("prefill_tokens"), changes.get("decode_tokens")
+        )
+        scenario = scenario._with_targets(
+            {k: changes[k] for k in ("ttft_ms", "tpot_ms") if k in changes}
         )
         if "arrivals" in changes:
             scenario = scenario._with_arrivals(changes["arrivals"])
@@ -366,6 +413,17 @@ class Scenario:
         jobs = tuple(replace(j, stages=tuple(map(stage, j.stages))) for j in self.workload)
         return replace(self, workload=jobs)
 
+    def _with_targets(self, targets: dict[str, Any]) -> Scenario:
+        workload = self.workload
+        if not targets:
+            return self
+        if not isinstance(workload, Replay):
+            return replace(self, workload=tuple(replace(job, **targets) for job in workload))
+        if not workload.tenants:
+            return replace(self, workload=replace(workload, **targets))
+        tenants = tuple(replace(tenant, **targets) for tenant in workload.tenants)
+        return replace(self, workload=replace(workload, tenants=tenants))
+
     def _with_arrivals(self, arrivals: Arrivals) -> Scenario:
         if isinstance(self.workload, Replay) or len(self.workload) != 1:
             raise LLMGymError("arrivals can be overridden where there is exactly one job type.")
@@ -381,13 +439,21 @@ ENGINE_SETTINGS = (
     "kv_cache",
     "first_token",
 )
-WORKLOAD_SETTINGS = ("arrival_rate_per_s", "arrivals", "prefill_tokens", "decode_tokens")
+WORKLOAD_SETTINGS = (
+    "arrival_rate_per_s",
+    "arrivals",
+    "prefill_tokens",
+    "decode_tokens",
+    "ttft_ms",
+    "tpot_ms",
+)
 SCENARIO_SETTINGS = (
     "workload",
     "slots",
     "tick_ms",
     "lengths_known",
     "router",
+    "service_weights",
     "name",
     "description",
     "source",

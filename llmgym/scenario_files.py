@@ -48,7 +48,16 @@ engines each has a name, and each call says which engine serves it ::
 
 A delay takes its kind from the lengths, with a millisecond for a token. A ``[replay]`` lists the
 fields of Replay or has ``trace = "file"``, seen from the folder of the TOML file, with ``format``
-and ``limit`` as in ``read_trace``; ``name``, ``ttft_ms`` and ``tpot_ms`` go with both.
+and ``limit`` as in ``read_trace``; ``name``, ``ttft_ms``, ``tpot_ms``, ``weight`` and the tenants go
+with both ::
+
+    [replay]
+    trace = "requests.csv"
+
+    [[replay.tenants]]
+    name = "chat"
+    ttft_ms = 1000.0
+    priority = 1
 """
 
 from __future__ import annotations
@@ -245,7 +254,7 @@ def _read_stage(place: _Place, table: Any, engines: tuple[Engine, ...]) -> Stage
 
 def _read_replay(place: _Place, table: Any, folder: Path) -> Replay:
     """A replay, listed in the table or read from the trace that it names."""
-    labels = ("name", "ttft_ms", "tpot_ms")
+    labels = ("name", "ttft_ms", "tpot_ms", "weight", "tenants")
     if not isinstance(table, dict) or "trace" not in table:
         return _read(place, Replay, table)
     place.check_keys(table, ("trace", "format", "limit", *labels))
@@ -278,7 +287,9 @@ def _value(place: _Place, key: str, hint: Any, value: Any) -> Any:
     if not isinstance(value, list):
         raise place.error(f"{key} must be a list, got {value!r}.")
     item = get_args(hint)[0]
-    return tuple(_scalar(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
+    if is_dataclass(item):
+        return tuple(_read(inside, item, one) for inside, one in _rows(place, key, value))
+    return tuple(_value(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
 
 
 def _read_kind(place: _Place, base: type, value: Any) -> Any:

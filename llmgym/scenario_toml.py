@@ -21,7 +21,16 @@ KINDS: dict[Any, dict[str, Any]] = {BatchTime: BATCH_TIMES, Arrivals: ARRIVALS, 
 """What comes in kinds, and the class of each kind."""
 
 FIRST = ("name", "description", "source", "engine", "after")
-SELDOM = ("replicas", "inherits", "priority", "first_token")
+SELDOM = (
+    "replicas",
+    "inherits",
+    "priority",
+    "first_token",
+    "weight",
+    "tenants",
+    "prefix_caching",
+    "prefix_tokens",
+)
 """Fields that are left out at their default; so is a router that has nothing to choose."""
 
 ONLY_CALL = "call-1"
@@ -90,6 +99,8 @@ def _table(thing: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
             continue
         if is_dataclass(value):
             table[name] = _table(value)
+        elif name == "tenants":
+            table[name] = [_table(tenant) for tenant in value]
         elif name == "after":
             table[name] = list(value)
         else:

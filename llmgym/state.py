@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from llmgym.block_pool import BlockPool
+from llmgym.fairness import Counters
 from llmgym.pytree import register
 from llmgym.wide import Wide
 
@@ -40,6 +42,7 @@ class Table:
     # Only of engines with KV memory:
     preemptions: jax.Array | None  # how often it lost its memory
     admitted: jax.Array | None  # number of the step in which it got the memory that it has
+    swapped: jax.Array | None  # whether its memory is at the host, of engines that swap
 
     @property
     def live(self) -> jax.Array:
@@ -81,6 +84,9 @@ class Totals:
     prefill_tokens: Wide  # tokens served
     decode_tokens: Wide
     request_ticks: Wide  # integral of the number of requests present over time
+    dropped_of_class: (
+        jax.Array | None
+    )  # (classes, ...) the dropped by class, where there are several
 
 
 @register
@@ -97,16 +103,22 @@ class State:
     stream: Stream
     totals: Totals
     steps: jax.Array  # int32
+    pool: BlockPool | None = None  # with prefix caching
+    counters: Counters | None = None  # of the clients' service, where the scenario weighs it
 
 
-def empty_table(slots: int, shape: tuple[int, ...], memory: bool = False) -> Table:
-    """A table with no request; ``memory``: whether preemptions are counted."""
+def empty_table(
+    slots: int, shape: tuple[int, ...], memory: bool = False, swaps: bool = False
+) -> Table:
+    """A table with no request; ``memory``: whether preemptions are counted, ``swaps``: who is out."""
     none, never = jnp.zeros((slots, *shape), jnp.int32), jnp.zeros((slots, *shape), jnp.uint32)
     count = none if memory else None
-    return Table(none, none, none, none, never, never, never, none, none, count, count)
+    swapped = jnp.zeros((slots, *shape), bool) if swaps else None
+    return Table(none, none, none, none, never, never, never, none, none, count, count, swapped)
 
 
-def empty_totals(shape: tuple[int, ...]) -> Totals:
+def empty_totals(shape: tuple[int, ...], classes: int = 1) -> Totals:
     """All totals zero."""
     none, wide = jnp.zeros(shape, jnp.int32), Wide.zeros(shape)
-    return Totals(none, none, none, none, wide, wide, wide)
+    of_class = jnp.zeros((classes, *shape), jnp.int32) if classes > 1 else None
+    return Totals(none, none, none, none, wide, wide, wide, of_class)

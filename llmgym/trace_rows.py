@@ -29,11 +29,14 @@ class Format:
 
     Args:
         columns: accepted names of each column; the first three are arrival, prefill and decode.
+        tenant: accepted names of a column that need not be there, and says whose request it is.
         units_per_s: of arrivals.
         dates: whether arrivals are dates.
         json_lines: whether a row is a JSON object; else the file is a CSV with a header.
         in_order: whether rows come in order of arrival.
         least_tokens: fewest tokens of a prompt, and of an output.
+        prefix: name of a column, if a file has it, that lists what the prompt begins with.
+        prefix_tokens: tokens of each of its entries.
     """
 
     columns: tuple[tuple[str, ...], ...]
@@ -42,6 +45,9 @@ class Format:
     json_lines: bool = False
     in_order: bool = True
     least_tokens: int = 0
+    prefix: str = ""
+    prefix_tokens: int = 0
+    tenant: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return ", ".join(
@@ -56,6 +62,7 @@ class Rows:
     path: Path
     names: list[str]
     lines: list[int] = field(default_factory=list)
+    prefixes: list[list[Any]] = field(default_factory=list)
     cells: list[list[Any]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +97,12 @@ class Rows:
         self.refuse(bad, column, f", not a whole number of at most {MAX_TOKENS} tokens.")
         self.refuse(values < least, column, f", below {least}: drop the row.")
         return values.astype(np.int32)
+
+    def words(self, column: int) -> list[str]:
+        """A column of text, in which no cell is empty."""
+        words = [str(cell).strip() for cell in self.cells[column]]
+        self.refuse(np.array([not word for word in words]), column, ": name it or drop the row.")
+        return words
 
     def nanoseconds(self, column: int) -> np.ndarray:
         """A column of ISO dates as whole nanoseconds, so that no digit is lost."""
@@ -157,6 +170,7 @@ def _read_csv(path: Path, wanted: Format, lines: Iterable[str], limit: int | Non
     try:
         header = [cell.strip() for cell in next(reader)]
         places = [_find(path, header, names, wanted) for names in wanted.columns]
+        places += [header.index(name) for name in wanted.tenant if name in header][:1]
         rows = Rows(path, [header[place] for place in places])
         for cells in reader:
             if not cells:
@@ -189,6 +203,7 @@ def _find(path: Path, header: list[str], names: tuple[str, ...], wanted: Format)
 
 def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: int | None) -> Rows:
     rows: Rows | None = None
+    shares = False
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -204,11 +219,25 @@ def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: in
         if rows is None:  # the names that the first row has are those of all
             found = [[n for n in names if n in record] or names for names in wanted.columns]
             rows = Rows(path, [names[0] for names in found])
+            shares = wanted.prefix in record
         missing = [i for i, name in enumerate(rows.names) if name not in record]
         if missing:
             names = " or ".join(wanted.columns[missing[0]])
             raise LLMGymError(f"{path}, line {number}: {names} is missing. Needed: {wanted}.")
         rows.add(number, [record[name] for name in rows.names])
+        if shares:
+            rows.prefixes.append(_prefix(path, number, wanted.prefix, record))
         if len(rows.lines) == limit:
             break
     return rows or Rows(path, [])
+
+
+def _prefix(path: Path, line: int, name: str, record: dict[str, Any]) -> list[Any]:
+    """The list of what a prompt begins with."""
+    listed = record.get(name)
+    if not isinstance(listed, list) or not all(isinstance(x, (int, str)) for x in listed):
+        raise LLMGymError(
+            f"{path}, line {line}: {name} is {shortened(listed)}, not a list of numbers or strings; "
+            "mend it, or drop the column from all rows."
+        )
+    return listed

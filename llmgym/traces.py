@@ -3,11 +3,13 @@
 - azure: Azure Public Dataset 2023, a CSV with TIMESTAMP (dates of up to nine fractional digits),
   ContextTokens, GeneratedTokens.
 - mooncake: Mooncake, one JSON object a line with timestamp (milliseconds, in bins of 3 s, so that
-  requests come in bunches), input_length, output_length. hash_ids (shared prefixes) are not used.
+  requests come in bunches), input_length, output_length, and if it is there hash_ids: what every
+  512 tokens of the prompt are, for prefix caching.
 - vllm: the requests of a vLLM benchmark, one JSON object a line with queued_ts or else arrival_time
   (seconds on any clock), input_toks, output_toks, in any order: they are sorted by arrival. Other
   entries are not used; ``llmgym.vllm_runs`` compares the times of a whole run.
-- csv: a CSV of your own with arrival (seconds), prefill, decode (tokens).
+- csv: a CSV of your own with arrival (seconds), prefill, decode (tokens), and perhaps tenant: whose
+  request it is.
 
 Input and generated tokens become prefill and decode tokens as they stand. A row without generated
 tokens is a request that only needs its prompt processed, and is kept (the published Azure files of
@@ -16,6 +18,7 @@ tokens is a request that only needs its prompt processed, and is kept (the publi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import TextIO
@@ -23,13 +26,18 @@ from typing import TextIO
 import numpy as np
 
 from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.prefixes import dense
 from llmgym.trace_rows import Format, first_line, opened, read_rows
 from llmgym.workload import Replay
 
 FORMATS = {
     "azure": Format((("TIMESTAMP",), ("ContextTokens",), ("GeneratedTokens",)), 1e9, dates=True),
     "mooncake": Format(
-        (("timestamp",), ("input_length",), ("output_length",)), 1e3, json_lines=True
+        (("timestamp",), ("input_length",), ("output_length",)),
+        1e3,
+        json_lines=True,
+        prefix="hash_ids",
+        prefix_tokens=512,
     ),
     "vllm": Format(
         (("queued_ts", "arrival_time"), ("input_toks",), ("output_toks",)),
@@ -38,7 +46,8 @@ FORMATS = {
         least_tokens=1,
     ),
     "csv": Format(
-        (("arrival", "arrival_s"), ("prefill", "prefill_tokens"), ("decode", "decode_tokens"))
+        (("arrival", "arrival_s"), ("prefill", "prefill_tokens"), ("decode", "decode_tokens")),
+        tenant=("tenant", "class"),
     ),
 }
 """The trace formats by name."""
@@ -80,7 +89,12 @@ def _read(path: Path, format: str | None, limit: int | None, file: TextIO) -> Re
     rows.refuse(prefill + decode == 0, 1, f" and {rows.names[2]} too; drop the row.")
     order = np.argsort(arrival, kind="stable")
     arrival_s = (arrival[order] - arrival.min()) / wanted.units_per_s
-    return Replay(arrival_s, prefill[order], decode[order])
+    tenant = np.array(rows.words(3), object)[order] if len(rows.names) > 3 else None
+    replay = Replay(arrival_s, prefill[order], decode[order], tenant=tenant)
+    if not rows.prefixes:
+        return replay
+    ids = dense([rows.prefixes[n] for n in order])
+    return replace(replay, prefix_ids=ids, prefix_tokens=wanted.prefix_tokens)
 
 
 def _detect(path: Path, first: str) -> str:

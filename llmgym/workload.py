@@ -13,7 +13,9 @@ import numpy as np
 from llmgym.arrivals import FAR, NEVER, Arrivals, GapSampler, ListedGaps, uniform
 from llmgym.errors import LLMGymError, check_number
 from llmgym.lengths import MAX_TOKENS, Fixed, Length
+from llmgym.prefixes import Listed, SharedPrefix, Variants, check_ids, no_prefix
 from llmgym.pytree import register
+from llmgym.tenants import Tenant, check_service_level, check_tenants, tenant_column
 from llmgym.workflow import Workflow
 
 
@@ -179,6 +181,8 @@ class Stage:
         repeat: a loop that this stage closes.
         inherits: the prompt begins with the context (prompt and output) of the stages before.
         priority: of its requests, for policies that heed it; more is served first.
+        shared_prefix: what its prompts begin with, a part of their tokens; engines with prefix caching
+            compute it once.
     """
 
     prefill: Length | None = None
@@ -192,6 +196,7 @@ class Stage:
     inherits: bool = False
     priority: int = 0
     delay_ms: Length | None = None
+    shared_prefix: SharedPrefix | None = None
 
     def __post_init__(self) -> None:
         for name in ("prefill", "decode", "delay_ms"):
@@ -281,7 +286,8 @@ class JobType:
     """A stream of jobs that arrive alike and ask for the same calls.
 
     ``ttft_ms`` and ``tpot_ms`` are service-level targets (milliseconds; None: no target): time to first
-    token, and mean time per output token after the first.
+    token, and mean time per output token after the first. ``weight`` is what a request that meets them
+    is worth.
     """
 
     arrivals: Arrivals
@@ -289,6 +295,7 @@ class JobType:
     name: str = "default"
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -303,9 +310,7 @@ class JobType:
             for n, stage in enumerate(self.stages)
         )
         object.__setattr__(self, "stages", tuple(named))
-        for name in ("ttft_ms", "tpot_ms"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=0)
+        check_service_level(self)
         Workflow.of(self)  # refuses stages that do not make sense together
 
     @property
@@ -339,8 +344,17 @@ def Workload(  # noqa: N802 - reads as a constructor where a scenario is written
 class Replay:
     """An explicit list of requests: arrival times in seconds (not decreasing) and token counts.
 
-    ``priority``, one whole number for each request, is for policies that heed it; more is served
-    first. The requests of each priority are a class of their own.
+    ``ttft_ms``, ``tpot_ms`` and ``weight`` are as those of a job type. Requests may form several classes:
+
+    - ``priority``, one whole number for each request, is for policies that heed it; more is served
+      first. The requests of each priority are a class.
+    - ``tenant``, one name for each request. The requests of each tenant are a class; ``tenants`` lists
+      their targets, weights and priorities (none listed: all have the replay's own).
+
+    ``prefix_ids`` lists for each request what its prompt begins with, a number for every stretch of
+    ``prefix_tokens`` tokens (the last may be shorter): requests whose lists begin alike share those
+    tokens, which engines with prefix caching compute once. A number stands for its stretch and all
+    before it.
     """
 
     arrival_s: Sequence[float] | np.ndarray
@@ -350,6 +364,11 @@ class Replay:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     priority: Sequence[int] | np.ndarray | None = None
+    weight: float = 1.0
+    tenant: Sequence[str] | np.ndarray | None = None
+    tenants: tuple[Tenant, ...] = ()
+    prefix_ids: Sequence[Sequence[int]] | np.ndarray | None = None
+    prefix_tokens: int = 512
     kind: ClassVar[str] = "replay"
 
     def __post_init__(self) -> None:
@@ -385,9 +404,11 @@ class Replay:
         ):
             object.__setattr__(self, name, column)
         self._check_priority()
-        for name in ("ttft_ms", "tpot_ms"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=0)
+        if self.prefix_ids is not None:
+            table = check_ids(self.prefix_ids, self.prefix_tokens, arrival.size)
+            object.__setattr__(self, "prefix_ids", table)
+        check_service_level(self)
+        self._check_tenants()
 
     def _check_priority(self) -> None:
         if self.priority is None:
@@ -401,10 +422,58 @@ class Replay:
             )
         object.__setattr__(self, "priority", column)
 
+    def _check_tenants(self) -> None:
+        object.__setattr__(self, "tenants", check_tenants(self.tenants))
+        if self.tenant is None:
+            if self.tenants:
+                raise LLMGymError(
+                    "Tenants are listed, but tenant does not say which one each request is of."
+                )
+            return
+        column = tenant_column(self.tenant, len(self), self.tenants)
+        if self.priority is not None:
+            raise LLMGymError(
+                "priority and tenant both divide the requests into classes, which then overlap: "
+                "give the priority of each tenant in tenants."
+            )
+        own = (self.ttft_ms, self.tpot_ms, self.weight) != (None, None, Replay.weight)
+        if self.tenants and own:
+            raise LLMGymError(
+                "Targets or weights are given twice, by the replay and by its tenants: "
+                "give them in tenants alone."
+            )
+        object.__setattr__(self, "tenant", column)
+
     @property
     def priorities(self) -> tuple[int, ...]:
-        """The different priorities, one for each class, the most urgent first."""
+        """The different priorities, the most urgent first."""
         return (0,) if self.priority is None else tuple(np.unique(self.priority)[::-1].tolist())
+
+    @property
+    def classes(self) -> tuple[Tenant, ...]:
+        """The request classes: the tenants, or else one for each priority, the most urgent first."""
+        if self.tenants:
+            return self.tenants
+        levels: Any = {"ttft_ms": self.ttft_ms, "tpot_ms": self.tpot_ms, "weight": self.weight}
+        if self.tenant is not None:
+            return tuple(Tenant(name, **levels) for name in np.unique(self.tenant).tolist())
+        several = self.priorities
+        names = [f"{self.name}, priority {p}" for p in several] if len(several) > 1 else [self.name]
+        return tuple(
+            Tenant(name, **levels, priority=p) for name, p in zip(names, several, strict=True)
+        )
+
+    @property
+    def request_class(self) -> np.ndarray:
+        """The class of each request: its number in ``classes``, int32."""
+        if self.tenant is not None:
+            number = {one.name: k for k, one in enumerate(self.classes)}
+            names, which = np.unique(self.tenant, return_inverse=True)
+            return np.array([number[name] for name in names.tolist()], np.int32)[which]
+        if self.priority is None:
+            return np.zeros(len(self), np.int32)
+        order = np.searchsorted(-np.array(self.priorities), -np.asarray(self.priority))
+        return order.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -446,8 +515,23 @@ class Replay:
 
     def _part(self, rows: slice) -> Replay:
         columns = ["arrival_s", "prefill_tokens", "decode_tokens"]
-        columns += [] if self.priority is None else ["priority"]
+        names = ("priority", "tenant", "prefix_ids")
+        columns += [name for name in names if getattr(self, name) is not None]
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+    def prefix_sampler(self, block_size: int) -> Listed | Variants:
+        """Device form of what the prompts begin with, for memory in blocks of ``block_size``.
+
+        Raises LLMGymError where a stretch is no whole number of blocks.
+        """
+        if self.prefix_ids is None:
+            return no_prefix()
+        if self.prefix_tokens % block_size:
+            raise LLMGymError(
+                f"Prefixes are told apart every {self.prefix_tokens} tokens, which are no whole number "
+                f"of blocks of {block_size}: choose a block_size that divides {self.prefix_tokens}."
+            )
+        return Listed(jnp.asarray(self.prefix_ids), self.prefix_tokens)
 
     @property
     def mean_prefill(self) -> float:
@@ -478,7 +562,6 @@ class Replay:
     def length_sampler(self) -> ListedLengths:
         """Device form of the token counts."""
         listed = jnp.asarray(self.prefill_tokens), jnp.asarray(self.decode_tokens)
-        if self.priority is None:
+        if len(self.classes) == 1:
             return ListedLengths(*listed)
-        order = np.searchsorted(-np.array(self.priorities), -np.asarray(self.priority))
-        return ListedLengths(*listed, jnp.asarray(order, jnp.int32))
+        return ListedLengths(*listed, jnp.asarray(self.request_class))

@@ -6,8 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import pytest
+# Most of the time goes into compiling, much of it the same in several modules and in every run.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402 - it reads them
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -186,8 +186,9 @@ def _job_type(
         lambda: arrivals.Deterministic(share),
         lambda: arrivals.GammaRenewal(share, float(rng.uniform(0.3, 3))),
         lambda: arrivals.MMPP(share, tuple(rng.uniform(0, 5, 2)), tuple(rng.uniform(1, 9, 2))),
+        lambda: arrivals.RateCurve(share, tuple(rng.uniform(0, 5, 4)), float(rng.uniform(3, 9))),
     )
-    return JobType(processes[(structure.seed + job) % 4](), stages, name=f"job-{job}")
+    return JobType(processes[(structure.seed + job) % 5](), stages, name=f"job-{job}")
 
 
 def _capacity(scenario: Scenario) -> float:

@@ -13,7 +13,8 @@ from reference import Ran, Request
 from workloads import POLICIES
 
 from llmgym import baselines, dynamics, policies, stream
-from llmgym.dynamics import Physics
+from llmgym.composition import View
+from llmgym.dynamics import Physics, StepInfo
 from llmgym.state import State
 
 Name = tuple[int, int]
@@ -59,23 +60,28 @@ def trace(
         composers = [partial(policies.compose, policy) for policy in made]
         batch = jax.lax.switch(number, composers, keys, seen)
         after, info = dynamics.step(physics, state, batch)
-        return after, {
-            "start": state.clock.low,
-            "duration": info.duration,
-            "clipped": info.clipped,
-            "tokens": info.batch.tokens,
-            "decoding": seen.decoding,
-            "demand": seen.demand,
-            "request": info.table.request,
-            "job_class": info.table.job_class,
-            "finished": info.finished,
-            "first_token": info.table.first_token,
-            "arrival": info.table.arrival,
-            "lengths": jnp.stack([info.table.prompt, info.table.output]),
-            "present": info.table.live,
-        }
+        return after, facts(state, seen, info)
 
     return jax.lax.scan(body, state, None, length=steps)
+
+
+def facts(state: State, seen: View, info: StepInfo) -> dict[str, jax.Array]:
+    """All that tests ask for of a step from ``state``."""
+    return {
+        "start": state.clock.low,
+        "duration": info.duration,
+        "clipped": info.clipped,
+        "tokens": info.batch.tokens,
+        "decoding": seen.decoding,
+        "demand": seen.demand,
+        "request": info.table.request,
+        "job_class": info.table.job_class,
+        "finished": info.finished,
+        "first_token": info.table.first_token,
+        "arrival": info.table.arrival,
+        "lengths": jnp.stack([info.table.prompt, info.table.output]),
+        "present": info.table.live,
+    }
 
 
 start = jax.jit(dynamics.init)
@@ -88,10 +94,11 @@ def record(
     traced = {name: jnp.int32(value) for name, value in settings.items()}
     state, out = trace(physics, start(physics, keys), keys, jnp.int32(number), traced, steps)
     out, state = jax.device_get((out, state))
-    return [_environment(out, state, env) for env in range(keys.size)]
+    return [environment(out, state, env) for env in range(keys.size)]
 
 
-def _environment(out: dict[str, np.ndarray], state: State, env: int) -> Recorded:
+def environment(out: dict[str, np.ndarray], state: State, env: int) -> Recorded:
+    """What one environment did, from the facts of all."""
     column = {name: values[..., env] for name, values in out.items()}
     batches, finished = [], {}
     for step in np.flatnonzero(column["tokens"].any(axis=1)):

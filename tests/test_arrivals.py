@@ -24,6 +24,7 @@ from llmgym.arrivals import (
     Deterministic,
     GammaRenewal,
     Poisson,
+    RateCurve,
     to_ticks,
     uniform,
 )
@@ -163,7 +164,64 @@ def test_mmpp_begins_in_its_stationary_state() -> None:
     assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / first.size)
 
 
-@pytest.mark.parametrize("process", [Poisson(9.0), GammaRenewal(9.0, 2.0), BURSTY], ids=str)
+CURVE = RateCurve(50.0, (1.0, 0.0, 3.0, 4.0), period_s=2.0)
+
+
+def curve_times(process: RateCurve, count: int) -> np.ndarray:
+    """Arrival times in ticks of 16 independent runs (count, 16)."""
+    key = jnp.asarray(np.random.default_rng(7).integers(0, 2**32, (2, 16)), jnp.uint32)
+    drawn = np.asarray(_gaps(process.sampler(TICKS_PER_S), key, count), np.int64)
+    return np.cumsum(drawn, axis=0)
+
+
+def test_a_rate_curve_has_its_rate_in_every_bin() -> None:
+    times = curve_times(CURVE, 20_000)
+    periods = times[-1].min() // 200_000
+    phase = times[times < periods * 200_000] % 200_000
+    counts = np.bincount(phase // 50_000, minlength=4)
+    expected = 16 * periods * 0.5 * 50 * np.array([0.5, 0, 1.5, 2])
+    assert counts[1] == 0
+    assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all()
+    inside = phase[phase >= 150_000] - 150_000  # uniform in a bin
+    near(inside, 25_000, 50_000 / np.sqrt(12))
+    # Poisson: variance of the counts of a period is their mean.
+    per_period = [np.bincount(run[run < periods * 200_000] // 200_000) for run in times.T]
+    counts = np.concatenate(per_period)
+    assert abs(counts.var() / counts.mean() - 1) < 5 * np.sqrt(2 / counts.size)
+
+
+def test_a_day_is_kept_to_the_tick() -> None:
+    # 8.64e9 ticks do not fit in 31 bits: times go in steps of five ticks, and bins stay where they are.
+    day = RateCurve(400 / 86_400, (*[1.0] * 8, *[0.0] * 2, *[1.0] * 14))
+    times = curve_times(day, 6000)
+    hour = times % 8_640_000_000 // 360_000_000
+    assert (np.diff(times, axis=0) % 5 == 0).all()
+    assert times[-1].min() > 13 * 8_640_000_000
+    assert set(np.unique(hour)) == {*range(8), *range(10, 24)}
+
+
+def test_a_rate_curve_of_one_bin_is_poisson() -> None:
+    sample = gaps(RateCurve(13.871, (2.0,), 0.1), 50_000)
+    fractions_beyond(sample, stats.expon(scale=TICKS_PER_S / 13.871))
+    assert abs(np.corrcoef(sample[1:], sample[:-1])[0, 1]) < 5 / np.sqrt(50_000)
+
+
+def test_bursts_on_a_rate_curve_are_those_of_the_mmpp() -> None:
+    bursts = {"burst_weights": BURSTY.weights, "burst_sojourn_s": BURSTY.sojourn_s}
+    times = curve_times(RateCurve(30.0, (1.0, 1.0, 1.0), 7.0, **bursts), 20_000) / TICKS_PER_S
+    rates, stationary = mmpp_rates(BURSTY)
+    leave, window = (1 / np.array(BURSTY.sojourn_s)).sum(), 1.0
+    rest = leave * window - 1 + np.exp(-leave * window)
+    variance = 30 * window + 2 * stationary.prod() * np.diff(rates)[0] ** 2 / leave**2 * rest
+    edges = np.arange(0, times[-1].min(), window)
+    counts = np.stack([np.histogram(column, edges)[0] for column in times.T])
+    assert counts.mean() == pytest.approx(30, rel=0.03)
+    assert counts.var() == pytest.approx(variance, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "process", [Poisson(9.0), GammaRenewal(9.0, 2.0), BURSTY, CURVE], ids=lambda p: p.kind
+)
 def test_seeds_change_the_arrivals_and_nothing_else_does(process: Arrivals) -> None:
     one = gaps(process, 500, seed=1)
     np.testing.assert_array_equal(one, gaps(process, 500, seed=1))
@@ -273,7 +331,13 @@ def test_a_job_type_does_not_depend_on_those_behind_it() -> None:
 
 @pytest.mark.parametrize(
     "process",
-    [Poisson(2.0), Deterministic(2.0), GammaRenewal(2.0, 4.0), MMPP(2.0, (1, 5), (3, 1))],
+    [
+        Poisson(2.0),
+        Deterministic(2.0),
+        GammaRenewal(2.0, 4.0),
+        MMPP(2.0, (1, 5), (3, 1)),
+        RateCurve(2.0, (1, 5), 3600.0, (0, 1), (50, 10)),
+    ],
     ids=lambda p: p.kind,
 )
 def test_at_rate_changes_the_rate_alone(process: Arrivals) -> None:
@@ -325,6 +389,16 @@ def test_bad_rates_are_refused(make: Any, bad: Any) -> None:
         (lambda: MMPP(1.0, (1, -1), (1, 1)), r"weights\[1\] must be at least 0"),
         (lambda: MMPP(1.0, (1, 1), (0, 1)), r"sojourn_s\[0\] must be greater than 0"),
         (lambda: MMPP(1.0, (1, NAN), (1, 1)), r"weights\[1\] must be finite"),
+        (lambda: RateCurve(1.0, ()), "a weight above 0"),
+        (lambda: RateCurve(1.0, (0, 0)), "a weight above 0"),
+        (lambda: RateCurve(1.0, (1, -1)), r"weights\[1\] must be at least 0"),
+        (lambda: RateCurve(1.0, (1,), 0.0), "period_s must be greater than 0"),
+        (lambda: RateCurve(1.0, (1,), 1.0, (1, 2)), "both burst_weights and burst_sojourn_s"),
+        (lambda: RateCurve(1.0, (1,), 1.0, (0, 0), (1, 1)), "both be 0"),
+        (lambda: RateCurve(1.0, (1,), 1.0, (0, 1), (1, 0)), r"burst_sojourn_s\[1\] must be"),
+        (lambda: RateCurve(1.0, (1, 1), 1e-5).sampler(1e5), "smaller tick_ms"),
+        (lambda: RateCurve(1.0, (1, 0, 0, 0)).sampler(1e5), "64800 s without arrivals"),
+        (lambda: RateCurve(1.0, (0, 1, 1, 0)).sampler(1e5), "43200 s without arrivals"),
         (lambda: Replay([], [], []), "must not be empty"),
         (lambda: Replay([0.0, 2.0, 1.0], [1] * 3, [1] * 3), r"arrival_s\[2\].*sort"),
         (lambda: Replay([0.0, NAN], [1, 1], [1, 1]), r"arrival_s\[1\] is"),

@@ -61,10 +61,18 @@ def test_simulate_writes_its_tables(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_simulate_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
-    trace.write_text("arrival,prefill,decode\n0,20,3\n0.5,10,2\n")
-    code, out, _ = run(capsys, "simulate", "--trace", str(trace), "--json")
+    trace.write_text("arrival,prefill,decode,tenant\n0,20,3,chat\n0.5,10,2,batch\n")
+    levels = ("--set", "ttft_ms=1000", "--set", "service_weights=1,2")
+    arguments = ("simulate", "--trace", str(trace), "--policy", "vtc", *levels)
+    code, out, _ = run(capsys, *arguments, "--json")
+    summary = json.loads(out)
+    assert (code, summary["completed"], summary["slo"]["chat"]["attainment"]) == (0, 2, 1)
+    code, out, _ = run(capsys, *arguments)
     assert code == 0
-    assert json.loads(out)["completed"] == 2
+    assert all(text in out for text in ("service levels", "100.0 %", "batch", "largest gap"))
+    code, _, err = run(capsys, *arguments[:5], "--set", "service_weights=1,-2")
+    assert code == 2
+    assert "w_q must be at least 0" in err
 
 
 def test_simulate_a_window_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -81,9 +89,58 @@ def test_simulate_a_window_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_pa
         code, out, err = run(capsys, *arguments, "--window", window)
         assert (code, out) == (2, "")
         assert message in err
+    code, out, _ = run(capsys, *arguments, "--load", "0.001")
+    stretched = json.loads(out)
+    limit = 2048 / 0.5788 / 13.25  # requests per second in full batches, of 53 tokens in four
+    assert (code, stretched["completed"]) == (0, 4)
+    assert stretched["elapsed_s"] == pytest.approx(3 / (0.001 * limit), rel=0.05)
     code, out, err = run(capsys, "simulate", "--window", "0:1")
     assert (code, out) == (2, "")
     assert "name the file with --trace" in err
+
+
+def test_benchmark_a_window_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival,prefill,decode\n0,20,3\n1,10,2\n2,10,2\n3,5,1\n")
+    for window, message in [("1-3", "write START:END"), ("5:9", "No request arrives between 5")]:
+        code, out, err = run(capsys, "benchmark", "--trace", str(trace), "--window", window)
+        assert (code, out) == (2, "")
+        assert message in err
+    code, _, err = run(capsys, "benchmark", "--window", "0:1")
+    assert code == 2
+    assert "name the file with --trace" in err
+
+
+def test_fit_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace, out = tmp_path / "trace.csv", tmp_path / "mine.toml"
+    rows = "".join(f"{n * n / 100},{20 + n},{1 + n % 9}\n" for n in range(100))
+    trace.write_text(f"arrival,prefill,decode\n{rows}")
+    arguments = ("fit-trace", str(trace), "-s", "geometric", "--points", "9")
+    code, text, _ = run(capsys, *arguments, "--kind", "poisson", "--out", str(out))
+    assert code == 0
+    for words in ("trace", "poisson", "disp. 1 s", "Arrivals are Poisson.", "Wrote"):
+        assert words in " ".join(text.split())
+    code, text, _ = run(capsys, *arguments, "--kind", "poisson", "--window", "0:64", "--json")
+    found = json.loads(text)
+    assert (code, found["fits"][0]["arrivals"]["kind"]) == (0, "poisson")
+    assert found["trace"]["rate_per_s"] == pytest.approx(79 / 62.41)
+    code, text, _ = run(capsys, "capacity", "-s", str(out), "--set", "token_budget=128", "--json")
+    assert (code, json.loads(text)["scenario"]) == (0, "mine")
+
+
+def test_fit_trace_refuses_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace, out = tmp_path / "trace.csv", tmp_path / "mine.toml"
+    trace.write_text("arrival,prefill,decode\n0,20,3\n1,10,2\n2,10,2\n")
+    for more, message in [
+        ((), "at least 50 requests, got 3; replay the trace"),
+        (("--kind", "weekly"), "Unknown kind of arrivals 'weekly'"),
+        (("--window", "7:9"), "No request arrives between 7 and 9 s"),
+        (("-s", "no-such"), "Unknown scenario 'no-such'"),
+    ]:
+        code, text, err = run(capsys, "fit-trace", str(trace), *more, "--out", str(out))
+        assert (code, text) == (2, "")
+        assert message in err
+    assert not out.exists()
 
 
 def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

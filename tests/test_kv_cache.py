@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,18 +16,31 @@ from llmgym.composition import Batch
 from llmgym.errors import LLMGymError
 from llmgym.evaluation import rollout
 from llmgym.kv_cache import KVCache, cached_tokens, secure
+from llmgym.prefixes import SharedPrefix
 
 ENVS, STEPS = 16, 400
 
 
-def scenario(first_token: str = "prefill", blocks: int = 20, **settings: object) -> llmgym.Scenario:
+CACHES: dict[str, dict[str, Any]] = {
+    "recompute": {},
+    "swap": {"swap_tokens_per_ms": 10.0},
+    "prefix caching": {"prefix_caching": True},
+}
+
+
+def scenario(
+    first_token: str = "prefill", blocks: int = 20, cache: str = "recompute", **settings: object
+) -> llmgym.Scenario:
     """Prompts and outputs of up to 60 tokens, and memory for one and a half of the longest."""
-    work = llmgym.Workload(llmgym.Poisson(40), llmgym.Uniform(1, 30), llmgym.Uniform(1, 30))
+    stage = llmgym.Stage(
+        llmgym.Uniform(1, 30), llmgym.Uniform(1, 30), shared_prefix=SharedPrefix(13, variants=2)
+    )
+    work = llmgym.JobType(llmgym.Poisson(40), (stage,))
     return llmgym.Scenario.single_engine(
         llmgym.Affine(5.0, 0.1),
         32,
         work,
-        kv_cache=KVCache(blocks, 4),
+        kv_cache=KVCache(blocks, 4, **CACHES[cache]),
         first_token=first_token,
         slots=24,
         **settings,  # type: ignore[arg-type]
@@ -39,6 +54,12 @@ def anything(key: jax.Array, view: llmgym.View) -> Batch:
     return Batch(asked, jax.random.uniform(victims, view.prefill.shape) < 0.05)
 
 
+def used(state: dynamics.State) -> jax.Array:
+    """Blocks that somebody holds, each once."""
+    assert state.pool is not None
+    return jnp.sum((state.pool.users > 0).astype(jnp.int32), axis=0)
+
+
 @jax.jit
 def look(physics: dynamics.Physics, state: dynamics.State) -> dict[str, jax.Array]:
     table, ps = state.table, physics.prompt_samples
@@ -48,16 +69,19 @@ def look(physics: dynamics.Physics, state: dynamics.State) -> dict[str, jax.Arra
     assert view.memory is not None
     return {
         "left": jnp.sum(left, axis=0),
-        "held": jnp.sum(view.memory.held, axis=0),
+        "held": jnp.sum(view.memory.held, axis=0) if state.pool is None else used(state),
         "free": view.memory.free,
         "least": jnp.min(view.memory.cached, axis=0),
         "over": jnp.max(view.memory.cached - table.prompt - table.output, axis=0),
     }
 
 
-@pytest.mark.parametrize("first_token", ["decode", "prefill"])
-def test_whatever_is_asked_memory_and_tokens_are_conserved(first_token: str) -> None:
-    physics, keys = dynamics.lower(scenario(first_token)), rollout.keys(0, ENVS)
+@pytest.mark.parametrize(
+    ("first_token", "cache"),
+    [("decode", "recompute"), *(("prefill", cache) for cache in CACHES)],
+)
+def test_whatever_is_asked_memory_and_tokens_are_conserved(first_token: str, cache: str) -> None:
+    physics, keys = dynamics.lower(scenario(first_token, cache=cache)), rollout.keys(0, ENVS)
     state = rollout.start(physics, keys)
 
     @jax.jit
@@ -76,6 +100,8 @@ def test_whatever_is_asked_memory_and_tokens_are_conserved(first_token: str) -> 
                 "size": info.prefill_tokens + info.decode_tokens,
                 "lost": jnp.sum(lost, axis=0),
                 "preempted": info.preempted,
+                "found": jnp.sum(info.found, axis=0),
+                "swapped": info.swapped,
                 "ran_preempted": jnp.sum(jnp.where(info.batch.preempt, info.batch.tokens, 0)),
             }
             return after, seen
@@ -92,6 +118,8 @@ def test_whatever_is_asked_memory_and_tokens_are_conserved(first_token: str) -> 
     assert (seen["left"] == seen["backlog"]).all()
     assert not seen["ran_preempted"].any()
     assert seen["preempted"].sum() > 100
+    assert (seen["found"].sum() > 0) == (cache == "prefix caching")
+    assert (seen["swapped"].sum() > 0) == (cache == "swap")
     totals = state.totals
     counts = np.asarray(totals.completed + totals.dropped + state.present)
     assert (counts == np.asarray(totals.arrived)).all()
@@ -128,7 +156,7 @@ def test_tokens_served_are_those_asked_for_and_those_computed_again() -> None:
         "vllm_v1",
         *(
             pytest.param(p, marks=pytest.mark.slow)
-            for p in ("sarathi", "vllm_v1_priority", "random")
+            for p in ("sarathi", "vllm_v1_priority", "max_pressure", "random")
         ),
     ],
 )
@@ -209,6 +237,9 @@ def test_cached_tokens_of_the_phases() -> None:
         (lambda: KVCache(10, -1), "block_size"),
         (lambda: KVCache(float("nan")), "blocks"),  # type: ignore[arg-type]
         (lambda: KVCache(2**24, 2**16), "blocks"),
+        (lambda: KVCache(10, swap_tokens_per_ms=0.0), "swap_tokens_per_ms"),
+        (lambda: KVCache(10, 16, True, 5.0), "choose one"),
+        (lambda: KVCache(10, 16, 1), "prefix_caching must be True or False"),  # type: ignore[arg-type]
         (lambda: scenario("prompt"), "first_token"),
         (lambda: llmgym.Engine(llmgym.Affine(1, 1), 5, kv_cache=7), "KVCache"),  # type: ignore[arg-type]
         (lambda: baselines.make("vllm_v1", watermark=2.0), "watermark"),
@@ -234,8 +265,26 @@ def test_scenario_files_hold_the_memory() -> None:
     again = scenario_files.loads(scenario_files.dumps(one))
     assert again == one
     assert again.engine.kv_cache == KVCache(20, 4)
+    for cache in CACHES:
+        other = scenario(cache=cache)
+        assert scenario_files.loads(scenario_files.dumps(other)) == other
     replay = llmgym.Scenario(
         one.engines, llmgym.Replay([0.0, 1.0], [3, 4], [5, 6], priority=[1, 0])
     )
     again = scenario_files.loads(scenario_files.dumps(replay))
     assert list(again.workload.priority) == [1, 0]  # type: ignore[union-attr, arg-type]
+
+
+def test_memory_that_weights_leave() -> None:
+    # 0.9 * 80 GB - 16 GB = 56 GB, in blocks of 16 tokens of 131,072 bytes.
+    assert KVCache.left_over(80, 16, 131_072) == KVCache(26_702, 16)
+    assert KVCache.left_over(1, 0.5, 1e6, utilization=1, block_size=10) == KVCache(50, 10)
+    for bad, message in [
+        ((80, 72, 131_072), "leave no KV memory in 0.9 of 80 GB"),
+        ((80, 16, 0), "bytes_per_token must be greater than 0"),
+        ((80, 16, 131_072, 1.5), "utilization must be at most 1"),
+        ((80, -1, 131_072), "weights_gb must be greater than 0"),
+        ((float("nan"), 16, 131_072), "memory_gb must be finite"),
+    ]:
+        with pytest.raises(LLMGymError, match=message):
+            KVCache.left_over(*bad)

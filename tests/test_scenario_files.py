@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tomllib
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ from llmgym.errors import LLMGymError
 from llmgym.lengths import LENGTHS, Fixed
 from llmgym.scenario import ROUTERS, Engine, Scenario
 from llmgym.scenario_files import dumps, load, loads, names, save, scenario
-from llmgym.traces import read_trace, summary
+from llmgym.tenants import Tenant
 from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +72,13 @@ ARGUMENTS = {
         "weights": st.tuples(positive, positive),
         "sojourn_s": st.tuples(positive, positive),
     },
+    "arrivals/rate_curve": {
+        "rate_per_s": positive,
+        "weights": st.lists(positive, min_size=1, max_size=60).map(tuple),
+        "period_s": positive,
+        "burst_weights": st.tuples(positive, positive),
+        "burst_sojourn_s": st.tuples(positive, positive),
+    },
     "lengths/fixed": {"tokens": tokens},
     "lengths/geometric": {"mean_tokens": st.floats(1, 4096)},
     "lengths/uniform": {"low": st.integers(0, 9), "high": st.integers(9, 99)},
@@ -93,9 +98,20 @@ def some(group: str) -> st.SearchStrategy[Any]:
 def replays(draw) -> Replay:
     prefill = draw(several)
     times = draw(st.lists(st.floats(0, 1e6), min_size=len(prefill), max_size=len(prefill)))
-    return Replay(
+    replay = Replay(
         sorted(times), prefill, prefill[::-1], draw(st.text()), draw(st.none() | positive)
     )
+    tenants = draw(
+        st.lists(
+            st.builds(Tenant, st.text(min_size=1), st.none() | positive, weight=positive),
+            max_size=3,
+            unique_by=lambda tenant: tenant.name,
+        )
+    )
+    if not tenants:
+        return replace(replay, weight=draw(positive))
+    names = [draw(st.sampled_from(tenants)).name for _ in prefill]
+    return replace(replay, ttft_ms=None, tenant=names, tenants=tuple(tenants))
 
 
 @st.composite
@@ -120,6 +136,7 @@ def scenarios(draw) -> Scenario:
             st.text(),
             st.none() | positive,
             st.none() | positive,
+            positive,
         ),
         min_size=1,
         max_size=3,
@@ -135,6 +152,7 @@ def scenarios(draw) -> Scenario:
         draw(st.text()),
         draw(st.text()),
         draw(st.text()),
+        draw(st.none() | st.tuples(st.integers(0, 9), st.integers(1, 1024))),
     )
 
 
@@ -655,39 +673,3 @@ def test_unknown_names():
         scenario(3)
     with pytest.raises(LLMGymError, match=r"Cannot read scenario md\.toml"):
         scenario("md.toml")
-
-
-AZURE = {
-    "azure-code": "AzureLLMInferenceTrace_code.csv",
-    "azure-conversation": "AzureLLMInferenceTrace_conv.csv",
-}
-
-
-@pytest.mark.parametrize("name", AZURE)
-def test_azure_scenario_summarises_its_trace(shared_data, name):
-    trace, job = read_trace(shared_data / "traces" / AZURE[name]), scenario(name).job_types[0]
-    for length, seen in [
-        (job.stages[0].prefill, np.asarray(trace.prefill_tokens)),
-        (job.stages[0].decode, np.asarray(trace.decode_tokens)),
-    ]:
-        drawn = length.draw(100_000)
-        assert length.mean == pytest.approx(seen.mean(), rel=1e-3)
-        assert drawn.mean() == pytest.approx(seen.mean(), rel=0.02)
-        assert drawn.std() == pytest.approx(seen.std(), rel=0.05)
-        assert np.quantile(drawn, 0.9) == pytest.approx(np.quantile(seen, 0.9), rel=0.03)
-    # The law of gaps on the device, also at a CV of 13: 10 standard errors of the mean are 13 %.
-    words = jax.random.bits(jax.random.key(0), (10**6,), jnp.uint32)
-    gaps = np.asarray(job.arrivals.sampler(1e5).gaps(words[0], words[0], words)[0]) / 1e5
-    facts = summary(trace)
-    assert gaps.mean() * facts["rate_per_s"] == pytest.approx(1, rel=0.01 * facts["gap_cv"])
-    assert gaps.std() / gaps.mean() == pytest.approx(facts["gap_cv"], rel=0.1)
-
-
-def test_azure_scenarios_are_what_the_tool_writes(shared_data, tmp_path):
-    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools/make_azure_scenarios.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    tool.main([str(shared_data / "traces"), "--out", str(tmp_path)])
-    assert sorted(p.stem for p in tmp_path.iterdir()) == sorted(AZURE)
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (ROOT / "llmgym" / "scenarios" / path.name).read_bytes()

@@ -26,6 +26,10 @@ MOONCAKE = "".join(
     json.dumps({"timestamp": t, "input_length": p, "output_length": d, "hash_ids": [1, 2]}) + "\n"
     for t, p, d in [(3000, 10, 3), (3000, 5, 4), (5999, 7, 1)]
 )
+VLLM = "".join(
+    json.dumps({"request_id": "a", "queued_ts": t, "input_toks": p, "output_toks": d}) + "\n"
+    for t, p, d in [(7.5, 20, 3), (7.0, 10, 3), (9.0, 10, 1)]
+)
 
 
 @pytest.fixture
@@ -173,7 +177,7 @@ def test_bad_arguments(trace_file, tmp_path):
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.sampled_from([AZURE, CSV, MOONCAKE]),
+    st.sampled_from([AZURE, CSV, MOONCAKE, VLLM]),
     st.integers(0, 300),
     st.binary(max_size=3),
     st.integers(0, 3),

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import llmgym
 from llmgym.batch_time import Roofline
@@ -104,21 +101,6 @@ def test_a_time_of_arrival_is_needed(folder):
     rows = [without("arrival_time", without("queued_ts", ROWS[0]))]
     with pytest.raises(LLMGymError, match=r"line 1: queued_ts or arrival_time is missing\. Needed"):
         read_trace(folder(rows) / "requests.jsonl", "vllm")
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 600), st.binary(max_size=3), st.integers(0, 3))
-def test_damaged_requests_are_read_or_refused(tmp_path_factory, at, junk, removed):
-    data = lines(ROWS).encode()
-    path = tmp_path_factory.mktemp("damaged") / "requests.jsonl"
-    path.write_bytes(data[:at] + junk + data[at + removed :])
-    try:
-        trace = read_trace(path)
-    except LLMGymError:
-        with pytest.raises(LLMGymError, match=re.escape(str(path))):
-            read_trace(path)
-    else:
-        assert 0 < len(trace) <= 4
 
 
 def test_a_run_is_read(folder):

@@ -8,15 +8,13 @@ https://github.com/casys-kaist/LLMServingSim): its requests.jsonl and meta.json.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from make_azure_scenarios import fit_quantiles
+from scenario_tool import arguments
 from scipy.stats import spearmanr
 
 from llmgym.arrivals import Poisson
 from llmgym.scenario import Scenario
 from llmgym.scenario_files import save
+from llmgym.trace_fits import fit_quantiles
 from llmgym.vllm_runs import VLLMRun, read_vllm_run
 from llmgym.workload import Workload
 
@@ -55,16 +53,10 @@ def make_scenario(run: VLLMRun) -> Scenario:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(given: list[str] | None = None) -> None:
     """Read the run and write the file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder that holds requests.jsonl and meta.json")
-    parser.add_argument(
-        "--out", type=Path, help="folder to write to (default: the shipped scenarios)"
-    )
-    options = parser.parse_args(arguments)
-    out = options.out or Path(__file__).parents[1] / "llmgym" / "scenarios"
-    save(make_scenario(read_vllm_run(options.run)), out / f"{NAME}.toml")
+    folder, out = arguments(__doc__, "requests.jsonl and meta.json", given)
+    save(make_scenario(read_vllm_run(folder)), out / f"{NAME}.toml")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,77 @@ def speed_table(path: Path) -> list[str]:
     return lines
 
 
+def arrivals_table(folder: Path) -> list[str]:
+    """What `llmgym fit-trace --json` said of each trace, and of what it fitted."""
+    lines = []
+    for name in ("conversation", "code"):
+        found = json.loads((folder / name / "arrivals.json").read_text())
+        scales = sorted(found["trace"]["dispersion"], key=float)
+        if not lines:
+            windows = " | ".join(f"in {float(scale):g} s" for scale in scales)
+            lines += [f"| | requests/s | CV of gaps | dispersion {windows} | error |"]
+            lines += ["|---|---|---|" + "---|" * (len(scales) + 1)]
+        rows = [(f"**{name}, the trace**", found["trace"], "")]
+        rows += [(f["kind"], f["mean"], f"{f['error']:.2f}") for f in found["fits"]]
+        for label, facts, error in rows:
+            numbers = [facts["rate_per_s"], facts["gap_cv"]]
+            numbers += [facts["dispersion"][scale] for scale in scales]
+            cells = " | ".join(f"{x:.3g}" for x in numbers)
+            lines.append(f"| {label} | {cells} | {error} |")
+    return lines
+
+
+def azure_hour(folder: Path) -> list[str]:
+    """The policies on one hour of each Azure trace, and the arrivals."""
+    where = folder.relative_to(ROOT).as_posix()
+    lines = []
+    for name in ("conversation", "code"):
+        config = json.loads((folder / name / "config.json").read_text())
+        engine = tomllib.loads(config["engine"])
+        lines += [
+            "",
+            f"`llmgym replay {config['trace']['file']} --out {where}/{name}`: one hour at real time on "
+            f"the engine of `{engine['name']}`. Targets are TTFT {config['ttft_ms']:g} ms and TPOT "
+            f"{config['tpot_ms']:g} ms, those of MLPerf Inference 5.1 for a server of Llama-3.1-8B, here "
+            "for each request by itself. Latencies are of finished requests; left: unfinished; "
+            f"dropped: found the table of {engine['slots']:,} requests full; CPU s: processor time, "
+            "compilation included.",
+            "",
+        ]
+        lines += (folder / name / "results.md").read_text().splitlines()
+    lines += [
+        "",
+        f"`llmgym fit-trace TRACE --json > {where}/.../arrivals.json`: dispersion is the variance of the "
+        "number of requests in a window over its mean, 1 for Poisson arrivals; of each fitted process "
+        "the mean of replications.",
+        "",
+    ]
+    return lines + arrivals_table(folder)
+
+
+def service_table(folder: Path) -> list[str]:
+    """Goodput, attainment of each class and service gap of each policy, from summaries of runs."""
+    paths = sorted(folder.glob("*.json"))
+    runs = {path.stem: json.loads(path.read_text()) for path in paths}
+    runs = dict(sorted(runs.items(), key=lambda run: -run[1]["goodput_per_s"]))
+    classes = list(next(iter(runs.values()))["slo"])
+    lines = [
+        "| policy | goodput/s, weighted | "
+        + " | ".join(f"{name}/s (within targets)" for name in classes)
+        + " | TTFT p50, s | TPOT p50, ms | service gap |",
+        "|---|---|" + "---|" * (len(classes) + 3),
+    ]
+    for policy, summary in runs.items():
+        levels = [summary["slo"][name] for name in classes]
+        cells = [f"{s['goodput_per_s']:.2f} ({100 * s['attainment']:.1f} %)" for s in levels]
+        latencies = [summary["ttft_ms"]["p50"] / 1000, summary["tpot_ms"]["p50"]]
+        cells += [f"{latencies[0]:.2f}", f"{latencies[1]:.1f}"]
+        cells += [f"{summary['fairness']['gap']:,}"]
+        lines.append(f"| `{policy}` | {summary['goodput_per_s']:.2f} | " + " | ".join(cells) + " |")
+    bound = next(iter(runs.values()))["fairness"]["bound"]
+    return [*lines, "", f"VTC's bound on the service gap: {bound:,.0f} weighted tokens."]
+
+
 def learned_table(folder: Path) -> list[str]:
     """Mean latency of learned policies and of both references, from a cold start."""
     with (folder / "results.csv").open() as file:
@@ -93,10 +165,18 @@ def section() -> str:
         "",
     ]
     lines += capacity_table(results / "paper-figure-1")
+    lines += [
+        "",
+        "`llmgym simulate -s multi-tenant -p POLICY --duration-s 900 --warmup-s 100 --num-envs 8 --json`:",
+        "",
+    ]
+    lines += service_table(results / "multi-tenant")
     speed = results / "speed" / "speed.json"
     if speed.exists():
         lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
         lines += speed_table(speed)
+    if (results / "azure-hour").exists():
+        lines += azure_hour(results / "azure-hour")
     for name in ("latency", "capped"):
         if (results / name / "results.csv").exists():
             lines += ["", f"`llmgym evaluate --repeat docs/results/{name}`, scenario `{name}`:", ""]

@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmgym.errors import LLMGymError, check_number, unknown
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import Table
+from llmgym.tenants import target_ticks
 
 
 @register
@@ -81,21 +83,90 @@ def throughput(step: Transition) -> jax.Array:
     return tokens.astype(jnp.float32) / 1000
 
 
-def goodput(step: Transition, targets: tuple[tuple[float | None, float | None], ...]) -> jax.Array:
-    """Requests completed within their targets, minus those that missed one, when it passes.
+@dataclass(frozen=True)
+class ServiceLevels:
+    """Targets in ticks (inf: none) and weights of the classes, one entry each."""
+
+    ttft: tuple[float, ...]
+    tpot: tuple[float, ...]
+    weight: tuple[float, ...]
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> ServiceLevels:
+        """Those of a scenario."""
+        ttft, tpot = target_ticks(scenario).T.tolist()
+        return cls(tuple(ttft), tuple(tpot), scenario.class_weights)
+
+
+def goodput(step: Transition, levels: ServiceLevels) -> jax.Array:
+    """Weight of the requests completed within their targets, minus that of those that missed one.
 
     A request has two deadlines: arrival + TTFT target for its first token, and first token + TPOT
-    target * (output - 1) for its last. Every request counts once: +1 when it completes with both
-    met, -1 when its first missed deadline passes, or when it is dropped at a full table. A class
-    without targets always meets them. ``targets``: (TTFT, TPOT) of each class in ticks, None where
-    there is none.
+    target * (output - 1) for its last. Every request counts once, with the weight of its class: plus
+    when it completes with both met, minus when its first missed deadline passes, or when it is dropped
+    at a full table. A class without targets always meets them.
     """
     end = step.after.clock.low
     # Requests present before the step, at its end; and those that came within it.
-    old = _judge(step.info.table, step.info.finished, step, targets, end)
-    came = step.after.table.live & (_since(end, step.after.table.arrival) < step.info.duration)
-    new = _judge(step.after.table, jnp.zeros_like(came), step, targets, end, only=came)
-    return old + new - step.info.dropped
+    old = _judge(step.info.table, step.info.finished, step, levels, end)
+    came = _came(step)
+    new = _judge(step.after.table, jnp.zeros_like(came), step, levels, end, only=came)
+    return old + new - _dropped_weight(step, levels.weight)
+
+
+def tardiness(step: Transition, levels: ServiceLevels) -> jax.Array:
+    """Minus the weighted integral of the number of requests that are late, in request-seconds.
+
+    With g output tokens so far a request is late from arrival + TTFT target + g * TPOT target on, until
+    its next token is there: a schedule for every token, so that one ahead of it may pause. Without a
+    TTFT target the schedule starts at the first token, without a TPOT target it ends there; a request
+    without output tokens is due as one with a first token. Dropped requests cost nothing here.
+
+    Deadlines are whole ticks, the nearest: over the steps the cost adds up with no gap or overlap.
+    """
+    end = step.after.clock.low
+    duration = step.info.duration
+    table = step.before.table
+    late = _lateness(table, table.live, levels, end)
+    cost = _weighted(table, jnp.minimum(late, duration), levels.weight)
+    after, came = step.after.table, _came(step)
+    cost += _weighted(after, _lateness(after, came, levels, end), levels.weight)
+    return -cost * step.tick_ms / 1000
+
+
+FAR_TICKS = 2**30
+"""Deadlines beyond it never pass."""
+
+
+def _lateness(table: Table, those: jax.Array, levels: ServiceLevels, end: jax.Array) -> jax.Array:
+    """Ticks from the next deadline of ``those`` requests to the end of the step, 0 before it."""
+    ttft, tpot = _per_class(table, levels.ttft), _per_class(table, levels.tpot)
+    generated = table.output - table.decode
+    begun = jnp.isinf(ttft) & (generated > 0)  # then the first token starts the schedule
+    start = jnp.where(begun, table.first_token, table.arrival)
+    due = jnp.where(begun, 0.0, ttft) + jnp.where(generated > 0, generated * tpot, 0.0)
+    allowed = jnp.round(jnp.minimum(due, FAR_TICKS)).astype(jnp.int32)
+    late = jnp.maximum(_since(end, start) - allowed, 0)
+    return jnp.where(those & (allowed < FAR_TICKS), late, 0)
+
+
+def _weighted(table: Table, values: jax.Array, weights: tuple[float, ...]) -> jax.Array:
+    """Sum over the slots, each value times the weight of its class."""
+    values = values.astype(jnp.float32)
+    return jnp.sum(values * _per_class(table, weights), axis=0)
+
+
+def _came(step: Transition) -> jax.Array:
+    """Which requests of the table after the step arrived within it."""
+    table = step.after.table
+    return table.live & (_since(step.after.clock.low, table.arrival) < step.info.duration)
+
+
+def _dropped_weight(step: Transition, weights: tuple[float, ...]) -> jax.Array:
+    before, after = (t.totals.dropped_of_class for t in (step.before, step.after))
+    if after is None:
+        return weights[0] * step.info.dropped.astype(jnp.float32)
+    return jnp.tensordot(jnp.array(weights, jnp.float32), (after - before).astype(jnp.float32), 1)
 
 
 def _since(now: jax.Array, then: jax.Array) -> jax.Array:
@@ -106,43 +177,52 @@ def _judge(
     table: Table,
     finished: jax.Array,
     step: Transition,
-    targets: tuple[tuple[float | None, float | None], ...],
+    levels: ServiceLevels,
     end: jax.Array,
     only: jax.Array | None = None,
 ) -> jax.Array:
     present = finished | table.live if only is None else only
-    ttft, tpot = (_per_class(table, [t[i] for t in targets]) for i in range(2))
+    ttft, tpot = _per_class(table, levels.ttft), _per_class(table, levels.tpot)
     duration = step.info.duration
     # Ages at the end of the step; a first token inside it came at its end.
     age, produced = _since(end, table.arrival), (table.decode < table.output) | finished
     first_age = jnp.where(produced, _since(table.first_token, table.arrival), age)
     first_late = first_age > ttft
     missed_first = present & first_late & (age - duration <= ttft)
-    allowed = tpot * jnp.maximum(table.output - 1, 0).astype(jnp.float32)
+    between = jnp.maximum(table.output - 1, 0).astype(jnp.float32)
+    allowed = jnp.where(between > 0, tpot * between, 0.0)  # inf * 0 is no number
     since_first = _since(end, table.first_token)
     last_late = produced & ~first_late & (since_first > allowed)
     missed_last = present & last_late & (since_first - duration <= allowed)
     good = finished & present & ~first_late & ~last_late
     value = good.astype(jnp.float32) - (missed_first | missed_last).astype(jnp.float32)
-    return jnp.sum(value, axis=0)
+    return _weighted(table, value, levels.weight)
 
 
-def _per_class(table: Table, targets: list[float | None]) -> jax.Array:
-    ticks = jnp.zeros(table.job_class.shape, jnp.float32)
-    for k, target in enumerate(targets):
-        ticks = jnp.where(table.job_class == k, jnp.inf if target is None else target, ticks)
-    return ticks
+def _per_class(table: Table, values: tuple[float, ...]) -> jax.Array:
+    """The entry of its class for every slot, float32."""
+    found = jnp.zeros(table.job_class.shape, jnp.float32)
+    for k, value in enumerate(values):
+        found = jnp.where(table.job_class == k, np.float32(value), found)
+    return found
 
 
-REWARDS = ("holding_cost", "weighted_holding", "backlog_tokens", "throughput", "goodput")
+REWARDS = (
+    "holding_cost",
+    "weighted_holding",
+    "backlog_tokens",
+    "throughput",
+    "goodput",
+    "tardiness",
+)
 
 
 def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Reward:
     """The reward function that a name stands for, or the function itself.
 
-    Settings of ``weighted_holding``: prefill_weight and decode_weight (1.5 and 1). ``goodput`` takes
-    the targets of the scenario's classes and needs at least one. Raises LLMGymError on an unknown
-    name or setting.
+    Settings of ``weighted_holding``: prefill_weight and decode_weight (1.5 and 1). ``goodput`` and
+    ``tardiness`` take the targets and weights of the scenario's classes and need at least one target.
+    Raises LLMGymError on an unknown name or setting.
     """
     if callable(reward):
         if settings:
@@ -162,25 +242,24 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
         return partial(weighted_holding, **{**weights, **settings})
     if settings:
         raise LLMGymError(f"Reward {reward!r} has no settings, got {', '.join(settings)}.")
-    if reward == "goodput":
-        if scenario.is_network:
-            raise LLMGymError(
-                "Reward 'goodput' judges single calls; for jobs of a network give a function."
-            )
-        if all(target is None for pair in scenario.targets_ms for target in pair):
-            raise LLMGymError(
-                "Reward 'goodput' needs targets: "
-                "set ttft_ms or tpot_ms of a job type of the scenario."
-            )
-
-        # On the host, in double precision: a target of a whole number of ticks stays whole.
-        def in_ticks(target_ms: float | None) -> float | None:
-            return None if target_ms is None else target_ms / scenario.tick_ms
-
-        targets = tuple((in_ticks(ttft), in_ticks(tpot)) for ttft, tpot in scenario.targets_ms)
-        return partial(goodput, targets=targets)
+    if reward in ("goodput", "tardiness"):
+        judge = {"goodput": goodput, "tardiness": tardiness}[reward]
+        return partial(judge, levels=_service_levels(reward, scenario))
     return {
         "holding_cost": holding_cost,
         "backlog_tokens": backlog_tokens,
         "throughput": throughput,
     }[reward]
+
+
+def _service_levels(reward: str, scenario: Scenario) -> ServiceLevels:
+    if scenario.is_network:
+        raise LLMGymError(
+            f"Reward {reward!r} judges single calls; for jobs of a network give a function."
+        )
+    if not scenario.has_targets:
+        raise LLMGymError(
+            f"Reward {reward!r} needs targets: "
+            "set ttft_ms or tpot_ms of a job type of the scenario."
+        )
+    return ServiceLevels.of(scenario)

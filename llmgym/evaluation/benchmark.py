@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmgym import baselines, policies, scenario_files
 from llmgym.arrivals import Poisson
 from llmgym.errors import LLMGymError, check_number
@@ -33,14 +35,18 @@ DEFAULT_LOADS = (0.5, 0.7, 0.8, 0.95)
 VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "scipy")
 
 
+Progress = Callable[[int, int, str], None]
+"""Called with the measurements done, those in all, and what a person reads meanwhile."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What a benchmark measures.
 
     Args:
         scenario: the engine and its workload. For a replay capacity and verdicts come from Poisson
-            arrivals with the trace's own pairs of lengths, latencies from the trace itself, its time
-            stretched to each load.
+            arrivals of each of its classes with that class's own pairs of lengths, latencies from the
+            trace itself, its time stretched to each load.
         policies: names, or objects with a label; order of the rows.
         loads: fractions of the LP capacity.
         replications: environments of each measurement.
@@ -76,16 +82,19 @@ class Benchmark:
         workload = self.scenario.workload
         if not isinstance(workload, Replay):
             return self.scenario
-        stage = Stage(paired=Paired(workload.prefill_tokens, workload.decode_tokens))
-        job_type = JobType(
-            Poisson(workload.rate_per_s),
-            (stage,),
-            workload.name,
-            workload.ttft_ms,
-            workload.tpot_ms,
-        )
+        which, job_types = workload.request_class, []
+        for k, one in enumerate(workload.classes):
+            lengths = (workload.prefill_tokens, workload.decode_tokens)
+            prefill, decode = (np.asarray(column)[which == k] for column in lengths)
+            if not prefill.size:
+                continue
+            stage = Stage(paired=Paired(prefill, decode), priority=one.priority)
+            rate = workload.rate_per_s * (prefill.size / len(workload))
+            levels = (one.ttft_ms, one.tpot_ms, one.weight)
+            job_types.append(JobType(Poisson(rate), (stage,), one.name, *levels))
         # Verdicts enlarge the table where they need to; the trace's own run needs a large one at once.
-        return replace(self.scenario, workload=(job_type,), slots=min(self.scenario.slots, 1024))
+        slots = min(self.scenario.slots, 1024)
+        return replace(self.scenario, workload=tuple(job_types), slots=slots)
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
@@ -110,16 +119,33 @@ def resolve(name: str) -> Any:
             raise LLMGymError(
                 f"Policy {name!r}: write settings as name:setting=value,setting=value."
             )
-        values[key.strip()] = int(value) if value.strip().lstrip("-").isdigit() else value.strip()
+        values[key.strip()] = _number(value.strip())
     return baselines.make(base, **values)
 
 
+def _number(text: str) -> int | float | str:
+    """The number that a text stands for, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
-    """The names, with prompts split for those policies that could never serve the longest prompt."""
+    """The names, with prompts split for those policies that could never serve the longest prompt.
+
+    Raises LLMGymError where requests can never fit into KV memory.
+    """
+    problem = policies.memory_problem(scenario)
+    if problem:
+        raise LLMGymError(problem)
     rows = []
     for name in names:
-        problem = policies.check(resolve(name), scenario)
-        rows.append(f"{name}{',' if ':' in name else ':'}prompts=split" if problem else name)
+        policy = resolve(name)
+        splits = policies.check(policy, scenario) and hasattr(policy, "prompts")
+        rows.append(f"{name}{',' if ':' in name else ':'}prompts=split" if splits else name)
     return tuple(rows)
 
 
@@ -246,7 +272,7 @@ def _thinned(run: Run, points: int = 200) -> dict[str, list[float]]:
 def run(
     benchmark: Benchmark,
     out: Path,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make all measurements that are not in ``out`` yet; the results by file name.
 
@@ -256,16 +282,14 @@ def run(
 
 
 def measure(
-    config: dict[str, Any],
-    todo: list[Task],
-    out: Path,
-    progress: Callable[[int, int, str], None] | None = None,
+    config: dict[str, Any], todo: list[Task], out: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Results of the tasks by name: those that ``out`` holds, and the others made and written there.
+    """Make the measurements of ``todo`` that are not in the result folder yet; the results by name.
 
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
     """
-    text, existing = to_json(config), out / "config.json"
+    text = to_json(config)
+    existing = out / "config.json"
     if existing.exists() and existing.read_text() != text:
         raise LLMGymError(
             f"{out} holds a benchmark with another configuration or other versions; choose another "

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from llmgym.evaluation.benchmark import Benchmark, slug
 from llmgym.evaluation.files import write
+from llmgym.evaluation.service_tables import percent
 
 COLOURS = {
     "faster_transformer": "#D55E00",
@@ -66,6 +67,10 @@ def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
             }
             for key in ("requests_per_s", "mean_in_system", "dropped", "unfinished"):
                 record[key] = summary[key]
+            if "slo" in summary:
+                record |= {k: summary[k] for k in ("goodput_per_s", "slo_attainment")}
+                for job_class, level in summary["slo"].items():
+                    record[f"slo_attainment_{job_class}"] = level["attainment"]
             for latency in ("ttft_ms", "tpot_ms", "e2e_ms"):
                 for part, value in summary[latency].items():
                     record[f"{latency}_{part}"] = value
@@ -87,7 +92,7 @@ def simple_table(title: str, headings: str, caption: str | None = None) -> Table
 
 
 def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
-    """Capacities and verdicts, then latencies, for a terminal of 80 columns."""
+    """Capacities and verdicts, latencies, and goodput where there are targets; 80 columns."""
     limit = results["limit"]["requests_per_s"]
     first = simple_table(
         f"{benchmark.scenario.name}: capacity, and stability at loads of the limit",
@@ -106,7 +111,22 @@ def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
             estimate["method"],
             *(MARKS[v] for v in verdicts),
         )
-    return Group(first, _latency_table(benchmark, results))
+    latencies = _latency_table(benchmark, results)
+    judged = [r for n, r in results.items() if n.startswith("latency-") and "slo" in r["summary"]]
+    return Group(first, latencies, *([_goodput_table(benchmark, results)] if judged else []))
+
+
+def _goodput_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
+    table = simple_table(
+        "Goodput per second, and share within targets",
+        "policy|" + "|".join(f"load {load:g}" for load in benchmark.loads),
+        "of requests that met the targets of their class, by weight",
+    )
+    for name in benchmark.policies:
+        found = [results[f"latency-{slug(name)}-{x:g}"]["summary"] for x in benchmark.loads]
+        cells = (f"{s['goodput_per_s']:.2f} {percent(s['slo_attainment']):>7}" for s in found)
+        table.add_row(label(name), *cells)
+    return table
 
 
 def _latency_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:

@@ -17,6 +17,7 @@ import numpy as np
 
 from llmgym import model
 from llmgym.composition import Batch
+from llmgym.fairness import Service
 from llmgym.policies import compose
 from llmgym.pytree import register
 from llmgym.wide import Wide
@@ -61,8 +62,10 @@ class Steps:
     backlog: jax.Array  # their tokens left
     dropped: jax.Array  # dropped since the start
     lost: jax.Array  # tokens that preemption makes to be computed again
+    found: jax.Array  # prompt tokens that prefix caching found in memory
     finished: jax.Array | None  # whether a request finished
     details: dict[str, jax.Array] | None  # columns of the table
+    service: Service | None  # of each client, where the scenario weighs it
 
 
 @partial(jax.jit, static_argnames=("policy", "length", "detail", "bounded"), donate_argnums=(1,))
@@ -81,7 +84,7 @@ def run_chunk(
     def body(state: Any, _: None) -> tuple[Any, Steps]:
         left = state.clock.until(horizon)
         batch = compose(policy, policy_key(key, state.steps), model.view(physics, state))
-        batch = jax.tree.map(lambda x: jnp.where(left > 0, x, 0), batch)
+        batch = jax.tree.map(lambda x: jnp.where(left > 0, x, jnp.zeros_like(x)), batch)
         after, info = model.step(physics, state, batch, left if bounded else None)
         kept = Steps(
             start=state.clock,
@@ -94,8 +97,10 @@ def run_chunk(
             backlog=state.backlog,
             dropped=state.totals.dropped,
             lost=info.lost,
+            found=jnp.sum(info.found, axis=0),
             finished=info.finished if detail else None,
             details=info.table.details() if detail else None,
+            service=getattr(info, "service", None),
         )
         return after, kept
 

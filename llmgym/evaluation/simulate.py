@@ -15,9 +15,11 @@ import pandas as pd
 
 from llmgym import model, policies
 from llmgym import stream as streams
-from llmgym.errors import LLMGymError, UnservableWarning, check_number
+from llmgym.errors import LLMGymError, TableFullError, UnservableWarning, check_number
 from llmgym.evaluation import rollout as rollouts
+from llmgym.evaluation.fairness import fairness
 from llmgym.evaluation.job_tables import job_table, stage_table
+from llmgym.evaluation.service_levels import service_levels
 from llmgym.evaluation.statistics import latency_summary
 from llmgym.scenario import Scenario, as_scenario
 from llmgym.workload import Replay
@@ -134,7 +136,9 @@ class Run:
         average (Little's law: starved requests count); in_system, backlog_tokens and unfinished are at
         the end, per environment; dropped is a total. ttft_ms, tpot_ms, e2e_ms: {mean, p50, p90, p99,
         low, high} of the requests finished after the warm-up, low and high the 95 % interval of the
-        mean over environments (NaN for one).
+        mean over environments (NaN for one). Where the scenario has targets, also goodput_per_s,
+        slo_attainment and slo: see ``llmgym.evaluation.service_levels``. Where it weighs the service to
+        its clients, also fairness: see ``llmgym.evaluation.fairness``.
         """
         raw, tick = self.raw, self.tick_ms
         elapsed_s = (raw["end_clock"] - raw["warm_clock"]).sum() * tick / 1000
@@ -154,7 +158,7 @@ class Run:
         tokens, env = raw["request_decode"][chosen], raw["request_env"][chosen]
         several = tokens > 1
         tpot = (finish - first)[several] / (tokens[several] - 1)
-        return {
+        found = {
             "requests_per_s": during("completed") / elapsed_s if elapsed_s > 0 else 0.0,
             "tokens_per_s": during("served") / elapsed_s if elapsed_s > 0 else 0.0,
             "mean_in_system": during("request_ticks") / float(elapsed_ticks),
@@ -170,6 +174,20 @@ class Run:
             "tpot_ms": latency_summary(tpot, env[several], self.num_envs),
             "e2e_ms": self._end_to_end(finish - arrival, env),
         }
+        found |= service_levels(self) if self.judged else {}
+        return found | ({} if self.fairness is None else {"fairness": self.fairness})
+
+    @property
+    def judged(self) -> bool:
+        """Whether requests were recorded and have targets to be judged by; jobs of networks have none."""
+        scenario, raw = self.scenario, self.raw
+        recorded = raw["request_env"].size > 0 or not raw["end_arrived"].any()
+        return recorded and scenario.has_targets and not scenario.is_network
+
+    @cached_property
+    def fairness(self) -> dict[str, Any] | None:
+        """Service to each client and the largest gap; None where the scenario does not weigh it."""
+        return fairness(self) if "charged" in self.raw else None
 
     def _end_to_end(self, calls_ms: np.ndarray, env: np.ndarray) -> dict[str, float]:
         """Latency of jobs; where every job is one call that of the calls."""
@@ -191,6 +209,7 @@ def simulate(
     warmup_s: float = 0.0,
     progress: Progress | None = None,
     burst: int = 0,
+    refuse_drops: bool = False,
 ) -> Run:
     """Run ``policy`` on ``num_envs`` independent replications of ``scenario``.
 
@@ -204,6 +223,7 @@ def simulate(
             trajectories are kept, which is faster.
         warmup_s: simulated seconds that the averages of the summary leave out.
         burst: requests of each job type that are there at time 0: a hot start.
+        refuse_drops: stop with TableFullError once a request is dropped; else drops are counted.
 
     Raises LLMGymError on bad arguments. Warns (UnservableWarning) where the policy can never serve some
     requests of the scenario.
@@ -225,6 +245,10 @@ def simulate(
     for stop in [round(warmup_s * ticks_per_s), horizon] if warmup_s > 0 else [horizon]:
         for after, steps in rollouts.rollout(physics, chosen, state, key, stop, detail=record):
             state = after
+            if refuse_drops and np.any(state.totals.dropped):
+                raise TableFullError(
+                    f"The table of {scenario.slots} requests is full; use more slots, or less load."
+                )
             parts.append(_host(steps))
             if progress is not None and horizon < rollouts.FOREVER:
                 progress(min(float(state.clock.to_numpy().min()) / horizon, 1.0))
@@ -265,6 +289,8 @@ def _levels(state: Any) -> dict[str, np.ndarray]:
         "dropped": totals.dropped,
         "batches": totals.batches,
     }
+    if totals.dropped_of_class is not None:
+        plain["dropped_of_class"] = totals.dropped_of_class
     return {k: np.asarray(v).astype(np.int64) for k, v in plain.items()} | {
         "clock": state.clock.to_numpy(),
         "served": served,
@@ -277,8 +303,10 @@ def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
     start = steps.start.to_numpy()
     kept: dict[str, np.ndarray] = {"start": start}
     of_batches = ("batch_ticks", "prefill_tokens", "decode_tokens", "requests")
-    for name in ("duration", *of_batches, "present", "backlog"):
+    for name in ("duration", *of_batches, "present", "backlog", "found"):
         kept[name] = np.asarray(getattr(steps, name))
+    if steps.service is not None:
+        kept |= {k: np.asarray(v) for k, v in vars(steps.service).items()}
     if steps.finished is not None:
         assert steps.details is not None
         at = np.nonzero(steps.finished)

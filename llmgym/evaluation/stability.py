@@ -87,7 +87,9 @@ def trend(
         columns["dropped"].append(np.asarray(steps.dropped))
         served = np.asarray(steps.prefill_tokens + steps.decode_tokens)
         served = served if served.ndim == 2 else served.sum(axis=1)
-        columns["served"].append(served - np.asarray(steps.lost))  # what is not computed again
+        columns["served"].append(
+            served - np.asarray(steps.lost - steps.found)
+        )  # what is done for good
     time, backlog, dropped, served = (np.concatenate(c) for c in columns.values())
     served = np.cumsum(served, axis=0, dtype=float) - served  # before the decision, as the others
     rows = []

@@ -18,6 +18,7 @@ from llmgym.dynamics import Physics
 from llmgym.errors import LLMGymError, unknown
 from llmgym.evaluation.rollout import keys, policy_key, start
 from llmgym.kv_cache import KVCache
+from llmgym.prefixes import dense
 from llmgym.scenario import Engine, Scenario
 from llmgym.state import State
 from llmgym.workload import Replay
@@ -72,7 +73,8 @@ def _scenario(
     workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> tuple[Scenario, VLLMV1]:
     limit, budget = config["max_model_len"], config["max_num_batched_tokens"]
-    cache = KVCache(config["num_blocks_incl_null"] - 1, config["block_size"])
+    caching = config["enable_prefix_caching"]
+    cache = KVCache(config["num_blocks_incl_null"] - 1, config["block_size"], caching)
     queues = {"fcfs": VLLMV1, "priority": VLLMV1Priority}
     if config["policy"] not in queues:
         raise unknown("policy", config["policy"], queues)
@@ -82,9 +84,9 @@ def _scenario(
         reserve_full=config["scheduler_reserve_full_isl"],
         watermark=config["watermark"],
     )
-    for name, only in {"enable_prefix_caching": False, "prefill_schedule_interval": 1}.items():
-        if config[name] != only:
-            raise LLMGymError(f"{name} = {config[name]!r} is not modelled; use {only!r}.")
+    if config["prefill_schedule_interval"] != 1:
+        interval = config["prefill_schedule_interval"]
+        raise LLMGymError(f"prefill_schedule_interval = {interval!r} is not modelled; use 1.")
     if not workload:
         raise LLMGymError("The workload has no requests.")
     rows = [(r["id"], r["arrival_step"], r["prompt_len"], r["output_len"]) for r in workload]
@@ -99,6 +101,8 @@ def _scenario(
         [min(o, limit - p) for p, o in zip(prompts, outputs, strict=True)],
         # The smaller is the more urgent there.
         priority=[-r["priority"] for r in workload] if config["policy"] == "priority" else None,
+        prefix_ids=_prefix_ids(workload, cache.block_size) if caching else None,
+        prefix_tokens=cache.block_size,
     )
     engine = Engine(
         Affine(1.0, 0.0),
@@ -109,6 +113,21 @@ def _scenario(
         first_token="prefill",
     )
     return Scenario((engine,), replay, slots=max(len(rows), 8), tick_ms=1.0), policy
+
+
+def _prefix_ids(workload: Sequence[Mapping[str, Any]], block_size: int) -> list[list[int]]:
+    """A number for each whole block of a prompt and all before it; prompts without tokens share none."""
+    rows = []
+    for row in workload:
+        tokens = row.get("prompt_token_ids") or []
+        if len(tokens) not in (0, row["prompt_len"]):
+            raise LLMGymError(
+                f"Request {row['id']!r} has {len(tokens)} prompt_token_ids and a prompt_len of "
+                f"{row['prompt_len']}."
+            )
+        ends = range(block_size, len(tokens) + 1, block_size)
+        rows.append([tuple(tokens[:end]) for end in ends])
+    return dense(rows)
 
 
 def _check_request(
@@ -149,23 +168,26 @@ def _run(
         assert preempt is not None
         ran = info.batch.tokens
         stays = (view.memory.resident & ~preempt) | (ran > 0)
-        held = jnp.where(stays, view.memory.needed(ran), 0)
-        last = view.memory.blocks - jnp.sum(jnp.where(info.finished, 0, held))
+        if after.pool is None:
+            gone = jnp.sum(jnp.where(info.finished, view.memory.needed(ran), 0))
+            free_after = info.free_blocks + gone
+        else:
+            free_after = after.pool.free
         return after, {
             "request": state.table.request,
             "live": view.live,
             "tokens": ran,
-            "left": view.demand,
-            "computed": view.memory.cached,
+            "computed": view.memory.cached + info.found,
+            "left": view.demand - info.found,
             "again": state.table.preemptions > 0,
             "decodes": view.decoding,
             "preempt": preempt,
             "admitted": jnp.where(view.memory.resident, view.memory.admitted, state.steps),
-            "urgency": view.classes.priority[view.job_class],
+            "urgency": view.urgency,
             "running": stays,
             "finished": info.finished,
-            "free": view.memory.blocks - jnp.sum(held),
-            "free_after": last,
+            "free": info.free_blocks,
+            "free_after": free_after,
         }
 
     return jax.lax.scan(body, state, None, length=CHUNK)

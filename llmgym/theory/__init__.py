@@ -1,4 +1,4 @@
-"""What the theory says about a scenario without simulating it: capacity, region, bounds, networks."""
+"""What the theory says about a scenario without simulating it: capacity, bounds, flow control, networks."""
 
 from llmgym.theory.bounds import (
     SarathiRate,
@@ -12,6 +12,7 @@ from llmgym.theory.bounds import (
     theorem2_capacity,
 )
 from llmgym.theory.capacity import Capacity, EngineLoad, TimeShare, capacity
+from llmgym.theory.flow_control import FlowControl, flow_control, mean_waiting
 from llmgym.theory.networks import (
     CyclicRoutingWarning,
     VirtualStation,
@@ -27,6 +28,7 @@ __all__ = [
     "Capacity",
     "CyclicRoutingWarning",
     "EngineLoad",
+    "FlowControl",
     "Polygon",
     "SarathiRate",
     "TimeShare",
@@ -35,8 +37,10 @@ __all__ = [
     "capacity",
     "check_routing",
     "faster_transformer_capacity",
+    "flow_control",
     "fluid_growth",
     "is_cyclic",
+    "mean_waiting",
     "pollaczek_khinchine",
     "rate_bound",
     "relaxation_time_s",

@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 
 from llmgym.errors import LLMGymError
 from llmgym.scenario import Engine, Scenario
-from llmgym.theory.memory import share_with_output, token_iterations
+from llmgym.theory.memory import share_with_output, token_iterations, unshared
 from llmgym.workload import JobType, Replay
 
 
@@ -105,9 +105,10 @@ def capacity(scenario: Scenario) -> Capacity:
     KV memory of M tokens adds the row theta*E[g] <= M*sum s/t_b in the same way, with g the
     token-iterations of a request whose prompt goes in as few chunks as the budget allows
     (:mod:`llmgym.theory.memory`): the token bound and the memory bound, solved together. Preemption
-    wastes work, which the row leaves out. Where a prompt's end yields the first output token, one
-    decode token less is demanded. A batch time that depends on the context counts as without any,
-    so the limit is optimistic for such an engine.
+    wastes work, which the row leaves out. With prefix caching prompts count without what others had
+    before: the limit is that of a memory which never forgets. Where a prompt's end yields the first
+    output token, one decode token less is demanded. A batch time that depends on the context counts
+    as without any, so the limit is optimistic for such an engine.
 
     Below this rate *some* policy is stable; see :mod:`llmgym.theory.networks` for whether all
     work-conserving ones are.
@@ -115,6 +116,7 @@ def capacity(scenario: Scenario) -> Capacity:
     Raises:
         LLMGymError: the batch-time model gives times that are not positive and finite.
     """
+    scenario = unshared(scenario)
     plans = [_engine_plan(scenario, engine) for engine in scenario.engines]
     loads = tuple(load for load, _, _ in plans)
     first = int(np.argmin([load.jobs_per_s for load in loads]))

@@ -8,15 +8,17 @@ the memory M (arXiv:2605.04595).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from llmgym.errors import LLMGymError, check_number
-from llmgym.lengths import Length
+from llmgym.lengths import Empirical, Length
+from llmgym.prefixes import known_tokens
 from llmgym.scenario import Scenario
-from llmgym.workload import Replay, Stage
+from llmgym.workload import Paired, Replay, Stage
 
 QUANTILES = 2**14
 """Equally likely values that stand for a distribution of lengths."""
@@ -63,10 +65,14 @@ def longest_request(scenario: Scenario) -> float:
     """Most tokens that a request of an engine ever has in memory (infinite without a bound)."""
     last = int(scenario.engine.prompt_samples)  # the last output token is then never computed
     if isinstance(scenario.workload, Replay):
-        replay = scenario.workload
-        return float(np.max(np.add(replay.prefill_tokens, replay.decode_tokens))) - last
+        return float(held_tokens(scenario.workload, scenario.engine.prompt_samples).max())
     stages = [job.stages[0] for job in scenario.workload]
     return max(_longest(stage) for stage in stages) - last
+
+
+def held_tokens(replay: Replay, prompt_samples: bool) -> np.ndarray:
+    """Most tokens that each request of a replay ever has in memory."""
+    return np.add(replay.prefill_tokens, replay.decode_tokens) - int(prompt_samples)
 
 
 def likely_longest_request(scenario: Scenario) -> float:
@@ -108,6 +114,48 @@ def token_iterations(scenario: Scenario, chunk_tokens: int | None = None) -> flo
     rates = [job.rate_per_s for job in scenario.workload]
     means = [_mean_footprint(job.stages[0], chunk, samples) for job in scenario.workload]
     return float(np.average(means, weights=rates))
+
+
+def unshared(scenario: Scenario) -> Scenario:
+    """The scenario with its prompts cut by what prefix caching could save at best; else as it is.
+
+    A memory that never forgets computes shared tokens once; they leave the mean in the long run.
+    """
+    cache = scenario.engine.kv_cache
+    if cache is None or not cache.prefix_caching or scenario.is_network:
+        return scenario
+    engine = replace(scenario.engine, kv_cache=replace(cache, prefix_caching=False))
+    size = cache.block_size
+    if isinstance(scenario.workload, Replay):
+        replay = scenario.workload
+        if replay.prefix_ids is None:
+            return replace(scenario, engines=(engine,))
+        prompts, ids = np.asarray(replay.prefill_tokens), np.asarray(replay.prefix_ids)
+        left = prompts - known_tokens(ids, replay.prefix_tokens, prompts, size)
+        workload: Any = replace(replay, prefill_tokens=left, prefix_ids=None)
+    else:
+        workload = tuple(
+            replace(j, stages=(_unshared(j.stages[0], size),)) for j in scenario.workload
+        )
+    return replace(scenario, engines=(engine,), workload=workload)
+
+
+def _unshared(stage: Stage, block_size: int) -> Stage:
+    if stage.shared_prefix is None:
+        return stage
+    shared = stage.shared_prefix.tokens // block_size * block_size
+
+    def cut(prompts: np.ndarray) -> np.ndarray:
+        """All but whole blocks of the prefix, and at least one token, are computed anew."""
+        most = np.maximum(prompts - 1, 0) // block_size * block_size
+        return np.asarray(prompts - np.minimum(shared, most))
+
+    if stage.paired is not None:
+        rows = cut(np.asarray(stage.paired.prefill_tokens)), stage.paired.decode_tokens
+        return replace(stage, paired=Paired(*rows), shared_prefix=None)
+    assert stage.prefill is not None
+    left = Empirical.from_samples(cut(_values(stage.prefill)), points=4097)
+    return replace(stage, prefill=left, shared_prefix=None)
 
 
 def _mean_footprint(stage: Stage, chunk: int, samples: bool) -> float:

@@ -265,7 +265,8 @@ def test_the_papers_policies_come_first() -> None:
     # networks, of vLLM, and the stronger ones have tests of their own.
     apart = {"random", "max_pressure", "token_pressure", "global_fcfs", "vllm_v1"}
     apart |= {"vllm_v1_priority", "slai", "rad", "exclusive_batching", "exclusive_batching_plus"}
-    apart |= {"wait", "mc_sf", "spf", "srpt", "las", "edf", "llf", "mlfq"}
+    apart |= {"wait", "nested_wait", "flow_control", "flow_control_eviction"}
+    apart |= {"mc_sf", "spf", "srpt", "las", "edf", "llf", "mlfq", "vtc", "index"}
     classes = {n for n, p in baselines.POLICIES.items() if issubclass(p, baselines.ClassPriority)}
     assert {name for name, _, _ in POLICIES} | apart | classes == set(baselines.names())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,24 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from request_classes import one_class
+from views import Slot, decoding, paused, show, tokens, waiting
 
 import llmgym
 from llmgym import baselines, dynamics, policies
 from llmgym.baselines.exclusive_batching import theta_0
-from llmgym.batch_time import Affine, BatchTime, Roofline
-from llmgym.composition import Batch, Classes, View, clip
+from llmgym.batch_time import Roofline
+from llmgym.composition import Batch, View, clip
 from llmgym.errors import LLMGymError
 from llmgym.evaluation.rollout import keys
 from llmgym.kv_cache import KVCache, Memory
 from llmgym.workload import Replay
 
-KEY = jax.random.key(0)
 NAMES = (
     "slai",
     "rad",
     "exclusive_batching",
     "exclusive_batching_plus",
     "wait",
+    "nested_wait",
+    "flow_control",
+    "flow_control_eviction",
     "mc_sf",
     "spf",
     "srpt",
@@ -39,92 +41,6 @@ NAMES = (
     "llf",
     "mlfq",
 )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A request of a hand-made view; times in ms."""
-
-    prefill: int = 0
-    prompt: int = 0
-    generated: int = 0
-    left: int = 5
-    waited: int = 0
-    unserved: int = 0
-    started: bool = True
-    job_class: int = 0
-
-
-def waiting(prompt: int, waited: int = 0, **fields: Any) -> Slot:
-    """A request that has had no token."""
-    return Slot(prompt, prompt, waited=waited, unserved=waited, started=False, **fields)
-
-
-def paused(prefill: int, prompt: int, **fields: Any) -> Slot:
-    """A request in the middle of its prompt."""
-    return Slot(prefill, prompt, **fields)
-
-
-def decoding(prompt: int = 10, generated: int = 1, **fields: Any) -> Slot:
-    """A request with its prompt done."""
-    return Slot(0, prompt, generated, **fields)
-
-
-def classes_of(count: int, mean_decode: float) -> Classes:
-    """Classes with nothing but mean lengths."""
-    none, one = jnp.zeros(count, jnp.int32), jnp.ones(count)
-    lengths = one * 100.0, one * mean_decode
-    return Classes(*lengths, none, none, none, one, none, none, none, none == 0, most=count)
-
-
-def show(
-    slots: list[Slot],
-    budget: int = 100,
-    seats: int | None = None,
-    blocks: int | None = None,
-    known: bool = False,
-    batch_time: BatchTime = Affine(10.0, 0.0),  # noqa: B008
-    classes: int = 1,
-    mean_decode: float = 9.0,
-) -> View:
-    """One engine with these requests; ticks are milliseconds, blocks hold one token."""
-
-    def column(name: str, kind: Any = jnp.int32) -> jax.Array:
-        return jnp.array([getattr(s, name) for s in slots], kind)
-
-    prefill, prompt, generated = (column(n) for n in ("prefill", "prompt", "generated"))
-    started = column("started", bool)
-    cached = jnp.where(started, prompt + generated - prefill, 0)
-    memory = None
-    if blocks is not None:
-        memory = Memory(cached, jnp.zeros_like(cached), jnp.int32(blocks), 1)
-    return View(
-        prefill=prefill,
-        decoding=(prefill == 0) & (column("left") > 0),
-        started=started,
-        prompt=prompt,
-        generated=generated,
-        waited=column("waited"),
-        unserved=column("unserved"),
-        job_class=column("job_class"),
-        decode_left=column("left") if known else None,
-        token_budget=jnp.int32(budget),
-        max_num_seqs=None if seats is None else jnp.int32(seats),
-        batch_time=batch_time,
-        tick_ms=jnp.float32(1.0),
-        batches=jnp.int32(0),
-        classes=classes_of(classes, mean_decode),
-        free=jnp.array(True),
-        job_age=column("waited"),
-        resident_limit=seats is not None,
-        memory=memory,
-    )
-
-
-def tokens(name: str, view: View, **chosen: Any) -> list[int]:
-    """The batch of a policy; run as plain Python, since compiling is what costs time."""
-    with jax.disable_jit():
-        return np.asarray(baselines.make(name, **chosen)(KEY, view).tokens).tolist()
 
 
 def test_slai_takes_critical_decodes_then_paused_then_new_prefills_then_the_others() -> None:
@@ -342,7 +258,8 @@ def test_requests_in_memory_run_where_the_chosen_find_no_room(name: str) -> None
 
 SLOTS, ENVS = 12, 3
 SHAPE = (SLOTS, ENVS)
-MADE = tuple(baselines.make(n) for n in NAMES)
+CHOSEN = {"flow_control": {"activations": 1.5}, "flow_control_eviction": {"activations": 2.5}}
+MADE = tuple(baselines.make(n, **CHOSEN.get(n, {})) for n in NAMES)
 KEYS = keys(3, ENVS)
 
 
@@ -384,15 +301,25 @@ def random_view(seed: int, busy: float, seats: str, memory: bool) -> View:
         free=jnp.ones(ENVS, bool),
         job_age=jnp.zeros(SHAPE, jnp.int32),
         resident_limit=seats == "resident",
-        memory=Memory(cached, jnp.zeros_like(cached), whole(blocks), block) if memory else None,
+        memory=Memory(cached, whole(rng.integers(0, 5, SHAPE)), whole(blocks), block)
+        if memory
+        else None,
     )
+
+
+def named(batch: Batch) -> Batch:
+    """The batch with nobody to preempt where it says nothing of that."""
+    if batch.preempt is None:
+        return Batch(batch.tokens, jnp.zeros(batch.tokens.shape, bool))
+    return batch
 
 
 @jax.jit
 def together(key: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
     """Tokens of the batches of all policies, and what the engine makes of them (policies, slots, ...)."""
-    asked = jnp.stack([policies.compose(policy, key, view).tokens for policy in MADE])
-    return asked, jax.vmap(lambda tokens: clip(view, Batch(tokens))[0].tokens)(asked)
+    batches = [named(policies.compose(policy, key, view)) for policy in MADE]
+    asked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+    return asked.tokens, jax.vmap(lambda batch: clip(view, batch)[0].tokens)(asked)
 
 
 KINDS = (("batch", False), ("resident", True))
@@ -415,9 +342,11 @@ def test_batches_are_feasible_and_run(seats: str, memory: bool, seed: int, busy:
         if policy.work_conserving and not memory:
             full = np.minimum(demand.sum(axis=0), budget)
             assert (given_tokens.sum(axis=0) == full)[limit >= SLOTS].all(), policy.name
+        if policy.name == "flow_control_eviction":  # it evicts before the engine has to preempt
+            assert (runs == given_tokens).all()
         # Nobody but WAIT idles while requests are there, and memory never empties a batch.
         some = demand.any(axis=0)
-        if policy.name == "wait":
+        if policy.name in ("wait", "nested_wait"):
             some = given_tokens.any(axis=0)
         assert (runs.sum(axis=0) > 0)[some].all(), policy.name
 
@@ -432,7 +361,17 @@ def test_batches_are_the_same_under_vmap() -> None:
 
 
 STEPS, REQUESTS = 600, 24
-SHORT = ("slai", "rad", "exclusive_batching", "wait", "mc_sf", "spf")
+SHORT = (
+    "slai",
+    "rad",
+    "exclusive_batching",
+    "wait",
+    "nested_wait",
+    "flow_control",
+    "flow_control_eviction",
+    "mc_sf",
+    "spf",
+)
 
 
 def served(blocks: int, gap_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -457,7 +396,8 @@ def served(blocks: int, gap_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarra
 @jax.jit
 def _run(physics: dynamics.Physics) -> tuple[jax.Array, jax.Array]:
     key = keys(0, 1)
-    composers = [partial(policies.compose, policy) for policy in map(baselines.make, SHORT)]
+    made = [baselines.make(n, **CHOSEN.get(n, {})) for n in SHORT]
+    composers = [lambda *seen, p=policy: named(policies.compose(p, *seen)) for policy in made]
 
     def run(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         def body(state: Any, _: None) -> tuple[Any, jax.Array]:
@@ -485,6 +425,7 @@ def test_everyone_is_served_where_memory_is_short() -> None:
     preempted = dict(zip(SHORT, lost.tolist(), strict=True))
     assert preempted["mc_sf"] == 0  # its forecasts hold
     assert preempted["spf"] > 0
+    assert preempted["flow_control_eviction"] > 0
 
 
 @pytest.mark.parametrize(
@@ -511,6 +452,23 @@ def test_everyone_is_served_where_memory_is_short() -> None:
         ("wait", {"limit": 0}, "at least 1"),
         ("wait", {"rates": (1.0, float("nan"))}, r"rates\[1\] must be finite"),
         ("wait", {"timeout_ms": 0}, "greater than 0"),
+        ("nested_wait", {"cuts": ()}, "must be a list of numbers"),
+        ("nested_wait", {"cuts": 50}, "must be a list of numbers"),
+        ("nested_wait", {"cuts": (50, 50)}, "does not exceed the one before"),
+        ("nested_wait", {"cuts": (0, 50)}, r"cuts\[0\] must be at least 1"),
+        ("nested_wait", {"cuts": (1.5,)}, "whole number"),
+        ("nested_wait", {"reach": (1.0,)}, "one share for each of the cuts"),
+        ("nested_wait", {"cuts": (5, 9), "reach": (1.0,)}, "one share for each of the cuts"),
+        ("nested_wait", {"cuts": (5, 9), "reach": (0.5, 1.0)}, "exceeds the one before"),
+        ("nested_wait", {"cuts": (5, 9), "reach": (1.0, 0.0)}, "greater than 0"),
+        ("nested_wait", {"limit": 0}, "at least 1"),
+        ("nested_wait", {"rates": -1}, "greater than 0"),
+        ("nested_wait", {"timeout_ms": float("inf")}, "finite"),
+        ("flow_control", {"activations": 0}, "greater than 0"),
+        ("flow_control", {"activations": (4, float("nan"))}, r"activations\[1\] must be finite"),
+        ("flow_control", {"activations": "four"}, "must be a number"),
+        ("flow_control_eviction", {"activations": -1}, "greater than 0"),
+        ("flow_control_eviction", {"activations": (4, 4)}, "must be one number"),
         ("mc_sf", {"protection": -0.1}, "at least 0"),
         ("spf", {"ageing": float("nan")}, "finite"),
         ("spf", {"ageing": -1}, "at least 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,19 +15,21 @@ from env_samples import SCENARIO
 import llmgym
 from llmgym import JobType, LLMGymError, Poisson, Replay, Stage
 from llmgym.envs.functional import EnvState, FunctionalEngine
-from llmgym.envs.rewards import Transition, make_reward
+from llmgym.envs.rewards import ServiceLevels, Transition, _lateness, make_reward
 from llmgym.evaluation.rollout import keys
 from llmgym.scenario import Scenario
 
 TTFT, TPOT = 80.0, 60.0  # ms; full batches take 85 ms, so a request can come and expire within one
 OVERLOADED = SCENARIO.override(
     workload=(
-        JobType(Poisson(34.0), (Stage(60, 20),), "chat", ttft_ms=TTFT, tpot_ms=TPOT),
-        JobType(Poisson(17.0), (Stage(50, 3),), "bulk"),
+        JobType(Poisson(34.0), (Stage(60, 20),), "chat", ttft_ms=TTFT, tpot_ms=TPOT, weight=2.0),
+        JobType(Poisson(17.0), (Stage(50, 3),), "bulk", weight=0.5),
     )
 )
+WEIGHTS = {"chat": 2.0, "bulk": 0.5}
 STEPS, SEED = 400, 3
 NAMES = ("holding_cost", "weighted", "equal_weights", "backlog_cost", "throughput", "goodput")
+NAMES += ("tardiness",)
 
 
 def every_reward(scenario: Scenario) -> Any:
@@ -38,33 +41,40 @@ def every_reward(scenario: Scenario) -> Any:
         make_reward("backlog_tokens", scenario),
         make_reward("throughput", scenario),
         make_reward("goodput", scenario),
+        make_reward("tardiness", scenario),
     ]
     return lambda transition: jnp.stack([reward(transition) for reward in made])
 
 
 @pytest.fixture(scope="module")
 def run() -> dict[str, np.ndarray]:
-    """Full batches on two classes in overload: rewards and what they are made of, step by step."""
+    """Full batches on two classes in overload: rewards and what they are made of, step by step.
+
+    Of the first of two environments in a batch.
+    """
     core = FunctionalEngine(OVERLOADED, reward=every_reward(OVERLOADED), max_steps=10**6)
 
     @jax.jit
     def roll(key: jax.Array) -> Any:
         def body(state: EnvState, _: None) -> Any:
-            after, result = core.step(state, jnp.int32(3))
+            after, result = core.step(state, jnp.full(2, 3))
             engine = state.engine
             kept = {
-                "in_prefill": (engine.table.prefill > 0).sum(),
+                "in_prefill": (engine.table.prefill > 0).sum(axis=0),
                 "present": engine.present,
                 "backlog": engine.backlog,
                 "ticks": after.engine.clock.low,
                 "request_ticks": after.engine.totals.request_ticks,
             }
+            if engine.totals.dropped_of_class is not None:
+                kept["dropped_of_class"] = after.engine.totals.dropped_of_class
             return after, (dict(zip(NAMES, result.reward, strict=True)) | kept, result.info)
 
         return jax.lax.scan(body, core.init(key), None, length=STEPS)[1]
 
-    facts, info = jax.device_get(roll(keys(SEED, 1)[0]))
-    return facts | info | {"request_ticks": facts["request_ticks"].to_numpy()}
+    facts, info = jax.device_get(roll(keys(SEED, 2)))
+    found = facts | info | {"request_ticks": facts["request_ticks"].to_numpy()}
+    return {name: values[..., 0] for name, values in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +118,7 @@ def test_backlog_and_throughput(run: dict[str, np.ndarray]) -> None:
 
 
 def judged(requests: pd.DataFrame, now_ms: float) -> np.ndarray:
-    """+1, -1 or 0 for each request, from its true times, as goodput counts until ``now_ms``."""
+    """+1, -1 or 0 for each request, times its weight, as goodput counts until ``now_ms``."""
     arrival, output = requests.arrival_ms, requests.decode_tokens
     first = requests.first_token_ms.where(requests.first_token_ms <= now_ms + 1e-6)
     finish = requests.finish_ms.where(requests.finish_ms <= now_ms + 1e-6)
@@ -119,7 +129,8 @@ def judged(requests: pd.DataFrame, now_ms: float) -> np.ndarray:
     slow = ~late & first.notna() & (finish.fillna(now_ms) - first > tpot * (output - 1) + half_tick)
     good = ~late & ~slow & finish.notna()
     seen = arrival <= now_ms + 1e-6
-    return np.where(seen, good.astype(int) - (late | slow).astype(int), 0)
+    verdict = np.where(seen, good.astype(int) - (late | slow).astype(int), 0)
+    return verdict * requests.job_type.map(WEIGHTS).to_numpy()
 
 
 def test_goodput_counts_every_request_once_when_its_deadline_passes(
@@ -127,17 +138,88 @@ def test_goodput_counts_every_request_once_when_its_deadline_passes(
 ) -> None:
     requests, dropped = simulated.requests, np.cumsum(run["dropped"])
     assert dropped[-1] == simulated.summary["dropped"] > 0
+    np.testing.assert_array_equal(run["dropped_of_class"].sum(axis=1), dropped)
+    assert run["dropped_of_class"][-1].min() > 0
     ends = run["ticks"] * 0.01
-    expected = np.array([judged(requests, end).sum() for end in ends]) - dropped
+    lost = run["dropped_of_class"] @ list(WEIGHTS.values())
+    expected = np.array([judged(requests, end).sum() for end in ends]) - lost
     np.testing.assert_array_equal(np.cumsum(run["goodput"]), expected)
     verdicts = pd.Series(judged(requests, ends[-1])).groupby(requests.job_type)
-    assert set(verdicts.get_group("bulk")) <= {0, 1}  # no targets, no misses
-    assert {-1, 1} <= set(verdicts.get_group("chat"))
+    assert set(verdicts.get_group("bulk")) <= {0, 0.5}  # no targets, no misses
+    assert {-2, 2} <= set(verdicts.get_group("chat"))
     # Some came and expired within one step.
     starts = np.concatenate([[0.0], ends[:-1]])
     chat = requests[requests.job_type == "chat"]
     step = np.searchsorted(ends, chat.arrival_ms, side="left").clip(max=STEPS - 1)
     assert ((ends[step] - chat.arrival_ms > TTFT) & (chat.arrival_ms > starts[step])).any()
+
+
+def late_s(requests: pd.DataFrame, ends: np.ndarray, now_ms: float) -> float:
+    """Seconds for which chats had a token overdue until ``now_ms``, from the time of every token.
+
+    Full batches leave no decode out: the tokens of a request come at the ends of successive batches.
+    """
+    total = 0.0
+    for row in requests[requests.job_type == "chat"].itertuples():
+        if row.arrival_ms >= now_ms:
+            continue
+        at = np.searchsorted(ends, row.first_token_ms - 1e-6)  # NaN: beyond them all
+        tokens = ends[at : at + row.decode_tokens]
+        if not np.isnan(row.finish_ms):
+            assert tokens[-1] == pytest.approx(row.finish_ms)
+        begins = [row.arrival_ms, *tokens]
+        stops = [*tokens, np.inf][: row.decode_tokens]
+        for number, stop in enumerate(stops):
+            due = row.arrival_ms + TTFT + number * TPOT
+            total += max(0.0, min(stop, now_ms) - max(due, begins[number]))
+    return total / 1000
+
+
+def test_tardiness_is_the_time_for_which_tokens_are_overdue(
+    run: dict[str, np.ndarray], simulated: llmgym.Run
+) -> None:
+    batches = simulated.batches
+    ends = (batches.start_ms + batches.duration_ms).to_numpy()
+    total = np.cumsum(run["tardiness"].astype(float))
+    for step in range(0, STEPS, 40):
+        expected = late_s(simulated.requests, ends, run["ticks"][step] * 0.01)
+        assert total[step] == pytest.approx(-WEIGHTS["chat"] * expected, rel=1e-5, abs=1e-6)
+    assert -total[-1] > 10
+    assert (run["tardiness"] == 0).any()
+
+
+def test_schedules_of_classes_with_one_target() -> None:
+    rows = [  # class, output, decode left, ticks of arrival and first token; lateness at tick 1000
+        (0, 5, 5, 700, 0, 0),  # due at 700 + 300
+        (0, 5, 5, 600, 0, 100),
+        (0, 5, 2, 100, 350, 0),  # no TPOT target: no deadline after the first token
+        (1, 5, 5, 0, 0, 0),  # no TTFT target
+        (1, 5, 4, 0, 900, 0),  # the second is due 100 after the first
+        (1, 5, 4, 0, 850, 50),
+        (1, 5, 2, 0, 600, 100),  # the fourth 300 after it
+        (2, 5, 5, 0, 0, 0),
+        (3, 5, 3, 200, 450, 300),  # both: due at 200 + 300 + 2 * 100
+        (3, 0, 0, 600, 0, 100),  # an answer without output
+    ]
+    levels = ServiceLevels(
+        (300.0, np.inf, np.inf, 300.0), (np.inf, 100.0, np.inf, 100.0), (1.0,) * 4
+    )
+    names = ("job_class", "output", "decode", "arrival", "first_token")
+    kinds = (jnp.int32, jnp.int32, jnp.int32, jnp.uint32, jnp.uint32)
+    *columns, expected = zip(*rows, strict=True)
+    made = {n: jnp.array(c, k) for n, c, k in zip(names, columns, kinds, strict=True)}
+    late = _lateness(SimpleNamespace(**made), jnp.ones(len(rows), bool), levels, jnp.uint32(1000))  # type: ignore[arg-type]
+    assert late.tolist() == list(expected)
+
+
+@pytest.mark.parametrize("reward", ["goodput", "tardiness"])
+def test_rewards_that_need_targets(reward: str) -> None:
+    with pytest.raises(LLMGymError, match=f"'{reward}' needs targets"):
+        make_reward(reward, SCENARIO.override(ttft_ms=None, tpot_ms=None))
+    with pytest.raises(LLMGymError, match=f"'{reward}' judges single calls"):
+        make_reward(reward, llmgym.scenario("rag"))
+    with pytest.raises(LLMGymError, match=f"'{reward}' has no settings"):
+        make_reward(reward, SCENARIO, weight=1)
 
 
 def test_by_hand() -> None:
@@ -160,6 +242,11 @@ def test_by_hand() -> None:
         260: -1,  # request 4 was due at 240
         285: 0,  # the three complete, counted already
     }
+    late_ms = {  # request 1 has its third token, due at 200, at 235; first tokens are due at 230, 234, 240
+        235: 35 + 5 + 1,
+        260: 25 + 25 + 20,
+        285: 75,
+    }
     scenario = SCENARIO.override(workload=replay)
     core = FunctionalEngine(scenario, reward=every_reward(scenario))
     step, state = jax.jit(core.step), jax.jit(core.init)(jax.random.key(0))
@@ -169,6 +256,7 @@ def test_by_hand() -> None:
         reward = dict(zip(NAMES, np.asarray(result.reward).tolist(), strict=True))
         assert float(result.info["time_s"]) == pytest.approx(end_ms / 1000)
         assert (end_ms, reward["goodput"]) == (end_ms, expected)
+        assert reward["tardiness"] == pytest.approx(-late_ms.get(end_ms, 0) / 1000, abs=1e-6)
         assert bool(result.truncated) == (end_ms == 285)
         holding += reward["holding_cost"]
     # All the times in system: Little's law on a run that ends empty.

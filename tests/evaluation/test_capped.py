@@ -31,7 +31,7 @@ def test_the_plan(most: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [60, 100, 160])
+@pytest.mark.parametrize("most", TABLE)
 def test_the_best_budget_of_sarathi(most: int) -> None:
     found = [
         llmgym.estimate_capacity(

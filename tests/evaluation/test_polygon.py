@@ -48,7 +48,7 @@ def test_outside_no_policy_is_stable(edge: str, share: float) -> None:
     step = POLYGON.vertices[n + 1] - POLYGON.vertices[n]
     normal = np.array([step[1], -step[0]])
     assert normal @ (1.02 * point) == pytest.approx(1.02 * normal @ POLYGON.vertices[n])
-    outside = replace(scenario(1.02 * point, 1280), lengths_known=True)
+    outside = replace(scenario(1.02 * point, 1280), lengths_known=True, service_weights=(1, 2))
     for name in baselines.names():
         split = {"prompts": "split"} if name in ("vllm", "faster_transformer") else {}
         policy = baselines.make(name, **split)

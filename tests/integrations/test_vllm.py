@@ -26,7 +26,11 @@ def assert_equal(got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> N
 
 
 # Cases that between them have every option; all of them are in the slow set.
-QUICK = ("kv_growth6|num_blocks_incl_null=13", "prio8|num_blocks_incl_null=20")
+QUICK = (
+    "kv_growth6|num_blocks_incl_null=13",
+    "prio8|num_blocks_incl_null=20",
+    "shared_prefix6|enable_prefix_caching=True",
+)
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -35,13 +39,11 @@ def test_batches_are_those_of_vllm(shared_data: Path, every: bool) -> None:
         recorded = json.load(file)
     equal = 0
     for case in recorded["cases"]:
-        if case["config"]["enable_prefix_caching"]:
-            continue
         if every or case["name"].startswith(QUICK):
             workload = recorded["workloads"][case["workload"]]
             assert_equal(schedule(workload, case["config"]), case["steps"])
             equal += 1
-    assert equal == (31 if every else 2)
+    assert equal == (32 if every else 3)
 
 
 def settings(number: int) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def settings(number: int) -> dict[str, Any]:
         "enable_chunked_prefill": rng.random() < 0.75,
         "long_prefill_token_threshold": rng.choice((0, 0, 5, 12)),
         "policy": ("fcfs", "priority")[number % 2],
-        "enable_prefix_caching": False,
+        "enable_prefix_caching": number % 4 > 1,  # under both queues
         "scheduler_reserve_full_isl": rng.random() < 0.5,
         "watermark": rng.choice((0.0, 0.0, 0.05, 0.2)),
         "prefill_schedule_interval": 1,
@@ -72,6 +74,11 @@ def random_case(fixed: dict[str, Any], seed: int) -> Case:
         }
         for n in range(REQUESTS)
     ]
+    for row in workload if fixed["enable_prefix_caching"] else ():
+        shared = rng.randint(0, row["prompt_len"])  # begins as others do, then goes its own way
+        row["prompt_token_ids"] = [
+            n if n < shared else rng.randint(1000, 1001) for n in range(row["prompt_len"])
+        ]
     longest = max(row["prompt_len"] + row["output_len"] for row in workload) - 1
     least = -(-longest // fixed["block_size"])
     chunked = fixed["enable_chunked_prefill"]
@@ -92,7 +99,7 @@ def random_case(fixed: dict[str, Any], seed: int) -> Case:
     ],
 )
 def test_random_cases_are_those_of_the_plain_scheduler(number: int, count: int) -> None:
-    preempted = 0
+    preempted = found = 0
     for seed in range(count):
         workload, config = random_case(settings(number), 1000 * number + seed)
         expected = vllm_reference.schedule(
@@ -100,7 +107,13 @@ def test_random_cases_are_those_of_the_plain_scheduler(number: int, count: int) 
         )
         assert_equal(schedule(workload, config), expected)
         preempted += sum(len(step["preempted"]) for step in expected)
+        ran = [entry for step in expected for entry in step["scheduled"]]
+        begun: set[str] = set()
+        for entry in ran:  # the first time that a request runs it has nothing but what is found
+            found += entry["id"] not in begun and entry["computed_before"] > 0
+            begun.add(entry["id"])
     assert preempted > count / 2
+    assert (found > 0) == settings(number)["enable_prefix_caching"]
 
 
 def small() -> Case:
@@ -120,7 +133,7 @@ def small() -> Case:
     ("change", "message"),
     [
         ({"policy": "prioritty"}, "Did you mean 'priority'"),
-        ({"enable_prefix_caching": True}, "enable_prefix_caching = True is not modelled"),
+        ({"prefill_schedule_interval": 2}, "prefill_schedule_interval = 2 is not modelled"),
         ({"num_blocks_incl_null": 6}, "'a' needs KV memory for 24 tokens; there is room for 20"),
         ({"max_model_len": 20}, "'a' has a prompt of 20 tokens"),
         ({"enable_chunked_prefill": False}, "compute 24 tokens at once"),
@@ -143,5 +156,8 @@ def test_missing_entries_and_empty_workloads_are_named() -> None:
         schedule([{k: v for k, v in workload[0].items() if k != "prompt_len"}], config)
     with pytest.raises(LLMGymError, match="no requests"):
         schedule([], config)
+    short = [workload[0] | {"prompt_token_ids": [1, 2, 3]}]
+    with pytest.raises(LLMGymError, match="has 3 prompt_token_ids and a prompt_len of 20"):
+        schedule(short, config | {"enable_prefix_caching": True})
     with pytest.raises(LLMGymError, match="different ids"):
         schedule([workload[0], workload[0]], config)

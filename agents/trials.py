@@ -1,0 +1,196 @@
+"""Many settings of one policy simulated at once, all on the same requests.
+
+The settings are traced arrays with one value for each environment, so one compiled program serves
+every setting and every load, and blocks of environments run beside each other on all cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym import model
+from llmgym.evaluation import rollout
+from llmgym.evaluation.fleet import cores
+from llmgym.policies import compose
+from llmgym.pytree import register
+from llmgym.scenario import Scenario
+from llmgym.theory.capacity import mean_work
+from llmgym.wide import Wide
+
+BLOCK = 128
+"""Most environments of a block: as many as fit a core's cache."""
+
+GRAIN = 32
+"""Blocks hold whole groups of so many environments: one program serves many numbers of trials."""
+
+Vary = Callable[[Any, jax.Array], rollout.Policy]
+"""A policy with its settings replaced by the rows of an array (settings, environments)."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What trials measured; arrays (trials, num_envs).
+
+    Attributes:
+        e2e_s: mean latency by Little's law: requests present over the arrival rate.
+        requests_per_s: tokens served a second over the mean tokens of a request.
+        late: share of the requests that finished whose first token came after the TTFT target.
+        good: share of them that met both targets. Where there is no target, every request meets it.
+        dropped: requests that found the table full.
+    """
+
+    e2e_s: np.ndarray
+    requests_per_s: np.ndarray
+    late: np.ndarray
+    good: np.ndarray
+    dropped: np.ndarray
+
+
+@register
+@dataclass(frozen=True)
+class _Counts:
+    """Requests that finished, those late for their first token, and those within both targets."""
+
+    finished: jax.Array
+    late: jax.Array
+    good: jax.Array
+
+
+def measure(
+    scenario: Scenario,
+    vary: Vary,
+    base: Any,
+    settings: np.ndarray,
+    num_envs: int,
+    warmup_s: float,
+    duration_s: float,
+    seed: int = 0,
+) -> Figures:
+    """Simulate ``vary(base, settings)`` for every row of ``settings`` (trials, numbers).
+
+    Environment n sees the same requests in all trials. ``warmup_s`` is left out of the figures.
+    """
+    total, threads = len(settings) * num_envs, cores() if jax.default_backend() == "cpu" else 1
+    size = min(BLOCK, -(-total // (threads * GRAIN)) * GRAIN)
+    number = np.minimum(np.arange(-(-total // size) * size), total - 1)  # fills up the last block
+    trial, env = number // num_envs, number % num_envs
+    physics, keys = model.lower(scenario), rollout.keys(seed, num_envs)
+    ticks_per_s = 1000 / scenario.tick_ms
+    stops = [Wide.of(round(s * ticks_per_s)) for s in (warmup_s, warmup_s + duration_s)]
+    ticks = np.array(scenario.targets_ms, float).T / scenario.tick_ms  # None becomes NaN
+    targets = jnp.asarray(np.where(np.isnan(ticks), np.inf, ticks), jnp.float32)
+
+    def run(block: np.ndarray, stops: list[Wide]) -> list[Any]:
+        numbers = jnp.asarray(settings[trial[block]].T, jnp.float32)
+        return _run(physics, numbers, keys[env[block]], stops, targets, vary, base)
+
+    blocks = np.split(np.arange(number.size), number.size // size)
+    run(blocks[0], [Wide.of(0)])  # compiles, before several threads would do so at once
+    with ThreadPoolExecutor(threads) as pool:
+        levels = list(pool.map(partial(run, stops=stops), blocks))
+    found = [_figures(scenario, *pair) for pair in levels]
+    columns = (np.concatenate(c)[:total] for c in zip(*found, strict=True))
+    return Figures(*(c.reshape(-1, num_envs) for c in columns))
+
+
+def measure_policy(scenario: Scenario, policy: Any, num_envs: int, **settings: Any) -> Figures:
+    """The same for one policy; arrays (1, num_envs)."""
+    return measure(scenario, _unchanged, policy, np.zeros((1, 0)), num_envs, **settings)
+
+
+def _unchanged(base: Any, numbers: jax.Array) -> Any:
+    return base
+
+
+def _run(
+    physics: Any,
+    settings: jax.Array,
+    key: jax.Array,
+    stops: list[Wide],
+    targets: jax.Array,
+    vary: Vary,
+    base: Any,
+) -> list[tuple[Any, Any, _Counts]]:
+    """Clocks, totals and counts of a block at each of the ``stops``."""
+    none = jnp.zeros(key.shape, jnp.int32)
+    state, counts, levels = rollout.start(physics, key), _Counts(none, none, none), []
+    for stop in stops:
+        state, counts = _advance(physics, settings, key, state, counts, stop, targets, vary, base)
+        levels.append((state.clock, state.totals, counts))
+    return jax.device_get(levels)
+
+
+@partial(jax.jit, static_argnames=("vary", "base"))
+def _advance(
+    physics: Any,
+    settings: jax.Array,
+    key: jax.Array,
+    state: Any,
+    counts: _Counts,
+    stop: Wide,
+    targets: jax.Array,
+    vary: Vary,
+    base: Any,
+) -> tuple[Any, _Counts]:
+    """A block taken to the time ``stop``."""
+    policy = vary(base, settings)
+
+    def running(carry: tuple[Any, _Counts]) -> jax.Array:
+        return jnp.any(carry[0].clock.until(stop) > 0)
+
+    def body(carry: tuple[Any, _Counts]) -> tuple[Any, _Counts]:
+        state, counts = carry
+        left = state.clock.until(stop)
+        batch = compose(policy, rollout.policy_key(key, state.steps), model.view(physics, state))
+        batch = jax.tree.map(lambda x: jnp.where(left > 0, x, 0), batch)
+        after, info = model.step(physics, state, batch, left)
+        return after, _count(counts, info, after.clock.low, targets)
+
+    return jax.lax.while_loop(running, body, (state, counts))
+
+
+def _count(counts: _Counts, info: Any, now: jax.Array, targets: jax.Array) -> _Counts:
+    """The counts after a step. ``targets`` (2, classes): TTFT and TPOT in ticks."""
+    table, done = info.table, info.finished
+    ttft, tpot = (jnp.take(of, table.job_class) for of in targets)
+    first = (table.first_token - table.arrival).astype(jnp.int32)
+    rest = (now - table.first_token).astype(jnp.int32)
+    late = first > ttft
+    slow = rest > tpot * jnp.maximum(table.output - 1, 0)
+
+    def total(mask: jax.Array) -> jax.Array:
+        return jnp.sum(mask.astype(jnp.int32), axis=0)
+
+    return _Counts(
+        counts.finished + total(done),
+        counts.late + total(done & late),
+        counts.good + total(done & ~late & ~slow),
+    )
+
+
+def _figures(scenario: Scenario, before: Any, after: Any) -> list[np.ndarray]:
+    """The columns of Figures, flat, from the levels after the warm-up and at the end."""
+    (began, start, first), (ended, end, last) = before, after
+    seconds = (ended.to_numpy() - began.to_numpy()) * scenario.tick_ms / 1000
+    waited = end.request_ticks.to_numpy() - start.request_ticks.to_numpy()
+    present = waited * scenario.tick_ms / 1000 / seconds
+    tokens = sum(
+        getattr(end, name).to_numpy() - getattr(start, name).to_numpy()
+        for name in ("prefill_tokens", "decode_tokens")
+    )
+    finished = np.maximum(last.finished - first.finished, 1)
+    return [
+        present / scenario.arrival_rate_per_s,
+        tokens / seconds / mean_work(scenario),
+        (last.late - first.late) / finished,
+        (last.good - first.good) / finished,
+        np.asarray(end.dropped),
+    ]

@@ -1,0 +1,41 @@
+"""What WAIT and Nested WAIT share: a limit on requests split into parts, whole numbers, and impatience."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from llmgym.baselines.ranking import ticks
+from llmgym.composition import View, own_budget
+
+
+def limit_on_requests(view: View, limit: int | None, token_budget: int | None) -> jax.Array | int:
+    """L: the policy's own limit, else the engine's, else a request for each token of the budget."""
+    if limit is not None:
+        return limit
+    budget = own_budget(view, token_budget)
+    return budget if view.max_num_seqs is None else jnp.minimum(budget, view.max_num_seqs)
+
+
+def shares(limit: jax.Array | int, work: Sequence[jax.Array]) -> list[jax.Array]:
+    """The limit split in proportion to ``work`` (float32)."""
+    total = jnp.maximum(jnp.sum(jnp.stack(work), axis=0), 1e-6)
+    # A share that should be whole may come out just below it in 32 bits.
+    return [limit * part / total + 1e-4 for part in work]
+
+
+def at_least_one(number: jax.Array) -> jax.Array:
+    """A float rounded down, but not below 1."""
+    return jnp.maximum(jnp.floor(number).astype(jnp.int32), 1)
+
+
+def anyone_late(view: View, requests: jax.Array, timeout_ms: float) -> jax.Array:
+    """Whether one of these requests (a mask) had no service for the timeout."""
+    return jnp.any(requests & (view.unserved >= ticks(view, timeout_ms)), axis=0)
+
+
+def count(requests: jax.Array) -> jax.Array:
+    """How many there are in a mask."""
+    return jnp.sum(requests.astype(jnp.int32), axis=0)
