@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from scipy import stats
 
 import llmgym
-from llmgym import Fixed, Geometric, Poisson, Scenario, Staircase
+from llmgym import Fixed, Geometric, Poisson, Scenario, Staircase, cli, scenario_files
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.agents.dynamic_programming import solve
 from llmgym.agents.optimality import optimality_gap, optimality_gaps
@@ -124,7 +125,7 @@ def small() -> Scenario:
 
 @cache
 def solved() -> Optimum:
-    return solve(small(), residues=None, tolerance=1e-5)
+    return solve(small(), residues=None, tolerance=1e-4)
 
 
 def test_simulation_of_its_policy_gives_its_value() -> None:
@@ -227,6 +228,20 @@ def test_bad_arguments_are_refused() -> None:
         optimality_gap(small().at_rate(40.0), "sarathi", None, overload, 64, 30.0, 0.0)
     with pytest.raises(LLMGymError, match="whole rows"):
         DynamicProgram(None, None, bytes(5), columns=2)
+
+
+def test_the_command_gives_the_bracket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "engine.toml"
+    scenario_files.save(small(), path)
+    arguments = ["optimum", "-s", str(path), "--residues", "0", "--num-envs", "64", "--json"]
+    cli.app([*arguments, "--duration-s", "20", "--out", str(tmp_path)], standalone_mode=False)
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["low_s"] == solved().low
+    assert row["exact"]
+    assert [p["policy"] for p in row["policies"]] == ["dynamic_program"]
+    assert row["policies"][0]["e2e_s"][0] == pytest.approx(solved().low, rel=0.2)
+    assert load(tmp_path / "rate-13.npz") == solved()
+    assert json.loads((tmp_path / "optimum.json").read_text()) == [row]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import Geometric, Poisson, Scenario, Staircase, baselines, simulate
-from llmgym.agents.index import SearchResult, Settings, search, vary
+from llmgym import Geometric, Poisson, Scenario, Staircase, baselines, cli, scenario_files, simulate
+from llmgym.agents.index import SearchResult, Settings, blank, search, vary
 from llmgym.agents.trials import measure
 from llmgym.baselines.index import PARAMETERS, Index
 from llmgym.baselines.tiles import admissible_prefill
@@ -132,7 +133,7 @@ WARMUP_S, DURATION_S, ENVS = 5.0, 20.0, 32
 
 
 def test_trials_are_what_simulate_finds() -> None:
-    figures = measure(scenario(), vary, POOR, VECTORS, ENVS, WARMUP_S, DURATION_S, seed=3)
+    figures = measure(scenario(), vary, blank(POOR), VECTORS, ENVS, WARMUP_S, DURATION_S, seed=3)
     rule = Index(prefill_weight=0.9, age_weight=0.0)
     run = simulate(
         scenario(), rule, duration_s=WARMUP_S + DURATION_S, num_envs=ENVS, seed=3, warmup_s=WARMUP_S
@@ -156,11 +157,11 @@ def test_trials_are_what_simulate_finds() -> None:
 
 
 def test_blocks_change_nothing() -> None:
-    several = measure(scenario(), vary, POOR, VECTORS, ENVS, WARMUP_S, DURATION_S, seed=3)
-    rows = np.repeat(VECTORS, 3, axis=0)
-    more = measure(scenario(), vary, POOR, rows, ENVS, WARMUP_S, DURATION_S, seed=3)
-    np.testing.assert_array_equal(more.e2e_s[::3], several.e2e_s)
-    np.testing.assert_array_equal(more.good[2::3], several.good)
+    several = measure(scenario(), vary, blank(POOR), VECTORS, ENVS, WARMUP_S, DURATION_S, seed=3)
+    alone = measure(scenario(), vary, blank(POOR), VECTORS[1:], ENVS, WARMUP_S, DURATION_S, seed=3)
+    np.testing.assert_array_equal(alone.e2e_s[0], several.e2e_s[1])
+    fewer = measure(scenario(), vary, blank(POOR), VECTORS, 20, WARMUP_S, DURATION_S, seed=3)
+    np.testing.assert_array_equal(fewer.good, several.good[:, :20])
 
 
 SMALL = Settings(
@@ -178,7 +179,9 @@ def found() -> SearchResult:
 def test_a_search_improves_on_a_poor_start() -> None:
     result = found()
     poor = [[getattr(POOR, name) for name in PARAMETERS]]
-    start = measure(scenario(), vary, POOR, np.array(poor), 16, WARMUP_S, DURATION_S, seed=1000)
+    start = measure(
+        scenario(), vary, blank(POOR), np.array(poor), 16, WARMUP_S, DURATION_S, seed=1000
+    )
     assert result.figures[0]["e2e_s"][0] < 0.9 * start.e2e_s.mean()
     assert len(result.history) == 3
     assert all(row["best"] < 1 for row in result.history)
@@ -262,6 +265,19 @@ def test_a_network_and_bad_parameters_are_refused() -> None:
     with pytest.raises(LLMGymError, match="at least 0"):
         Index(power=-1.0)
     assert set(PARAMETERS) < set(Index.__dataclass_fields__)
+
+
+def test_the_command_tunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "engine.toml"
+    scenario_files.save(scenario(), path)
+    arguments = ["tune", "-s", str(path), "--rate", "13", "--generations", "1", "--json"]
+    cli.app([*arguments, "--population", "3"], standalone_mode=False)
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["parameters"]) == set(PARAMETERS)
+    assert result["figures"][0]["load"] == pytest.approx(
+        13 / llmgym.capacity(scenario()).requests_per_s
+    )
+    assert 0.2 < result["figures"][0]["e2e_s"][0] < 1.0
 
 
 @pytest.mark.slow
