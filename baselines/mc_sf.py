@@ -29,7 +29,8 @@ class MCSF(Policy):
     admitted. Needs known lengths. Where memory has no limit everybody fits.
 
     Completed: memory is counted in whole blocks; the iterations that a prompt takes beyond the first
-    are left out of the forecast; with nobody in memory the first is admitted in any case.
+    are left out of the forecast, and the last output token is counted, which an engine whose prompt
+    yields the first token never stores; with nobody in memory the first is admitted in any case.
 
     Args:
         protection: share of memory kept free (alpha-protection), against forecasts that fail.

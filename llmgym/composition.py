@@ -164,7 +164,12 @@ def fill(
 
 def choose(condition: jax.Array, yes: Batch, no: Batch) -> Batch:
     """One batch or the other, as a whole."""
-    return Batch(jnp.where(condition, yes.tokens, no.tokens))
+    tokens = jnp.where(condition, yes.tokens, no.tokens)
+    if yes.preempt is None and no.preempt is None:
+        return Batch(tokens)
+    nobody = jnp.zeros(tokens.shape, bool)
+    yes_preempt, no_preempt = (nobody if b.preempt is None else b.preempt for b in (yes, no))
+    return Batch(tokens, jnp.where(condition, yes_preempt, no_preempt))
 
 
 def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax.Array:

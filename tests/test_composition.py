@@ -225,6 +225,13 @@ def test_choose_takes_whole_batches() -> None:
     chosen = choose(jnp.array([True, False]), yes, no)
     np.testing.assert_array_equal(chosen.tokens, np.tile([1, 2], (SLOTS, 1)))
 
+def test_choose_keeps_who_is_preempted() -> None:
+    yes = Batch(jnp.array([[3, 3]]), jnp.array([[True, True]]))
+    no = Batch(jnp.array([[7, 7]]))
+    for first, second, expected in ((yes, no, [True, False]), (no, yes, [False, True])):
+        chosen = choose(jnp.array([True, False]), first, second)
+        assert chosen.preempt is not None and chosen.preempt.tolist() == [expected]
+
 
 def test_own_budget_is_the_smaller_one() -> None:
     none = np.zeros(SHAPE, bool)
