@@ -9,12 +9,10 @@ that was stopped goes on; delete the folder to start over.
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from results_tool import RESULTS, read, row, table
 
 import llmgym
 from llmgym import Geometric, Scenario, baselines
@@ -22,9 +20,9 @@ from llmgym.agents.dynamic_programming import solve
 from llmgym.agents.index import Settings, search
 from llmgym.agents.optimality import optimality_gaps
 from llmgym.baselines.index import PARAMETERS, Index
-from llmgym.evaluation.files import to_json, write
+from llmgym.evaluation.files import write
 
-FOLDER = Path(__file__).parents[1] / "docs" / "results" / "optimum"
+FOLDER = RESULTS / "optimum"
 RATES = (8.0, 10.0, 11.0, 12.0, 13.0)
 SEARCH_RATES = (10.0, 12.0, 13.0)
 BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
@@ -34,19 +32,6 @@ CAPS = (60, 80, 100, 110, 120, 160, 200)
 CAPPED_BUDGETS = (128, 256, 384, 512)
 SIMULATION = {"num_envs": 64, "duration_s": 800.0, "warmup_s": 100.0, "seed": 7}
 LAWS = {"fixed": 112, "geometric": Geometric(112.0)}
-
-
-def row(file: str, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row ``name`` of a file: as it stands there, or made now and kept."""
-    path = FOLDER / file
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if name not in kept:
-        began = time.perf_counter()
-        made = make()
-        kept[name] = made | {"took_s": round(time.perf_counter() - began, 1)}
-        write(path, to_json(kept))
-        print(f"{file}: {name}", flush=True)
-    return dict(kept[name])
 
 
 def latency(rate: float, law: str = "fixed") -> Scenario:
@@ -66,7 +51,7 @@ def tuned() -> Index:
         )
         return {"parameters": parameters(found.policy), "figures": found.figures}
 
-    return Index(**row("index.json", "latency", make)["parameters"])
+    return Index(**row(FOLDER / "index.json", "latency", make)["parameters"])
 
 
 def parameters(rule: Index) -> dict[str, float]:
@@ -143,16 +128,6 @@ def capped(seats: int) -> dict[str, Any]:
     }
 
 
-def read(file: str) -> dict[str, Any]:
-    """The rows of a file."""
-    return dict(json.loads((FOLDER / file).read_text()))
-
-
-def table(header: str, rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {header} |", "|" + "---|" * len(rows[0])] + [f"| {' | '.join(r)} |" for r in rows]
-
-
 def interval(triple: list[float], digits: int = 2) -> str:
     """Mean [low, high]."""
     mean, low, high = (f"{x:.{digits}f}" for x in triple)
@@ -162,7 +137,7 @@ def interval(triple: list[float], digits: int = 2) -> str:
 def latency_rows(law: str) -> list[list[str]]:
     """One row for each rate: the optimum, and mean latencies with what they are above it."""
     rows = []
-    for rate, found in read(f"{law}.json").items():
+    for rate, found in read(FOLDER / f"{law}.json").items():
         policies = found["policies"]
         sarathi = {n: p for n, p in policies.items() if n.startswith("sarathi")}
         best = min(sarathi, key=lambda n: sarathi[n]["e2e_s"][0])
@@ -178,7 +153,7 @@ def latency_rows(law: str) -> list[list[str]]:
 def service_rows(law: str) -> list[list[str]]:
     """Shares of good requests and of late first tokens."""
     rows = []
-    for rate, found in read(f"{law}.json").items():
+    for rate, found in read(FOLDER / f"{law}.json").items():
         names = ("dynamic_program", "index, tuned", "sarathi 256", "sarathi 512")
         known = [found["policies"].get(name) for name in names]
         cells = [
@@ -191,7 +166,7 @@ def service_rows(law: str) -> list[list[str]]:
 def capped_rows() -> list[list[str]]:
     """One row for each cap."""
     rows = []
-    for seats, found in read("capped.json").items():
+    for seats, found in read(FOLDER / "capped.json").items():
         limit, mine = found["limit_per_s"], found["from_empty"]
         best = max(found["sarathi"], key=lambda b: found["sarathi"][b][0])
         sarathi = found["sarathi"][best][0]
@@ -215,7 +190,7 @@ HEAD = "requests/s | optimum s | its policy | index, tuned | index | best Sarath
 
 def page() -> str:
     """docs/results/optimum/README.md."""
-    found = read("index.json")["latency"]
+    found = read(FOLDER / "index.json")["latency"]
     numbers = ",".join(f"{k}={v:g}" for k, v in found["parameters"].items())
     exact_rows = [
         [
@@ -224,7 +199,7 @@ def page() -> str:
             f"{r['states']:,}",
             f"{r['truncation']:.0e}",
         ]
-        for rate, r in read("exact.json").items()
+        for rate, r in read(FOLDER / "exact.json").items()
     ]
     lines = [
         "# The optimum of the decode-first class, and the tuned tile index",
@@ -288,13 +263,17 @@ def main() -> None:
     if only in (None, "latency"):
         for law in LAWS:
             for rate in RATES:
-                row(f"{law}.json", f"{rate:g}", lambda rate=rate, law=law: compare(rate, law))
+                row(
+                    FOLDER / f"{law}.json",
+                    f"{rate:g}",
+                    lambda rate=rate, law=law: compare(rate, law),
+                )
     if only in (None, "exact"):
         for rate in (10.0, 12.0):
-            row("exact.json", f"{rate:g}", lambda rate=rate: exact(rate))
+            row(FOLDER / "exact.json", f"{rate:g}", lambda rate=rate: exact(rate))
     if only in (None, "capped"):
         for seats in CAPS:
-            row("capped.json", str(seats), lambda seats=seats: capped(seats))
+            row(FOLDER / "capped.json", str(seats), lambda seats=seats: capped(seats))
     if only in (None, "page"):
         write(FOLDER / "README.md", page())
 
