@@ -111,7 +111,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Run one policy and print its summary. --out writes requests.csv, batches.csv and summary.json."""
-    from llmgym.evaluation import benchmark, service_tables
+    from llmgym.evaluation import service_tables
     from llmgym.evaluation.files import to_json, write
     from llmgym.evaluation.simulate import simulate as run_simulation
     from llmgym.workload import Replay
@@ -125,7 +125,7 @@ def simulate(
         task = bar.add_task(f"{policy} on {chosen.name}", total=1.0)
         run = run_simulation(
             chosen,
-            benchmark.resolve(policy),
+            policy,
             load=load,
             duration_s=duration_s,
             num_envs=num_envs,
@@ -165,7 +165,6 @@ def capacity(
     as_json: Json = False,
 ) -> None:
     """The load that no policy can exceed (the planning LP), and what a policy reaches."""
-    from llmgym.evaluation import benchmark
     from llmgym.evaluation.capacity_estimate import estimate_capacity
     from llmgym.theory.capacity import capacity as limit_of
 
@@ -185,7 +184,7 @@ def capacity(
             task = bar.add_task(f"capacity of {policy}", total=1.0)
             estimate = estimate_capacity(
                 chosen,
-                benchmark.resolve(policy),
+                policy,
                 seed=seed,
                 progress=lambda done: bar.update(task, completed=done),
             )
@@ -218,7 +217,11 @@ def benchmark(
     scenario: ScenarioName = "paper-figure-1",
     policy: Annotated[
         list[str] | None,
-        typer.Option("--policy", "-p", help="Repeatable; sarathi:token_budget=128 for settings."),
+        typer.Option(
+            "--policy",
+            "-p",
+            help="Repeatable; sarathi:token_budget=128 for settings, FILE.py:FUNCTION for yours.",
+        ),
     ] = None,
     load: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A request trace, as the workload.")] = None,

@@ -56,8 +56,8 @@ def optimum(
     from llmgym.agents.optimality import optimality_gaps
     from llmgym.agents.optimum import save
     from llmgym.cli import _bar, _print_json, console
-    from llmgym.evaluation.benchmark import resolve
     from llmgym.evaluation.files import to_json, write
+    from llmgym.policies import resolve
 
     rows: list[dict[str, Any]] = []
     chosen = [resolve(name) for name in policy or ()]  # a wrong name is told at once

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,21 +24,87 @@ PolicyLike = str | Callable[[jax.Array, View], Batch]
 
 
 def resolve(policy: PolicyLike) -> Callable[[jax.Array, View], Batch]:
-    """The policy that a name stands for, or the policy object or function itself.
+    """The policy that a text stands for, or the policy object or function itself.
+
+    A text is the name of a baseline or of a trained policy; ``sarathi:token_budget=128`` with settings
+    (several with commas between them); ``path/agent.npz``, a checkpoint; or ``path/file.py:function``, a
+    policy of one's own.
 
     Raises LLMGymError for an unknown name (with the nearest match) or something that cannot be called.
     """
     if isinstance(policy, str):
-        if policy in agents.names() or agents.is_path(policy):
-            return agents.load(policy)
-        if policy not in baselines.POLICIES:
-            raise unknown("policy", policy, (*baselines.names(), *agents.names()))
-        return baselines.make(policy)
+        return _named(policy)
     if not callable(policy):
         raise LLMGymError(
             f"A policy is a name or a function policy(key, view) -> Batch, got {policy!r}."
         )
     return policy
+
+
+def _named(text: str) -> Callable[[jax.Array, View], Batch]:
+    if agents.is_path(text):
+        return agents.load(text)
+    file, is_python, function = text.partition(".py:")
+    if is_python:
+        return _from_file(Path(f"{file}.py").resolve(), function)
+    name, _, settings = text.partition(":")
+    if name not in baselines.POLICIES and name not in agents.names():
+        raise unknown("policy", name, (*baselines.names(), *agents.names()))
+    values: dict[str, Any] = {}
+    for pair in filter(None, settings.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LLMGymError(
+                f"Policy {text!r}: write settings as name:setting=value,setting=value."
+            )
+        values[key.strip()] = _value(value.strip())
+    if name in baselines.POLICIES:
+        return baselines.make(name, **values)
+    if values:
+        raise LLMGymError(f"Policy {text!r}: a trained policy has no settings.")
+    return agents.load(name)
+
+
+def _value(text: str) -> int | float | str:
+    """The number that a text stands for, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@cache  # one function object, so that what is compiled for it is found again
+def _from_file(path: Path, function: str) -> Callable[[jax.Array, View], Batch]:
+    """The policy ``function`` of a Python file."""
+    if not path.is_file():
+        raise LLMGymError(
+            f"There is no file {path}; name a policy of yours as path/file.py:function."
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise LLMGymError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    if not hasattr(module, function):
+        own = [n for n, x in vars(module).items() if getattr(x, "__module__", "") == path.stem]
+        raise unknown(f"policy of {path.name}:", function, own)
+    return resolve(getattr(module, function))
+
+
+def digests(names: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of what is in the files that some names stand for; other names are left out."""
+    found = {}
+    for name in names:
+        file, is_python, _ = name.partition(".py:")
+        if is_python:
+            found[name] = hashlib.sha256(Path(f"{file}.py").read_bytes()).hexdigest()
+        elif getattr(policy := resolve(name), "digest", ""):
+            found[name] = policy.digest  # type: ignore[attr-defined]
+    return found
 
 
 def name_of(policy: PolicyLike) -> str:

@@ -225,6 +225,7 @@ def test_choose_takes_whole_batches() -> None:
     chosen = choose(jnp.array([True, False]), yes, no)
     np.testing.assert_array_equal(chosen.tokens, np.tile([1, 2], (SLOTS, 1)))
 
+
 def test_choose_keeps_who_is_preempted() -> None:
     yes = Batch(jnp.array([[3, 3]]), jnp.array([[True, True]]))
     no = Batch(jnp.array([[7, 7]]))

@@ -74,7 +74,7 @@ class Benchmark:
         check_number("arrivals", self.arrivals, low=30, integer=True)
         check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
         for name in self.policies:
-            resolve(name)
+            policies.resolve(name)
 
     @property
     def endless(self) -> Scenario:
@@ -99,38 +99,14 @@ class Benchmark:
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
         settings = asdict(replace(self, scenario=None))  # type: ignore[arg-type]
+        digests = policies.digests(self.policies)
         return {
             **settings,
+            **({"digests": digests} if digests else {}),
             "scenario": scenario_files.dumps(self.scenario),
             "versions": {name: metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(),
         }
-
-
-def resolve(name: str) -> Any:
-    """The policy of a row: ``name``, or ``name:setting=value,...`` such as ``sarathi:token_budget=128``."""
-    base, _, settings = name.partition(":")
-    if not settings:
-        return policies.resolve(base)
-    values: dict[str, Any] = {}
-    for pair in settings.split(","):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise LLMGymError(
-                f"Policy {name!r}: write settings as name:setting=value,setting=value."
-            )
-        values[key.strip()] = _number(value.strip())
-    return baselines.make(base, **values)
-
-
-def _number(text: str) -> int | float | str:
-    """The number that a text stands for, or the text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
@@ -143,7 +119,7 @@ def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
         raise LLMGymError(problem)
     rows = []
     for name in names:
-        policy = resolve(name)
+        policy: Any = policies.resolve(name)
         splits = policies.check(policy, scenario) and hasattr(policy, "prompts")
         rows.append(f"{name}{',' if ':' in name else ':'}prompts=split" if splits else name)
     return tuple(rows)
@@ -214,7 +190,7 @@ def _limit(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def _capacity(benchmark: Benchmark, name: str) -> dict[str, Any]:
-    policy = resolve(name)
+    policy: Any = policies.resolve(name)
     saturates = getattr(policy, "saturates", False)
     estimate = estimate_capacity(
         benchmark.endless,
@@ -229,7 +205,7 @@ def _capacity(benchmark: Benchmark, name: str) -> dict[str, Any]:
 def _stability(benchmark: Benchmark, name: str, load: float) -> dict[str, Any]:
     verdict = stability(
         benchmark.endless,
-        resolve(name),
+        policies.resolve(name),
         load=load,
         replications=benchmark.replications,
         seed=benchmark.seed,
@@ -250,11 +226,11 @@ def latency_run(benchmark: Benchmark, name: str, load: float) -> Run:
         replay = scenario.workload.first(benchmark.arrivals)
         scenario = replace(scenario, workload=replay)
         span_s = replay.arrival_s[-1] + 1.0
-        return simulate(scenario, resolve(name), duration_s=span_s, seed=benchmark.seed)
+        return simulate(scenario, policies.resolve(name), duration_s=span_s, seed=benchmark.seed)
     duration_s = benchmark.arrivals / rate
     return simulate(
         scenario,
-        resolve(name),
+        policies.resolve(name),
         duration_s=duration_s,
         warmup_s=duration_s / 3,
         num_envs=benchmark.replications,

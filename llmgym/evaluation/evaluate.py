@@ -79,15 +79,11 @@ class Evaluation:
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
-        digests = {
-            member: getattr(policies.resolve(member), "digest", None)
-            for name in self.policies
-            for member in members(name)
-        }
+        everyone = tuple(member for name in self.policies for member in members(name))
         return {
             **vars(self),
             "scenario": scenario_files.dumps(self.scenario),
-            "digests": {k: v for k, v in digests.items() if v},
+            "digests": policies.digests(everyone),
             "versions": {name: metadata.version(name) for name in VERSIONED},
         }
 

@@ -21,7 +21,7 @@ import jax
 from llmgym import model, policies, scenario_files
 from llmgym.errors import LLMGymError, TableFullError, check_number
 from llmgym.evaluation import rollout as rollouts
-from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, resolve, slug
+from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, slug
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.scenario import Scenario
 from llmgym.traces import read_trace
@@ -119,7 +119,7 @@ def run(
     Raises LLMGymError for an unknown policy, or where ``out`` holds another run or cannot be written.
     """
     for name in names:
-        resolve(name)
+        policies.resolve(name)
     todo = [Task(slug(name), name, partial(_record, traffic, name)) for name in names]
     results = measure(traffic.config(), todo, out, progress)
     return [results[task.name] for task in todo]
@@ -127,7 +127,7 @@ def run(
 
 def _record(traffic: Traffic, name: str) -> dict[str, Any]:
     """A policy's numbers, and the seconds that it took, compilation and repetition included."""
-    policy, changed = _adapted(resolve(name), traffic)
+    policy, changed = _adapted(policies.resolve(name), traffic)
     given = _given(policy, traffic.scenario)
     scenario = replace(traffic.scenario, **given)
     assert isinstance(scenario.workload, Replay)
