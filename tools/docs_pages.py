@@ -1,0 +1,208 @@
+"""Pages of the documentation that are made from the code and the results, when MkDocs builds it.
+
+The front page is README; there is a page for each module of the public surface, each baseline, each
+scenario; and the navigation.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mkdocs_gen_files
+
+import llmgym
+from llmgym import baselines, scenario_files
+from llmgym.theory.capacity import capacity
+from llmgym.workload import Replay
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+
+API = {
+    "The model": ("scenario", "batch_time", "presets", "workload", "arrivals", "lengths", "workflow",
+                  "kv_cache", "prefixes", "scenario_files", "traces", "arrival_fits", "calibration"),
+    "Environments": ("envs.functional", "envs.gym_env", "envs.vector_env", "envs.network",
+                     "envs.actions", "envs.observations", "envs.rewards", "envs.checker"),
+    "Policies": ("composition", "policies", "baselines", "baselines.policy", "baselines.tiles"),
+    "Evaluation": ("evaluation.simulate", "evaluation.stability", "evaluation.capacity_estimate",
+                   "evaluation.benchmark", "evaluation.evaluate", "evaluation.comparison",
+                   "evaluation.traffic", "evaluation.statistics"),
+    "Theory": ("theory.capacity", "theory.region", "theory.bounds", "theory.memory",
+               "theory.flow_control", "theory.networks"),
+    "Learning": ("agents", "agents.ppo", "agents.tiles", "agents.training", "agents.checkpoint",
+                 "agents.index", "agents.dynamic_programming", "agents.optimality"),
+    "Integrations": ("integrations.sb3", "integrations.pettingzoo", "integrations.vllm"),
+}  # fmt: skip
+"""Modules of the reference, by part."""
+
+
+def page(path: str, *parts: str) -> None:
+    """Write a page."""
+    with mkdocs_gen_files.open(path, "w") as file:
+        file.write("\n\n".join(parts) + "\n")
+
+
+def front_page() -> None:
+    """README, with its links as they are from docs/."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"\]\(docs/([^)]*)\)", r"](\1)", text)
+    text = text.replace("](llmgym/scenarios)", "](scenarios/index.md)")
+    text = text.replace("](CITATION.cff)", "](cite.md)")
+    text = re.sub(r"\]\((results/[^)#]*[^/)#.]{1}/?)\)(?<!\.md\))", _folder_link, text)
+    page("index.md", text)
+
+
+def _folder_link(match: re.Match[str]) -> str:
+    """A link to a folder of results leads to its page, where it has one."""
+    target = match.group(1)
+    if (ROOT / "docs" / target).is_file():
+        return match.group(0)
+    readme = ROOT / "docs" / target / "README.md"
+    return f"]({target.rstrip('/')}/README.md)" if readme.exists() else "](index.md#results)"
+
+
+def api_pages() -> list[str]:
+    """One page for each module; lines of the navigation."""
+    lines = ["* API reference"]
+    for part, modules in API.items():
+        lines.append(f"    * {part}")
+        for module in modules:
+            name = f"llmgym.{module}"
+            page(f"api/{name}.md", f"# {name}", f"::: {name}\n    options:\n      show_root_heading: false")
+            lines.append(f"        * [{name}](api/{name}.md)")
+    return lines
+
+
+def measured() -> dict[str, dict[str, dict[str, str]]]:
+    """What was measured of each policy: rows of published results, by policy and by experiment."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    sources = {
+        "paper-figure-1": RESULTS / "paper-figure-1" / "results.csv",
+        "an hour of the Azure conversation trace": RESULTS / "azure-hour/conversation/results.csv",
+        "an hour of the Azure code trace": RESULTS / "azure-hour/code/results.csv",
+    }
+    for title, path in sources.items():
+        if path.exists():
+            with path.open() as file:
+                for record in csv.DictReader(file):
+                    name = record["policy"].partition(":")[0]
+                    found.setdefault(name, {}).setdefault(title, record)
+    return found
+
+
+SHOWN = {
+    "capacity_requests_per_s": ("capacity, requests/s", 1.0),
+    "goodput_per_s": ("goodput, requests/s", 1.0),
+    "attainment": ("share within targets", 1.0),
+    "slo_attainment": ("share within targets", 1.0),
+    "ttft_ms_mean": ("mean TTFT, s", 1000.0),
+    "ttft_ms_p99": ("p99 TTFT, s", 1000.0),
+    "tpot_ms_mean": ("mean TPOT, ms", 1.0),
+    "preemptions": ("preemptions", 1.0),
+}
+
+
+def figures_of(name: str, records: dict[str, dict[str, str]]) -> str:
+    """A table of what was measured of a policy."""
+    if not records:
+        return ""
+    lines = ["## Measured", "", "| experiment | figure | |", "|---|---|---|"]
+    for title, record in records.items():
+        for key, (label, unit) in SHOWN.items():
+            value = record.get(key)
+            if value not in (None, "", "nan"):
+                lines.append(f"| {title} | {label} | {float(value) / unit:.4g} |")  # type: ignore[arg-type]
+    return "\n".join(lines) if len(lines) > 4 else ""
+
+
+def baseline_pages() -> list[str]:
+    """One page for each baseline, and their index."""
+    results, rows, lines = measured(), [], ["* [Baselines](baselines/index.md)"]
+    for name, policy in baselines.POLICIES.items():
+        module = inspect.getmodule(policy)
+        assert module is not None
+        source = (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+        first = (policy.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+        path = Path(inspect.getfile(policy)).resolve().relative_to(ROOT)
+        facts = [
+            "| | |", "|---|---|",
+            f"| source | {source} |",
+            f"| file | `{path.as_posix()}` |",
+            f"| work-conserving (Eqs. 8-9) | {'yes' if policy.work_conserving else 'no'} |",
+            f"| used as | `llmgym.baselines.make({name!r})`, `--policy {name}` |",
+        ]  # fmt: skip
+        page(
+            f"baselines/{name}.md",
+            f"# {name}",
+            "\n".join(facts),
+            "## Rule",
+            f"::: {policy.__module__}.{policy.__name__}\n    options:\n      members: []",
+            figures_of(name, results.get(name, {})),
+            f"## Code\n\n```python\n{inspect.getsource(policy)}```",
+        )
+        rows.append(f"| [`{name}`]({name}.md) | {first} |")
+        lines.append(f"    * [{name}](baselines/{name}.md)")
+    page("baselines/index.md", "# Baselines", "\n".join(["| name | rule |", "|---|---|", *rows]))
+    return lines
+
+
+def scenario_pages() -> list[str]:
+    """One page for each shipped scenario, and their index."""
+    rows, lines = [], ["* [Scenarios](scenarios/index.md)"]
+    for name in scenario_files.names():
+        scenario = llmgym.scenario(name)
+        parts = [f"# {name}", scenario.description, f"Source: {scenario.source}"]
+        graph = ROOT / "docs" / "graphs" / f"{name}.svg"
+        if graph.exists():
+            parts.append(f"![{name}](../graphs/{name}.svg)")
+        limit = "-"
+        if not isinstance(scenario.workload, Replay):
+            plan = capacity(scenario)
+            limit = f"{plan.requests_per_s:.4g}"
+            parts.append(
+                f"No policy serves more than {limit} jobs a second (`llmgym capacity --scenario {name}`); its own "
+                f"arrivals are {plan.load_factor:.3g} of that."
+            )
+        text = scenario_files.dumps(scenario)
+        page(f"scenarios/{name}.md", *parts, f"```toml\n{text}```")
+        first = scenario.description.partition(". ")[0].rstrip(".")
+        rows.append(f"| [{name}]({name}.md) | {len(scenario.engines)} | {limit} | {first} |")
+        lines.append(f"    * [{name}](scenarios/{name}.md)")
+    head = ["| scenario | engines | jobs/s | |", "|---|---|---|---|"]
+    page("scenarios/index.md", "# Scenarios", "\n".join([*head, *rows]))
+    return lines
+
+
+def results_pages() -> list[str]:
+    """Lines of the navigation for the pages of results."""
+    lines = []
+    for path in sorted(RESULTS.glob("*/README.md")):
+        title = path.read_text().splitlines()[0].lstrip("# ")
+        lines.append(f"    * [{title}]({path.relative_to(ROOT / 'docs').as_posix()})")
+    return ["* Results", *lines] if lines else []
+
+
+def listed(folder: str, title: str) -> list[str]:
+    """Lines of the navigation for the pages that are written by hand."""
+    lines = [f"* {title}"]
+    for path in sorted((ROOT / "docs" / folder).glob("*.md")):
+        heading = path.read_text().splitlines()[0].lstrip("# ")
+        lines.append(f"    * [{heading}]({folder}/{path.name})")
+    return lines
+
+
+def main() -> None:
+    """All pages, and the navigation."""
+    front_page()
+    lines: list[Any] = ["* [llmgym](index.md)", *listed("environments", "Environments")]
+    lines += [*scenario_pages(), *baseline_pages(), *listed("guides", "Guides"), *results_pages()]
+    lines += [*api_pages(), "* [How to cite](cite.md)"]
+    page("SUMMARY.md", "\n".join(lines))
+
+
+main()
