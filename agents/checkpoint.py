@@ -58,14 +58,20 @@ def versions() -> dict[str, str]:
 
 
 def policy_of(
-    choice: TileChoice, actor: Layers, header: dict[str, Any], label: str
+    choice: TileChoice, actor: Layers, header: dict[str, Any], label: str, masks: bool = True
 ) -> TrainedPolicy:
     """The policy of an actor network; ``header`` tells what it was trained on."""
-    found = hashlib.sha256(json.dumps(asdict(choice), sort_keys=True).encode())
+    said = asdict(choice) if masks else asdict(choice) | {"masks": masks}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for leaf in jax.tree.leaves(actor):
         found.update(np.ascontiguousarray(leaf).tobytes())
     return TrainedPolicy(
-        choice=choice, digest=found.hexdigest(), label=label, actor=actor, header=header
+        choice=choice,
+        digest=found.hexdigest(),
+        label=label,
+        masks=masks,
+        actor=actor,
+        header=header,
     )
 
 
@@ -75,6 +81,7 @@ def save_agent(path: Path, policy: TrainedPolicy) -> None:
         f"actor/{n}/{name}": x for n, layer in enumerate(policy.actor) for name, x in layer.items()
     }
     kind = {"format": FORMAT, "kind": KIND, "choice": asdict(policy.choice)}
+    kind |= {} if policy.masks else {"masks": False}
     write_arrays(path, arrays, kind | dict(policy.header))
 
 
@@ -97,4 +104,4 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
             f"{path} has {inputs} inputs and {outputs} outputs where this version of llmgym has "
             f"{len(choice.features)} and {sum(choice.parts)}; train it anew."
         )
-    return policy_of(choice, actor, header, label or path.stem)
+    return policy_of(choice, actor, header, label or path.stem, header.get("masks", True))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.agents.networks import Layers, best_choice, log_probs, mlp
+from llmgym.agents.networks import Layers, best_choice, log_probs, mlp, nearest_choice
 from llmgym.agents.tiles import TileChoice
 from llmgym.baselines.policy import Policy
 from llmgym.composition import Batch, View, own_budget
@@ -23,6 +23,8 @@ class TrainedPolicy(Policy):
         choice: what it observes and what it may do.
         digest: of the choice and the weights.
         label: its name in tables.
+        masks: whether only allowed choices compete; else the likeliest of all does, and stands for the
+            nearest that is allowed.
         actor: the layers.
         header: what the checkpoint says of itself: scenarios, settings, seed, versions, figures.
     """
@@ -30,6 +32,7 @@ class TrainedPolicy(Policy):
     choice: TileChoice = field(default_factory=TileChoice)
     digest: str = ""
     label: str = field(default="trained", compare=False)
+    masks: bool = True
     actor: Layers = field(default_factory=list, compare=False, repr=False)
     header: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     name: ClassVar[str] = "trained"
@@ -46,5 +49,8 @@ class TrainedPolicy(Policy):
             jnp.moveaxis(x, 0, -1) for x in (sight.features, sight.mask, sight.prior)
         )
         actor = [{name: jnp.asarray(x) for name, x in layer.items()} for layer in self.actor]
-        log_p = log_probs(self.choice.parts, prior + mlp(actor, features), mask)
-        return self.choice.batch(view, jnp.moveaxis(best_choice(self.choice.parts, log_p), -1, 0))
+        compete = mask if self.masks else jnp.ones_like(mask)
+        parts = self.choice.parts
+        log_p = log_probs(parts, prior + mlp(actor, features), compete)
+        chosen = nearest_choice(parts, mask, best_choice(parts, log_p))
+        return self.choice.batch(view, jnp.moveaxis(chosen, -1, 0))
