@@ -14,14 +14,15 @@ from zipfile import BadZipFile
 import jax
 import numpy as np
 
-from llmgym.agents.networks import Layers
+from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.tiles import TileChoice
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.errors import LLMGymError
 from llmgym.evaluation.files import to_json, write
 
 FORMAT = 1
-KIND = "tiles"
+CHOICES: dict[str, type[TileChoice]] = {c.kind: c for c in (TileChoice, ScoreChoice)}
+ACTOR = "actor"
 HEADER = "header"
 VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "optax")
 
@@ -58,43 +59,61 @@ def versions() -> dict[str, str]:
 
 
 def policy_of(
-    choice: TileChoice, actor: Layers, header: dict[str, Any], label: str
+    choice: TileChoice, actor: Any, header: dict[str, Any], label: str, masks: bool = True
 ) -> TrainedPolicy:
     """The policy of an actor network; ``header`` tells what it was trained on."""
-    found = hashlib.sha256(json.dumps(asdict(choice), sort_keys=True).encode())
+    said = asdict(choice) if masks else asdict(choice) | {"masks": masks}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for leaf in jax.tree.leaves(actor):
         found.update(np.ascontiguousarray(leaf).tobytes())
     return TrainedPolicy(
-        choice=choice, digest=found.hexdigest(), label=label, actor=actor, header=header
+        choice=choice,
+        digest=found.hexdigest(),
+        label=label,
+        masks=masks,
+        actor=actor,
+        header=header,
     )
 
 
 def save_agent(path: Path, policy: TrainedPolicy) -> None:
     """Write a trained policy with its header."""
+    leaves = jax.tree_util.tree_flatten_with_path(policy.actor)[0]
     arrays = {
-        f"actor/{n}/{name}": x for n, layer in enumerate(policy.actor) for name, x in layer.items()
+        f"{ACTOR}/{jax.tree_util.keystr(k, simple=True, separator='/')}": x for k, x in leaves
     }
-    kind = {"format": FORMAT, "kind": KIND, "choice": asdict(policy.choice)}
+    kind = {"format": FORMAT, "kind": policy.choice.kind, "choice": asdict(policy.choice)}
+    kind |= {} if policy.masks else {"masks": False}
     write_arrays(path, arrays, kind | dict(policy.header))
 
 
 def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
     """The policy of a file. Raises LLMGymError where it holds none."""
     arrays, header = read_arrays(path)
-    if header.get("kind") != KIND:
+    if header.get("kind") not in CHOICES:
         raise LLMGymError(f"{path} holds no trained policy; name a file agent-SEED.npz.")
     try:
-        choice = TileChoice(**header["choice"])
-        actor = [
-            {name: arrays[f"actor/{n}/{name}"] for name in ("weight", "bias")}
-            for n in range(len(arrays) // 2)
-        ]
-        inputs, outputs = actor[0]["weight"].shape[0], actor[-1]["bias"].size
-    except (KeyError, TypeError, IndexError) as error:
+        choice = CHOICES[header["kind"]](**header["choice"])
+        actor = _nested({tuple(name.split("/")[1:]): x for name, x in arrays.items()})
+        seen = jax.ShapeDtypeStruct((choice.inputs,), np.float32)
+        outputs = jax.eval_shape(choice.logits, actor, seen).shape
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise LLMGymError(f"{path} holds no trained policy: {error!r}.") from error
-    if (inputs, outputs) != (len(choice.features), sum(choice.parts)):
+    if outputs != (sum(choice.parts),):
         raise LLMGymError(
-            f"{path} has {inputs} inputs and {outputs} outputs where this version of llmgym has "
-            f"{len(choice.features)} and {sum(choice.parts)}; train it anew."
+            f"{path} has {outputs} outputs where this version of llmgym has {sum(choice.parts)}; "
+            "train it anew."
         )
-    return policy_of(choice, actor, header, label or path.stem)
+    return policy_of(choice, actor, header, label or path.stem, header.get("masks", True))
+
+
+def _nested(arrays: dict[tuple[str, ...], np.ndarray]) -> Any:
+    """Dicts and lists from the paths of their leaves."""
+    if () in arrays:
+        return arrays[()]
+    heads = sorted({path[0] for path in arrays}, key=lambda head: (len(head), head))
+    parts = {
+        head: _nested({path[1:]: x for path, x in arrays.items() if path[0] == head})
+        for head in heads
+    }
+    return list(parts.values()) if all(head.isdigit() for head in heads) else parts

@@ -56,3 +56,14 @@ def best_choice(parts: tuple[int, ...], log_p: jax.Array) -> jax.Array:
         found.append(jnp.argmax(log_p[..., start : start + size], axis=-1))
         start += size
     return jnp.stack(found, axis=-1).astype(jnp.int32)
+
+
+def nearest_choice(parts: tuple[int, ...], mask: jax.Array, choice: jax.Array) -> jax.Array:
+    """The allowed choice (..., parts) nearest to one that may not be allowed, the smaller of two."""
+    start, found = 0, []
+    for n, size in enumerate(parts):
+        far = jnp.abs(jnp.arange(size) - choice[..., n, None])
+        far = jnp.where(mask[..., start : start + size], far, size)
+        found.append(jnp.argmin(far, axis=-1))
+        start += size
+    return jnp.stack(found, axis=-1).astype(jnp.int32)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from llmgym import model
-from llmgym.agents.networks import Layers, best_choice, init_mlp, log_prob_of, log_probs, mlp
+from llmgym.agents.networks import init_mlp, log_probs, mlp
 from llmgym.agents.tiles import TileChoice
 from llmgym.envs.rewards import Transition, weighted_holding
 from llmgym.errors import LLMGymError, check_number
@@ -104,7 +104,7 @@ class PPO:
         features, hidden = len(self.choice.features), (self.hidden, self.hidden)
         keys, sees = jax.random.split(key), LEFT + PRODUCTS + features + worlds
         return {
-            "actor": init_mlp(keys[0], (features, *hidden, sum(self.choice.parts)), 0.01),
+            "actor": self.choice.init_actor(keys[0], self.hidden),
             "critic": {
                 "quadratic": jnp.zeros((worlds, LEFT + PRODUCTS)),
                 "network": init_mlp(keys[1], (sees, *hidden, 1), 1.0),
@@ -224,7 +224,7 @@ def values(critic: dict[str, Any], x: jax.Array, number: jax.Array) -> jax.Array
 
 
 def collect(
-    settings: PPO, actor: Layers, iteration: jax.Array, physics: Any, world: World
+    settings: PPO, actor: Any, iteration: jax.Array, physics: Any, world: World
 ) -> tuple[World, Experience, jax.Array, jax.Array]:
     """An iteration of one world. Also what the critic sees after it, and requests present (mean)."""
     choice, key = settings.choice, jax.random.fold_in(
@@ -234,15 +234,16 @@ def collect(
     new = model.init(physics, jax.random.split(jax.random.fold_in(key, 0), settings.num_envs))
     full = world.engine.totals.dropped > 0
     engine = jax.tree.map(lambda a, b: jnp.where(full, a, b), new, world.engine)
+    shared = len(choice.features)  # the critic does without those of single requests
     last_axis = partial(jnp.moveaxis, source=0, destination=-1)
 
     def decide(engine: Any, n: jax.Array) -> tuple[Any, Experience]:
         view = model.view(physics, engine)
         sight = choice.look(view)
         features, mask, prior = map(last_axis, (sight.features, sight.mask, sight.prior))
-        log_p = log_probs(choice.parts, prior + mlp(actor, features), mask)
+        log_p = log_probs(choice.parts, prior + choice.logits(actor, features), mask)
         noise = jax.random.gumbel(jax.random.fold_in(key, n + 1), log_p.shape)
-        chosen = best_choice(choice.parts, jnp.where(mask, log_p + noise, -jnp.inf))
+        chosen = choice.choose(view, jnp.where(mask, log_p + noise, -jnp.inf))
         after, info = model.step(physics, engine, choice.batch(view, jnp.moveaxis(chosen, -1, 0)))
         step = Transition(engine, info, after, physics.tick_ms)
         prompts = jnp.sum(after.table.prefill - engine.table.prefill, axis=0) + info.prefill_tokens
@@ -253,8 +254,8 @@ def collect(
             mask=mask,
             prior=prior,
             choice=chosen,
-            log_prob=log_prob_of(choice.parts, log_p, chosen),
-            critic=last_axis(critic_inputs(physics, engine, sight.features)),
+            log_prob=choice.log_prob_of(log_p, chosen),
+            critic=last_axis(critic_inputs(physics, engine, sight.features[:shared])),
             cost=-weighted_holding(step, settings.prefill_weight, 1.0),
             seconds=step.duration_s,
             surprise=arrived - step.duration_s[:, None] * world.rates,
@@ -262,7 +263,7 @@ def collect(
 
     after, experience = jax.lax.scan(decide, engine, jnp.arange(settings.steps))
     sight = choice.look(model.view(physics, after))
-    last = last_axis(critic_inputs(physics, after, sight.features))
+    last = last_axis(critic_inputs(physics, after, sight.features[:shared]))
     ticks = after.totals.request_ticks.low - engine.totals.request_ticks.low
     present = jnp.sum(ticks.astype(jnp.float32)) * physics.tick_ms / 1000
     return replace(world, engine=after), experience, last, present / jnp.sum(experience.seconds)
@@ -282,7 +283,8 @@ def judge(
     errors = jax.vmap(td_errors)(reward, value, end, discount)
     if settings.control:
         one = jnp.ones_like(data.critic[..., :1])
-        known = jnp.concatenate([one, data.critic[..., :LEFT], data.features], axis=-1)
+        shared = data.features[..., : len(settings.choice.features)]
+        known = jnp.concatenate([one, data.critic[..., :LEFT], shared], axis=-1)
         errors = jax.vmap(without_surprise)(errors, data.surprise, known)
     return value, jax.vmap(partial(advantages, trace=settings.trace))(errors, discount)
 
@@ -295,9 +297,10 @@ def loss(
 
     ``acting`` is 0 while only the critic learns, else 1.
     """
-    parts = settings.choice.parts
-    log_p = log_probs(parts, data.prior + mlp(params["actor"], data.features), data.mask)
-    log_ratio = log_prob_of(parts, log_p, data.choice) - data.log_prob
+    choice = settings.choice
+    logits = data.prior + choice.logits(params["actor"], data.features)
+    log_p = log_probs(choice.parts, logits, data.mask)
+    log_ratio = choice.log_prob_of(log_p, data.choice) - data.log_prob
     ratio = jnp.exp(log_ratio)
     cut = jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip)
     surrogate = jnp.mean(jnp.minimum(ratio * advantage, cut * advantage))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from llmgym.agents.networks import best_choice, init_mlp, log_prob_of, mlp
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch, tokens_waiting
 from llmgym.composition import Batch, View, fill
 from llmgym.errors import check_number
@@ -97,6 +98,7 @@ class TileChoice:
     age_weight: float = 0.0
     guard: float | None = 8.0
     guard_weight: float = 0.8
+    kind: ClassVar[str] = "tiles"
 
     def __post_init__(self) -> None:
         check_number("tiles", self.tiles, low=1, high=64, integer=True)
@@ -116,8 +118,33 @@ class TileChoice:
         """Names of the features."""
         return (*FEATURES, *(f"rate_{k + 1}" for k in range(self.tiles)))
 
+    @cached_property
+    def inputs(self) -> int:
+        """Entries of an observation."""
+        return len(self.features)
+
     def look(self, view: View) -> Sight:
         """Features, mask and prior of a view."""
+        return self.of_tiles(view)
+
+    def init_actor(self, key: jax.Array, hidden: int) -> Any:
+        """Weights of a network with two hidden layers: the untrained policy is nearly its prior."""
+        return init_mlp(key, (len(self.features), hidden, hidden, sum(self.parts)), 0.01)
+
+    def logits(self, actor: Any, features: jax.Array) -> jax.Array:
+        """What the network adds to the prior (..., choices)."""
+        return mlp(actor, features)
+
+    def choose(self, view: View, scores: jax.Array) -> jax.Array:
+        """The choice (..., parts) with the best scores (..., choices)."""
+        return best_choice(self.parts, scores)
+
+    def log_prob_of(self, log_p: jax.Array, choice: jax.Array) -> jax.Array:
+        """Log probability of a choice (..., parts)."""
+        return log_prob_of(self.parts, log_p, choice)
+
+    def of_tiles(self, view: View) -> Sight:
+        """The same for the number of tiles, and the share where there is one."""
         options = self._options(view)
         seconds = view.tick_ms / 1000
         age = jnp.max(jnp.where(view.prefill > 0, view.waited, 0), axis=0) * seconds
@@ -146,7 +173,7 @@ class TileChoice:
 
     def batch(self, view: View, choice: jax.Array) -> Batch:
         """The batch of a choice (parts, ...)."""
-        tile, budget = _tile(view), view.token_budget
+        tile, budget = tile_of(view), view.token_budget
         tokens = jnp.where(choice[0] == self.tiles - 1, budget, (choice[0] + 1) * tile)
         if self.shares == 1:
             return tile_batch(view, tokens)
@@ -163,7 +190,7 @@ class TileChoice:
             full = tile_batch(view, view.token_budget)
             available = jnp.sum(jnp.where(view.decoding, full.tokens, 0), axis=0)
             runnable = full.size - available
-        tile = _tile(view)
+        tile = tile_of(view)
         number = _count(self.tiles, decodes)
         sizes = jnp.minimum((number + 1) * tile, view.token_budget)
         sizes = jnp.where(number == self.tiles - 1, view.token_budget, sizes)
@@ -189,7 +216,7 @@ def _features(view: View, options: Options, age: jax.Array) -> list[jax.Array]:
     mean = view.classes.mean_prefill + view.classes.mean_decode
     arriving = sum(_total(young & (view.job_class == k)) * mean[k] for k in range(mean.shape[0]))
     best = jnp.max(options.sizes / _ms(view, options.sizes), axis=0) * 1000  # tokens a second
-    output = _of_class(view, view.classes.mean_decode)
+    output = of_class(view, view.classes.mean_decode)
     done = jnp.where(view.decoding, view.generated / jnp.maximum(output, 1.0), 0.0)
     gap = jnp.max(jnp.where(view.decoding, view.unserved, 0), axis=0) * seconds
     seats, memory = jnp.ones_like(best), jnp.ones_like(best)
@@ -213,7 +240,7 @@ def _features(view: View, options: Options, age: jax.Array) -> list[jax.Array]:
     ]
 
 
-def _of_class(view: View, of_classes: jax.Array) -> jax.Array:
+def of_class(view: View, of_classes: jax.Array) -> jax.Array:
     """A number of each class (classes, ...) for every slot."""
     found = jnp.broadcast_to(of_classes[0], view.job_class.shape)
     for k in range(1, of_classes.shape[0]):
@@ -231,7 +258,8 @@ def _ms(view: View, tokens: jax.Array) -> jax.Array:
     return ms
 
 
-def _tile(view: View) -> jax.Array:
+def tile_of(view: View) -> jax.Array:
+    """b_0, tokens of a tile (...)."""
     tile = getattr(view.batch_time, "tile", DEFAULT_TILE)
     return jnp.broadcast_to(jnp.asarray(tile, jnp.int32), view.token_budget.shape)
 

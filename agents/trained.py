@@ -1,4 +1,4 @@
-"""A trained tile policy: an ordinary policy object, with the network's weights in it."""
+"""A trained policy: an ordinary policy object, with the network's weights in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.agents.networks import Layers, best_choice, log_probs, mlp
+from llmgym.agents.networks import log_probs, nearest_choice
 from llmgym.agents.tiles import TileChoice
 from llmgym.baselines.policy import Policy
 from llmgym.composition import Batch, View, own_budget
@@ -23,14 +23,17 @@ class TrainedPolicy(Policy):
         choice: what it observes and what it may do.
         digest: of the choice and the weights.
         label: its name in tables.
-        actor: the layers.
+        masks: whether only allowed choices compete; else the likeliest of all does, and stands for the
+            nearest that is allowed.
+        actor: the weights, of ``choice.init_actor``.
         header: what the checkpoint says of itself: scenarios, settings, seed, versions, figures.
     """
 
     choice: TileChoice = field(default_factory=TileChoice)
     digest: str = ""
     label: str = field(default="trained", compare=False)
-    actor: Layers = field(default_factory=list, compare=False, repr=False)
+    masks: bool = True
+    actor: Any = field(default_factory=list, compare=False, repr=False)
     header: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     name: ClassVar[str] = "trained"
 
@@ -45,6 +48,10 @@ class TrainedPolicy(Policy):
         features, mask, prior = (
             jnp.moveaxis(x, 0, -1) for x in (sight.features, sight.mask, sight.prior)
         )
-        actor = [{name: jnp.asarray(x) for name, x in layer.items()} for layer in self.actor]
-        log_p = log_probs(self.choice.parts, prior + mlp(actor, features), mask)
-        return self.choice.batch(view, jnp.moveaxis(best_choice(self.choice.parts, log_p), -1, 0))
+        actor = jax.tree.map(jnp.asarray, self.actor)
+        compete = mask if self.masks else jnp.ones_like(mask)
+        logits = prior + self.choice.logits(actor, features)
+        chosen = self.choice.choose(view, log_probs(self.choice.parts, logits, compete))
+        if not self.masks:
+            chosen = nearest_choice(self.choice.parts, mask, chosen)
+        return self.choice.batch(view, jnp.moveaxis(chosen, -1, 0))

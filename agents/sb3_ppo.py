@@ -1,0 +1,325 @@
+"""Tile policies trained with Stable-Baselines3: PPO, MaskablePPO and DQN on llmgym's vector adapter.
+
+What comes out is an ordinary policy of llmgym: the weights of the network, in JAX. See ``train``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llmgym import scenario_files
+from llmgym.agents import checkpoint
+from llmgym.agents.sb3_worlds import Worlds
+from llmgym.agents.tiles import TileChoice
+from llmgym.agents.trained import TrainedPolicy
+from llmgym.agents.training import tiles_of
+from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.integrations.sb3 import SB3VecEnv
+from llmgym.scenario import Scenario, as_scenario
+
+try:
+    import torch
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+    from stable_baselines3 import DQN, PPO
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.torch_layers import MlpExtractor
+    from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
+except ImportError as error:
+    raise ImportError(
+        "llmgym.agents.sb3_ppo needs Stable-Baselines3: pip install 'llmgym[sb3]'."
+    ) from error
+
+HIDDEN = (32, 32)
+"""Units of the hidden layers."""
+
+GAMMA = 0.998
+"""Discount of a step: about 500 steps, half a minute, count."""
+
+
+class _Towers(MlpExtractor):
+    """Hidden layers of actor and critic; both see the features, and the prior passes by the actor's."""
+
+    def __init__(self, inputs: int, **settings: Any) -> None:
+        super().__init__(inputs, **settings)
+        self.inputs = inputs
+
+    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
+        seen, prior = features[:, : self.inputs], features[:, self.inputs :]
+        return torch.cat([self.policy_net(seen), prior], dim=1)
+
+    def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
+        return self.value_net(features[:, : self.inputs])
+
+
+class _Logits(torch.nn.Module):
+    """Logits of the choices: what the last layer says, on top of the prior."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        inputs = self.layer.in_features
+        return self.layer(latent[:, :inputs]) + latent[:, inputs:]
+
+
+class _Residual:
+    """An actor-critic policy of SB3 whose last ``sum(parts)`` observations are prior logits."""
+
+    def __init__(self, *args: Any, inputs: int, **settings: Any) -> None:
+        self.inputs = inputs
+        super().__init__(*args, **settings)
+
+    def _build_mlp_extractor(self: Any) -> None:
+        self.mlp_extractor = _Towers(
+            self.inputs,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            device=self.device,
+        )
+
+    def _build(self: Any, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)  # type: ignore[misc]
+        self.action_net = _Logits(self.action_net)  # of the same parameters
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        found: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
+        return found | {"inputs": self.inputs}
+
+
+class ResidualPolicy(_Residual, ActorCriticPolicy):
+    """SB3's actor-critic, on top of the prior."""
+
+
+class MaskableResidualPolicy(_Residual, MaskableActorCriticPolicy):
+    """sb3-contrib's, which knows masks."""
+
+
+ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any]] = {
+    "ppo": (PPO, ResidualPolicy),
+    "maskable-ppo": (MaskablePPO, MaskableResidualPolicy),
+    "dqn": (DQN, "MlpPolicy"),
+}
+
+ACTIONS = ("tiles", "split")
+
+
+def choice_of(scenarios: Sequence[Scenario], action: str, algorithm: str, **settings: Any) -> Any:
+    """What a policy of these scenarios observes and may do; ``settings`` are those of TileChoice.
+
+    Raises LLMGymError for an unknown action or algorithm, or a pair that does not go together.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", algorithm, ALGORITHMS)
+    if action == "scores":
+        raise LLMGymError(
+            f"Action 'scores' is continuous, and {algorithm} here chooses among tiles: use action "
+            "'tiles' or 'split', or train scores with llmgym.agents.training."
+        )
+    if action not in ACTIONS:
+        raise unknown("action", action, ACTIONS)
+    usual: dict[str, Any] = {"tiles": tiles_of(scenarios), "shares": 1 if action == "tiles" else 3}
+    if any(s.engine.max_num_seqs is not None for s in scenarios):
+        usual["guard"] = None  # no full batch is safe there
+    if algorithm == "dqn":
+        usual["prior"] = 0.0  # a prior of logits says nothing of values
+    choice = TileChoice(**usual | settings)
+    if algorithm == "dqn" and len(choice.parts) > 1:
+        raise LLMGymError(
+            "DQN needs one discrete action, and 'split' is two choices; use action 'tiles', or "
+            "algorithm 'maskable-ppo'."
+        )
+    if algorithm == "dqn" and choice.prior:
+        raise LLMGymError("DQN learns values and takes no prior of logits; set prior to 0.")
+    return choice
+
+
+def settings_of(algorithm: str, choice: TileChoice, num_envs: int, steps: int) -> dict[str, Any]:
+    """Settings of an SB3 algorithm that suit the problem; all can be given otherwise."""
+    network: dict[str, Any] = {"activation_fn": torch.nn.Tanh, "net_arch": list(HIDDEN)}
+    if algorithm == "dqn":
+        return {
+            "policy_kwargs": network, "gamma": GAMMA, "learning_rate": 1e-3, "batch_size": 512,
+            "buffer_size": 1000 * num_envs, "learning_starts": 100 * num_envs,
+            "train_freq": 1, "gradient_steps": 2, "target_update_interval": 200,
+            "exploration_fraction": 0.5, "exploration_final_eps": 0.02,
+        }  # fmt: skip
+    return {
+        "policy_kwargs": network | {"inputs": len(choice.features)}, "gamma": GAMMA,
+        "gae_lambda": 0.95, "n_steps": 128, "batch_size": 32 * num_envs, "n_epochs": 4,
+        "learning_rate": lambda left: 1e-3 * max(left, 0.1), "ent_coef": 0.0, "target_kl": 0.05,
+    }  # fmt: skip
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: small networks gain nothing from more, and sums keep their order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Told(BaseCallback):
+    """Logs the requests present and the cost per second of every world."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        present, cost = (self.training_env.get_attr(x)[0] for x in ("present", "average_cost"))
+        for n, (a, b) in enumerate(zip(present, cost, strict=True)):
+            self.logger.record(f"worlds/present_{n}", float(a))
+            self.logger.record(f"worlds/cost_{n}", float(b))
+
+
+def train(
+    scenarios: Scenario | str | Sequence[Scenario | str],
+    algorithm: str = "maskable-ppo",
+    *,
+    action: str = "tiles",
+    choice: Mapping[str, Any] | None = None,
+    steps: int = 1_000_000,
+    num_envs: int = 256,
+    max_steps: int = 1024,
+    seed: int = 0,
+    out: Path | str | None = None,
+    tensorboard: Path | str | None = None,
+    callback: Any = None,
+    progress_bar: bool = False,
+    **settings: Any,
+) -> BaseAlgorithm:
+    """Train a tile policy with Stable-Baselines3; ``policy_of(model)`` makes a policy of the result.
+
+    Args:
+        scenarios: one, or several to learn from at once (loads of one: ``scenario.at_load(x)``).
+        algorithm: ``"ppo"``, ``"maskable-ppo"`` (sb3-contrib) or ``"dqn"``.
+        action: ``"tiles"``, or ``"split"``: also which share of the room goes to prefill.
+        choice: settings of llmgym.agents.tiles.TileChoice: prior, guard, shares and so on.
+        steps: environment steps.
+        num_envs: engines, divided among the scenarios.
+        max_steps: decisions after which an episode is cut; see ``Worlds``.
+        seed: of engines and learner; the same seed gives the same policy.
+        out: folder for agent-SEED.npz, a policy of llmgym, and sb3-SEED.zip, which SB3 loads.
+        tensorboard, callback, progress_bar: those of SB3 (``tensorboard_log``, and of ``learn``).
+        settings: of the algorithm, in place of ``settings_of``'s.
+
+    Raises:
+        LLMGymError: an unknown algorithm or setting, an action that the algorithm cannot choose, a
+            scenario that cannot be trained, or a folder that cannot be written.
+    """
+    given = [scenarios] if isinstance(scenarios, (Scenario, str)) else list(scenarios)
+    worlds = [as_scenario(s) for s in given]
+    check_number("steps", steps, low=1, integer=True)
+    check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
+    chosen = choice_of(worlds, action, algorithm, **dict(choice or {}))
+    envs = Worlds(worlds, chosen, num_envs, algorithm != "dqn", max_steps)
+    learner, policy = ALGORITHMS[algorithm]
+    with one_thread():
+        adapter = VecNormalize(VecMonitor(SB3VecEnv(envs)), norm_obs=False, gamma=GAMMA)
+        usual = settings_of(algorithm, chosen, num_envs, steps)
+        try:
+            model = learner(
+                policy, adapter, seed=seed, device="cpu",
+                tensorboard_log=None if tensorboard is None else str(tensorboard),
+                **usual | settings,
+            )  # fmt: skip
+        except TypeError as error:
+            raise LLMGymError(f"Algorithm {algorithm!r}: {error}.") from error
+        model.learn(steps, callback=_callbacks(callback), progress_bar=progress_bar)
+    if out is not None:
+        header = header_of(algorithm, envs, model, steps, seed, settings)
+        checkpoint.save_agent(Path(out) / f"agent-{seed}.npz", policy_of(model, header=header))
+        model.save(Path(out) / f"sb3-{seed}.zip")
+    return model
+
+
+def _callbacks(callback: Any) -> CallbackList:
+    """The user's callbacks, in any form that SB3 takes, and ours."""
+    if callback is None:
+        return CallbackList([_Told()])
+    if not isinstance(callback, (list, BaseCallback)):
+        callback = ConvertCallback(callback)
+    return CallbackList([*(callback if isinstance(callback, list) else [callback]), _Told()])
+
+
+def header_of(
+    algorithm: str,
+    envs: Worlds,
+    model: BaseAlgorithm,
+    steps: int,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that the policy of a seed depends on, as JSON."""
+    versions = {n: metadata.version(n) for n in ("stable_baselines3", "sb3_contrib", "torch")}
+    return {
+        "algorithm": f"sb3-{algorithm}",
+        "scenarios": [scenario_files.dumps(s) for s in envs.training.scenarios],
+        "settings": {name: repr(value) for name, value in settings.items()},
+        "num_envs": envs.num_envs,
+        "max_steps": envs.max_steps,
+        "steps": steps,
+        "steps_made": model.num_timesteps,
+        "seed": seed,
+        "versions": checkpoint.versions() | versions,
+    }
+
+
+def policy_of(
+    model: BaseAlgorithm, choice: TileChoice | None = None, header: Mapping[str, Any] | None = None
+) -> TrainedPolicy:
+    """The policy of a model that ``train`` made, with its weights in JAX; it chooses as
+    ``model.predict(..., deterministic=True)`` does.
+
+    Args:
+        model: from ``train``, or loaded by SB3 from what that wrote.
+        choice: what it observes and may do; None: ask the model's environment.
+        header: what the checkpoint says of it.
+
+    Raises LLMGymError for another model.
+    """
+    env = model.get_env()
+    if choice is None and isinstance(env, VecEnv) and env.has_attr("choice"):
+        choice = env.get_attr("choice")[0]
+    layers = _layers(model)
+    if choice is None or not layers:
+        raise LLMGymError(
+            "Only a model made by llmgym.agents.sb3_ppo.train becomes a policy of llmgym; one that "
+            "was loaded from a file also needs its choice."
+        )
+    sizes = layers[0].in_features, layers[-1].out_features
+    if sizes != (len(choice.features), sum(choice.parts)):
+        raise LLMGymError(
+            f"The model has {sizes[0]} inputs and {sizes[1]} outputs, and the choice "
+            f"{len(choice.features)} and {sum(choice.parts)}."
+        )
+    actor = [
+        {name: x.detach().numpy().T.copy() for name, x in layer.named_parameters()}
+        for layer in layers
+    ]
+    label = f"sb3-{type(model).__name__.lower()}"
+    masks = isinstance(model, MaskablePPO)
+    return checkpoint.policy_of(choice, actor, dict(header or {}), label, masks)
+
+
+def _layers(model: BaseAlgorithm) -> list[torch.nn.Linear]:
+    """The layers of the actor, or of the Q-network; none where the model is another."""
+    policy: Any = model.policy
+    if isinstance(model, DQN):
+        nets = [policy.q_net.q_net]
+    elif isinstance(policy, _Residual):
+        towers: Any = policy
+        nets = [towers.mlp_extractor.policy_net, towers.action_net]
+    else:
+        return []
+    return [x for net in nets for x in net.modules() if isinstance(x, torch.nn.Linear)]
