@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import jax
 import numpy as np
 
+from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.networks import Layers
 from llmgym.agents.tiles import TileChoice
 from llmgym.agents.trained import TrainedPolicy
@@ -21,7 +22,12 @@ from llmgym.errors import LLMGymError
 from llmgym.evaluation.files import to_json, write
 
 FORMAT = 1
-KIND = "tiles"
+KINDS: dict[str, type[TileChoice] | type[NetworkChoice]] = {
+    "tiles": TileChoice,
+    "network": NetworkChoice,
+}
+"""What a checkpoint says of its choice."""
+
 HEADER = "header"
 VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "optax")
 
@@ -58,7 +64,7 @@ def versions() -> dict[str, str]:
 
 
 def policy_of(
-    choice: TileChoice, actor: Layers, header: dict[str, Any], label: str
+    choice: TileChoice | NetworkChoice, actor: Layers, header: dict[str, Any], label: str
 ) -> TrainedPolicy:
     """The policy of an actor network; ``header`` tells what it was trained on."""
     found = hashlib.sha256(json.dumps(asdict(choice), sort_keys=True).encode())
@@ -74,17 +80,18 @@ def save_agent(path: Path, policy: TrainedPolicy) -> None:
     arrays = {
         f"actor/{n}/{name}": x for n, layer in enumerate(policy.actor) for name, x in layer.items()
     }
-    kind = {"format": FORMAT, "kind": KIND, "choice": asdict(policy.choice)}
+    name = next(name for name, kind in KINDS.items() if type(policy.choice) is kind)
+    kind = {"format": FORMAT, "kind": name, "choice": asdict(policy.choice)}
     write_arrays(path, arrays, kind | dict(policy.header))
 
 
 def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
     """The policy of a file. Raises LLMGymError where it holds none."""
     arrays, header = read_arrays(path)
-    if header.get("kind") != KIND:
+    if header.get("kind") not in KINDS:
         raise LLMGymError(f"{path} holds no trained policy; name a file agent-SEED.npz.")
     try:
-        choice = TileChoice(**header["choice"])
+        choice = KINDS[header["kind"]](**header["choice"])
         actor = [
             {name: arrays[f"actor/{n}/{name}"] for name in ("weight", "bias")}
             for n in range(len(arrays) // 2)

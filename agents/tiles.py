@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,7 @@ class TileChoice:
     age_weight: float = 0.0
     guard: float | None = 8.0
     guard_weight: float = 0.8
+    engines: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_number("tiles", self.tiles, low=1, high=64, integer=True)

@@ -1,4 +1,4 @@
-"""A trained tile policy: an ordinary policy object, with the network's weights in it."""
+"""A trained policy: an ordinary policy object, with the network's weights in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.networks import Layers, best_choice, log_probs, mlp
 from llmgym.agents.tiles import TileChoice
 from llmgym.baselines.policy import Policy
@@ -27,7 +28,7 @@ class TrainedPolicy(Policy):
         header: what the checkpoint says of itself: scenarios, settings, seed, versions, figures.
     """
 
-    choice: TileChoice = field(default_factory=TileChoice)
+    choice: TileChoice | NetworkChoice = field(default_factory=TileChoice)
     digest: str = ""
     label: str = field(default="trained", compare=False)
     actor: Layers = field(default_factory=list, compare=False, repr=False)
@@ -36,8 +37,8 @@ class TrainedPolicy(Policy):
 
     @property
     def saturates(self) -> bool:  # type: ignore[override]
-        """With a guard more waiting requests never slow it down."""
-        return self.choice.guard is not None
+        """On one engine with a guard more waiting requests never slow it down."""
+        return isinstance(self.choice, TileChoice) and self.choice.guard is not None
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         view = replace(view, token_budget=own_budget(view, self.token_budget))
