@@ -14,6 +14,8 @@ from zipfile import BadZipFile
 import jax
 import numpy as np
 
+from llmgym.agents.choice import Choice
+from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.tiles import TileChoice
 from llmgym.agents.trained import TrainedPolicy
@@ -21,7 +23,9 @@ from llmgym.errors import LLMGymError
 from llmgym.evaluation.files import to_json, write
 
 FORMAT = 1
-CHOICES: dict[str, type[TileChoice]] = {c.kind: c for c in (TileChoice, ScoreChoice)}
+CHOICES: dict[str, type[Choice]] = {c.kind: c for c in (TileChoice, ScoreChoice, NetworkChoice)}
+"""By what a checkpoint says of its kind."""
+
 ACTOR = "actor"
 HEADER = "header"
 VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "optax")
@@ -59,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def policy_of(
-    choice: TileChoice, actor: Any, header: dict[str, Any], label: str, masks: bool = True
+    choice: Choice, actor: Any, header: dict[str, Any], label: str, masks: bool = True
 ) -> TrainedPolicy:
     """The policy of an actor network; ``header`` tells what it was trained on."""
     said = asdict(choice) if masks else asdict(choice) | {"masks": masks}

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (PPO) of tile policies, the whole loop compiled.
+"""Proximal policy optimisation (PPO) of tile and network policies, the whole loop compiled.
 
 PPO: Schulman et al., 2017, arXiv:1707.06347. The problem is continuing and its decisions take different
 times tau, so it is a semi-Markov decision process. With N requests present the reward of a decision is
@@ -9,6 +9,10 @@ exp(-t / horizon_s); the two can be combined.
 One policy learns from many worlds at once: loads of a scenario, scenarios. It does not know in which
 it is; the critic does, and it sees the work that is hidden from policies. A world is a block of
 environments small enough for a core's cache; worlds are collected one after the other.
+
+In a network all engines that are free decide together: features, masks and choices have an axis of
+engines before the environments, the probability of a decision is the product over the engines, and the
+critic sees all of them.
 """
 
 from __future__ import annotations
@@ -22,10 +26,13 @@ import jax.numpy as jnp
 import optax
 
 from llmgym import model
+from llmgym.agents.choice import Choice
+from llmgym.agents.network_choice import jobs_arrived, left_in_network
 from llmgym.agents.networks import init_mlp, log_probs, mlp
 from llmgym.agents.tiles import TileChoice
 from llmgym.envs.rewards import Transition, weighted_holding
 from llmgym.errors import LLMGymError, check_number
+from llmgym.network import Network
 from llmgym.pytree import register
 
 MEMORY = 0.9
@@ -56,7 +63,7 @@ class PPO:
         hidden: units of each of the two hidden layers of actor and critic.
     """
 
-    choice: TileChoice = field(default_factory=TileChoice)
+    choice: Choice = field(default_factory=TileChoice)
     num_envs: int = 64
     steps: int = 128
     epochs: int = 2
@@ -102,7 +109,8 @@ class PPO:
     def params(self, key: jax.Array, worlds: int) -> dict[str, Any]:
         """Initial weights: a policy that is its prior, values of 0 but for the network's."""
         features, hidden = len(self.choice.features), (self.hidden, self.hidden)
-        keys, sees = jax.random.split(key), LEFT + PRODUCTS + features + worlds
+        keys = jax.random.split(key)
+        sees = LEFT + PRODUCTS + features * self.choice.engines + worlds
         return {
             "actor": self.choice.init_actor(keys[0], self.hidden),
             "critic": {
@@ -120,7 +128,7 @@ class World:
     number: jax.Array
     engine: Any  # the state of its environments
     key: jax.Array  # words of the random key of its decisions
-    rates: jax.Array  # requests, prompt tokens and all tokens that arrive in a second (3,)
+    rates: jax.Array  # what ``arrivals`` counts, means of a second
     cost: jax.Array  # fading sums over the iterations so far: cost
     seconds: jax.Array  # and time
     scale: jax.Array  # standard deviation of the values
@@ -149,7 +157,7 @@ class Experience(NamedTuple):
     critic: jax.Array  # what the critic sees
     cost: jax.Array
     seconds: jax.Array
-    surprise: jax.Array  # requests, prompt tokens, all tokens that arrived, less their means
+    surprise: jax.Array  # what arrived, less its mean
 
 
 def td_errors(
@@ -194,18 +202,31 @@ def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
     """What the critic sees (entries, ...): what is left in the system, products of that, features.
 
     Output tokens to come count among what is left. Above the average the cost to come grows with the
-    square of the work.
+    square of the work. Of a network the features of all engines are seen.
     """
-    table, means = engine.table, jnp.mean(physics.means, axis=1)
-    left = [
-        engine.present,
-        engine.backlog / jnp.sum(means),
-        jnp.sum((table.prefill == 0) & (table.decode > 0), axis=0),
-        jnp.sum(table.prefill, axis=0) / jnp.maximum(means[0], 1.0),
-    ]
-    left = [x / 100 for x in left]
+    if isinstance(physics, Network):
+        left = left_in_network(physics, engine)
+        features = features.reshape(-1, *features.shape[2:])
+    else:
+        table, means = engine.table, jnp.mean(physics.means, axis=1)
+        left = [
+            engine.present,
+            engine.backlog / jnp.sum(means),
+            jnp.sum((table.prefill == 0) & (table.decode > 0), axis=0),
+            jnp.sum(table.prefill, axis=0) / jnp.maximum(means[0], 1.0),
+        ]
+        left = [x / 100 for x in left]
     products = [left[i] * left[j] for i in range(LEFT) for j in range(i, LEFT)]
     return jnp.concatenate([jnp.stack([*left, *products]), features])
+
+
+def arrivals(physics: Any, engine: Any, info: Any, after: Any) -> jax.Array:
+    """What arrived in a step (..., n): requests, prompt tokens and all tokens; jobs of each type."""
+    if isinstance(physics, Network):
+        return jnp.stack(jobs_arrived(physics, engine, after), axis=-1)
+    prompts = jnp.sum(after.table.prefill - engine.table.prefill, axis=0) + info.prefill_tokens
+    tokens = after.backlog - engine.backlog + info.prefill_tokens + info.decode_tokens
+    return jnp.stack([info.arrived, prompts, tokens], axis=-1)
 
 
 def values(critic: dict[str, Any], x: jax.Array, number: jax.Array) -> jax.Array:
@@ -246,9 +267,7 @@ def collect(
         chosen = choice.choose(view, jnp.where(mask, log_p + noise, -jnp.inf))
         after, info = model.step(physics, engine, choice.batch(view, jnp.moveaxis(chosen, -1, 0)))
         step = Transition(engine, info, after, physics.tick_ms)
-        prompts = jnp.sum(after.table.prefill - engine.table.prefill, axis=0) + info.prefill_tokens
-        tokens = after.backlog - engine.backlog + info.prefill_tokens + info.decode_tokens
-        arrived = jnp.stack([info.arrived, prompts, tokens], axis=-1)
+        arrived = arrivals(physics, engine, info, after)
         return after, Experience(
             features=features,
             mask=mask,
@@ -283,8 +302,8 @@ def judge(
     errors = jax.vmap(td_errors)(reward, value, end, discount)
     if settings.control:
         one = jnp.ones_like(data.critic[..., :1])
-        shared = data.features[..., : len(settings.choice.features)]
-        known = jnp.concatenate([one, data.critic[..., :LEFT], shared], axis=-1)
+        parts = [one, data.critic[..., :LEFT], data.critic[..., LEFT + PRODUCTS :]]
+        known = jnp.concatenate(parts, axis=-1)
         errors = jax.vmap(without_surprise)(errors, data.surprise, known)
     return value, jax.vmap(partial(advantages, trace=settings.trace))(errors, discount)
 

@@ -94,11 +94,11 @@ class _Residual:
         return found | {"inputs": self.inputs}
 
 
-class ResidualPolicy(_Residual, ActorCriticPolicy):
+class ResidualPolicy(_Residual, ActorCriticPolicy):  # type: ignore[misc]
     """SB3's actor-critic, on top of the prior."""
 
 
-class MaskableResidualPolicy(_Residual, MaskableActorCriticPolicy):
+class MaskableResidualPolicy(_Residual, MaskableActorCriticPolicy):  # type: ignore[misc]
     """sb3-contrib's, which knows masks."""
 
 

@@ -17,8 +17,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from llmgym.agents.choice import Sight
 from llmgym.agents.networks import Layers, best_choice, init_mlp, log_prob_of, mlp
-from llmgym.agents.tiles import OLD_S, Sight, TileChoice, of_class, tile_of
+from llmgym.agents.tiles import OLD_S, TileChoice, of_class, tile_of
 from llmgym.arrays import first_rows, prefix_sum
 from llmgym.baselines.ranking import least_first
 from llmgym.baselines.tiles import decodes_in_turn

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from llmgym.agents.networks import best_choice, init_mlp, log_prob_of, mlp
+from llmgym.agents.choice import Choice, Sight
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch, tokens_waiting
 from llmgym.composition import Batch, View, fill
 from llmgym.errors import check_number
-from llmgym.pytree import register
 
 WINDOW_S = 5.0
 """The arrival rate is estimated from the requests that are younger: few leave before that age."""
@@ -42,16 +41,6 @@ FEATURES = (
 )
 
 
-@register
-@dataclass(frozen=True)
-class Sight:
-    """What a decision is made of; arrays (entries, ...)."""
-
-    features: jax.Array  # float32, named by TileChoice.features
-    mask: jax.Array  # bool, allowed choices: of tiles, then of shares
-    prior: jax.Array  # float32, logits of the untrained policy, of the same choices
-
-
 class Options(NamedTuple):
     """The batches that a decision is between: one for each number of tiles (tiles, ...)."""
 
@@ -68,7 +57,7 @@ class Options(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TileChoice:
+class TileChoice(Choice):
     """Observation and action of a learned tile policy.
 
     Features (D decodes and P prompt tokens waiting; of many prompts no more than MANY * b_max tokens
@@ -118,30 +107,9 @@ class TileChoice:
         """Names of the features."""
         return (*FEATURES, *(f"rate_{k + 1}" for k in range(self.tiles)))
 
-    @cached_property
-    def inputs(self) -> int:
-        """Entries of an observation."""
-        return len(self.features)
-
     def look(self, view: View) -> Sight:
         """Features, mask and prior of a view."""
         return self.of_tiles(view)
-
-    def init_actor(self, key: jax.Array, hidden: int) -> Any:
-        """Weights of a network with two hidden layers: the untrained policy is nearly its prior."""
-        return init_mlp(key, (len(self.features), hidden, hidden, sum(self.parts)), 0.01)
-
-    def logits(self, actor: Any, features: jax.Array) -> jax.Array:
-        """What the network adds to the prior (..., choices)."""
-        return mlp(actor, features)
-
-    def choose(self, view: View, scores: jax.Array) -> jax.Array:
-        """The choice (..., parts) with the best scores (..., choices)."""
-        return best_choice(self.parts, scores)
-
-    def log_prob_of(self, log_p: jax.Array, choice: jax.Array) -> jax.Array:
-        """Log probability of a choice (..., parts)."""
-        return log_prob_of(self.parts, log_p, choice)
 
     def of_tiles(self, view: View) -> Sight:
         """The same for the number of tiles, and the share where there is one."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from llmgym.agents.choice import Choice
 from llmgym.agents.networks import log_probs, nearest_choice
 from llmgym.agents.tiles import TileChoice
 from llmgym.baselines.policy import Policy
@@ -29,7 +30,7 @@ class TrainedPolicy(Policy):
         header: what the checkpoint says of itself: scenarios, settings, seed, versions, figures.
     """
 
-    choice: TileChoice = field(default_factory=TileChoice)
+    choice: Choice = field(default_factory=TileChoice)
     digest: str = ""
     label: str = field(default="trained", compare=False)
     masks: bool = True
@@ -39,8 +40,8 @@ class TrainedPolicy(Policy):
 
     @property
     def saturates(self) -> bool:  # type: ignore[override]
-        """With a guard more waiting requests never slow it down."""
-        return self.choice.guard is not None
+        """On one engine with a guard more waiting requests never slow it down."""
+        return isinstance(self.choice, TileChoice) and self.choice.guard is not None
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         view = replace(view, token_budget=own_budget(view, self.token_budget))

@@ -19,6 +19,7 @@ import pandas as pd
 
 from llmgym import model, scenario_files
 from llmgym.agents import checkpoint
+from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.ppo import PPO, Learner, World, iterate
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.arrivals import Poisson
@@ -26,6 +27,7 @@ from llmgym.baselines.tiles import DEFAULT_TILE
 from llmgym.errors import LLMGymError, check_number
 from llmgym.evaluation.files import to_json, write
 from llmgym.evaluation.fleet import compiled, cores
+from llmgym.network_plan import Plan
 from llmgym.scenario import Scenario
 from llmgym.workload import Replay
 
@@ -72,9 +74,10 @@ class Training:
             self._check(scenario)
 
     def _check(self, scenario: Scenario) -> None:
-        if scenario.is_network:
+        if scenario.is_network != isinstance(self.settings.choice, NetworkChoice):
             raise LLMGymError(
-                f"Scenario {scenario.name!r} is a network of engines; PPO of tiles trains on one engine."
+                f"Scenario {scenario.name!r} is {'a network' if scenario.is_network else 'no network'} "
+                "of engines; networks are trained with a NetworkChoice, one engine with a TileChoice."
             )
         if isinstance(scenario.workload, Replay):
             raise LLMGymError(
@@ -117,6 +120,13 @@ def tiles_of(scenarios: Sequence[Scenario]) -> int:
     return max(-(-s.engine.token_budget // t) for s, t in zip(scenarios, tile, strict=True))
 
 
+def network_size(scenarios: Sequence[Scenario]) -> dict[str, int]:
+    """Engines of the networks, and the most classes that an engine of any of them serves."""
+    plans = [Plan.of(s) for s in scenarios]
+    served = [plan.group_of.count(group) for plan in plans for group in range(len(plan.groups))]
+    return {"engines": max(plan.engines for plan in plans), "classes": max(served)}
+
+
 def worlds_of(training: Training, key: jax.Array) -> tuple[tuple[Any, ...], tuple[World, ...]]:
     """Physics and worlds, stacked in groups that have one compiled form."""
     groups: dict[Any, list[tuple[int, Any]]] = {}
@@ -152,7 +162,9 @@ def _empty_engines(num_envs: int, physics: Any, keys: jax.Array) -> Any:
 
 
 def _rates(scenario: Scenario) -> jax.Array:
-    """Requests, prompt tokens and tokens that arrive in a second."""
+    """What arrives in a second: requests, prompt tokens and tokens; in a network jobs of each type."""
+    if scenario.is_network:
+        return jnp.array([job.rate_per_s for job in scenario.job_types])
     rate, prompt = scenario.arrival_rate_per_s, scenario.mean_prefill
     return jnp.array([1.0, prompt, prompt + scenario.mean_decode]) * rate
 

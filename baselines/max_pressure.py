@@ -48,7 +48,7 @@ class MaxPressure(Policy):
         check_number("decode_weight", self.decode_weight, above=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
-        pressure, mine = self._pressures(view), _phases(view)
+        pressure, mine = self.pressures(view), phases_of(view)
         waiting = jnp.stack(
             [jnp.sum(jnp.where(m, jnp.minimum(view.demand, 1 << 15), 0), 0) for m in mine]
         )
@@ -62,20 +62,20 @@ class MaxPressure(Policy):
                 if tile is None
                 else jnp.minimum(n * tile.astype(jnp.int32), budget)
             )
-            given = _fill_phases(view, pressure, waiting, size)
+            given = fill_phases(view, pressure, waiting, size)
             total = jnp.sum(given, axis=0)
             gain = jnp.sum(pressure * given, axis=0)
             rate = gain / view.batch_time.formula(jnp.maximum(total, 1).astype(jnp.float32), jnp)
             better = (rate > best) & (total > 0)
             best = jnp.where(better, rate, best)
             tokens = jnp.where(better, given, tokens)
-        return progress(view, _first_come(view, mine, tokens), budget)
+        return progress(view, first_come(view, mine, tokens), budget)
 
     def queues(self, classes: Classes) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Lengths (classes, ...) of the queues in prefill, in decode, and where the calls go on."""
         return classes.in_prefill, classes.in_decode, classes.requests_behind
 
-    def _pressures(self, view: View) -> jax.Array:
+    def pressures(self, view: View) -> jax.Array:
         """Pressure per token (2 * classes, ...): prefill of every class, then decode."""
         classes = view.classes
         prefills, decodes, behind = (q.astype(jnp.float32) for q in self.queues(classes))
@@ -87,13 +87,13 @@ class MaxPressure(Policy):
         return jnp.concatenate([prefill, decode])
 
 
-def _phases(view: View) -> list[jax.Array]:
+def phases_of(view: View) -> list[jax.Array]:
     """The slots in prefill of every class, then those that decode."""
     of_class = [view.job_class == k for k in range(view.classes.count)]
     return [(view.prefill > 0) & m for m in of_class] + [view.decoding & m for m in of_class]
 
 
-def _fill_phases(view: View, pressure: jax.Array, waiting: jax.Array, size: jax.Array) -> jax.Array:
+def fill_phases(view: View, pressure: jax.Array, waiting: jax.Array, size: jax.Array) -> jax.Array:
     """Tokens of every phase (2 * classes, ...) in a batch of ``size``, most pressure per token first.
 
     Under k_max one seat of the batch is kept for a prompt wherever prefill has pressure.
@@ -121,7 +121,7 @@ def _fill_phases(view: View, pressure: jax.Array, waiting: jax.Array, size: jax.
     return given
 
 
-def _first_come(view: View, mine: list[jax.Array], tokens: jax.Array) -> Batch:
+def first_come(view: View, mine: list[jax.Array], tokens: jax.Array) -> Batch:
     """The tokens of every phase given first come, first served."""
     total = jnp.zeros_like(view.prefill)
     for slots, limit in zip(mine, tokens, strict=True):

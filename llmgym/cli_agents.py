@@ -21,6 +21,11 @@ AGENTS = ("ppo",)
 TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.94, 0.97)
 """Fractions of the LP capacity that a policy learns from where no loads are named."""
 
+NETWORK_LOADS = (0.8, 0.9, 0.95)
+
+NETWORK = {"prefill_weight": 1.0, "num_envs": 32, "horizon_s": 2.0, "trace": 0.99}
+"""Settings of the learner where none are named and the scenario is a network."""
+
 EVALUATION_LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
 
 Rates = Annotated[
@@ -122,26 +127,30 @@ def _training(
     """The training run that the options describe."""
     from dataclasses import fields, replace
 
+    from llmgym.agents.network_choice import NetworkChoice
     from llmgym.agents.ppo import PPO
     from llmgym.agents.tiles import TileChoice
-    from llmgym.agents.training import Training, tiles_of
+    from llmgym.agents.training import Training, network_size, tiles_of
 
-    worlds = [s for base in bases for s in _at(base, load, rate, TRAINING_LOADS)]
-    capped = any(base.engine.max_num_seqs is not None for base in bases)
-    given: dict[str, Any] = {"tiles": tiles_of(bases)}
-    if capped:  # no full batch is safe there: the policy learns how many of its seats to fill
+    network = all(base.is_network for base in bases)
+    usual = NETWORK_LOADS if network else TRAINING_LOADS
+    worlds = [s for base in bases for s in _at(base, load, rate, usual)]
+    kind: type[NetworkChoice] | type[TileChoice] = NetworkChoice if network else TileChoice
+    given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
+    if not network and any(base.engine.max_num_seqs is not None for base in bases):
+        # No full batch is safe there: the policy learns how many of its seats to fill.
         given |= {"guard": None, "shares": 3}
     for pair in option or []:
         name, equals, value = pair.partition("=")
         if not equals:
             raise LLMGymError(f"--option {pair}: write name=value.")
         given[name.strip()] = cli.parse(value.strip())
-    of_choice = {f.name for f in fields(TileChoice)}
+    of_choice = {f.name for f in fields(kind)}
     known = {f.name for f in fields(PPO)} - {"choice"} | of_choice
     for name in given:
         if name not in known:
             raise unknown("option", name, known)
-    choice = TileChoice(**{k: v for k, v in given.items() if k in of_choice})
+    choice = kind(**{k: v for k, v in given.items() if k in of_choice})
     learner = PPO(choice=choice, **{k: v for k, v in given.items() if k not in of_choice})
     if seeds < 1:
         raise LLMGymError(f"--seeds must be at least 1, got {seeds}.")

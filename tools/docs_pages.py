@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,11 @@ def api_pages() -> list[str]:
         lines.append(f"    * {part}")
         for module in modules:
             name = f"llmgym.{module}"
-            page(f"api/{name}.md", f"# {name}", f"::: {name}\n    options:\n      show_root_heading: false")
+            page(
+                f"api/{name}.md",
+                f"# {name}",
+                f"::: {name}\n    options:\n      show_root_heading: false",
+            )
             lines.append(f"        * [{name}](api/{name}.md)")
     return lines
 
@@ -165,8 +168,8 @@ def scenario_pages() -> list[str]:
             plan = capacity(scenario)
             limit = f"{plan.requests_per_s:.4g}"
             parts.append(
-                f"No policy serves more than {limit} jobs a second (`llmgym capacity --scenario {name}`); its own "
-                f"arrivals are {plan.load_factor:.3g} of that."
+                f"No policy serves more than {limit} jobs a second (`llmgym capacity --scenario {name}`); "
+                f"its own arrivals are {plan.load_factor:.3g} of that."
             )
         text = scenario_files.dumps(scenario)
         page(f"scenarios/{name}.md", *parts, f"```toml\n{text}```")
