@@ -76,8 +76,8 @@ class PPO:
     entropy: float = 0.01
     trace: float = 0.98
     average_cost: bool = True
-    horizon_s: float | None = 200.0
-    prefill_weight: float = 1.5
+    horizon_s: float | None = 300.0
+    prefill_weight: float = 1.4
     control: bool = True
     hidden: int = 32
 

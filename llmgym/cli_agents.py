@@ -18,7 +18,7 @@ app = typer.Typer()
 
 AGENTS = ("ppo",)
 
-TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.94, 0.97)
+TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.925, 0.945, 0.965)
 """Fractions of the LP capacity that a policy learns from where no loads are named."""
 
 NETWORK_LOADS = (0.8, 0.9, 0.95)
@@ -49,7 +49,7 @@ def train(
         ),
     ] = None,
     agent: Annotated[str, typer.Option(help="The algorithm: ppo.")] = "ppo",
-    steps: Annotated[int, typer.Option(help="Environment steps of each seed.")] = 20_000_000,
+    steps: Annotated[int, typer.Option(help="Environment steps of each seed.")] = 32_000_000,
     load: Loads = None,
     rate: Rates = None,
     seed: Annotated[int, typer.Option(help="Seed of the first policy.")] = 0,
