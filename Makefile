@@ -8,7 +8,7 @@ TRACE  ?=
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: help benchmark test test-slow lint notebooks clean
+.PHONY: help benchmark test test-slow lint notebooks docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow    the tests that take long, in JOBS processes"
 	@echo "make lint         ruff and mypy"
 	@echo "make notebooks    execute the notebooks; ARGS=--inplace keeps what they print"
+	@echo "make docs         the documentation, as pages in site/"
 	@echo "make clean        remove .venv, builds and caches; results stay"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer) that .venv is made with."
 
@@ -40,6 +41,10 @@ notebooks: $(VENV)/dev.stamp
 	    if [ -e "$$notebook" ]; then $(BIN)/jupyter-execute $(ARGS) "$$notebook" || exit 1; fi; \
 	done
 
+# The two variables silence what two packages advertise in the output.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --clean $(ARGS)
+
 # What `make benchmark` needs, and what the other targets need on top of it.
 $(VENV)/core.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing llmgym into $(VENV): once, about a minute."
@@ -48,7 +53,7 @@ $(VENV)/core.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing llmgym and its test tools into $(VENV): once, some minutes."
-	$(PIP) -e ".[sb3,notebooks,test,dev]"
+	$(PIP) -e ".[sb3,notebooks,test,dev,docs]"
 	@touch $(VENV)/core.stamp $@
 
 $(BIN)/pip:
@@ -57,5 +62,5 @@ $(BIN)/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find llmgym baselines agents tests -name __pycache__ -type d -prune -exec rm -rf {} +

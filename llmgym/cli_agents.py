@@ -186,7 +186,7 @@ def evaluate(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Evaluation seeds.")] = 8,
     arrivals: Annotated[
-        int, typer.Option(help="Requests of a run; a quarter is warm-up.")
+        int, typer.Option(help="Requests of a run at least; a quarter is warm-up.")
     ] = 16_000,
     settings: cli.Set = None,
     seed: cli.Seed = 0,

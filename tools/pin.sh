@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 printf '%s\n' "$@" >"$work/held.txt"
 "${PYTHON:-python3.11}" -m venv "$work/venv"
-"$work/venv/bin/pip" install -c "$work/held.txt" -e ".[sb3,notebooks,test,dev]"
+"$work/venv/bin/pip" install -c "$work/held.txt" -e ".[sb3,notebooks,test,dev,docs]"
 
 {
     echo "# What the tests run with, on Python 3.11. Written by tools/pin.sh $*"

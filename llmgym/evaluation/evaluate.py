@@ -34,6 +34,9 @@ BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
 
 REFERENCE = "sarathi"
 STARTS = ("cold", "hot")
+RELAXATIONS, MOST_LONGER = 20, 8
+"""How long runs are at least, in relaxation times; how much longer than asked for at most."""
+
 TTFT_MS, TPOT_MS = 1000.0, 100.0
 """Targets of goodput where the scenario has none."""
 
@@ -49,7 +52,7 @@ class Evaluation:
         rates: requests per second; None: 0.6, 0.7, ... 0.9 and 0.95 of the LP capacity.
         budgets: that Sarathi-Serve is tuned over.
         seeds: evaluation seeds of each run.
-        arrivals: requests of each; the first quarter is warm-up.
+        arrivals: requests of each at least; the first quarter is warm-up. See ``horizon_s``.
         seed: of the arrivals.
     """
 
@@ -95,6 +98,20 @@ class Evaluation:
         if not found:
             raise LLMGymError(f"No budget of {self.budgets} carries {rate:g} requests per second.")
         return found
+
+
+def horizon_s(evaluation: Evaluation, rate: float) -> float:
+    """Simulated seconds of all runs at a rate: the arrivals asked for, or what relaxation needs.
+
+    Close to its capacity a queue forgets its start only after the relaxation time 1/(sqrt(capacity) -
+    sqrt(rate))^2. Runs hold RELAXATIONS of those of the budget that carries the rate just so, but no more
+    than MOST_LONGER times the arrivals asked for.
+    """
+    times = evaluation.scenario.engine.batch_time.ms(np.array(evaluation.feasible(rate)))
+    carried = np.array(evaluation.feasible(rate)) / times * 1000 / mean_work(evaluation.scenario)
+    relaxation = 1 / (np.sqrt(carried.min()) - np.sqrt(rate)) ** 2
+    usual = evaluation.arrivals / rate
+    return float(np.clip(RELAXATIONS * relaxation, usual, MOST_LONGER * usual))
 
 
 def members(name: str) -> list[str]:
@@ -174,7 +191,7 @@ def _latency(
     evaluation: Evaluation, name: str, budget: int | None, rate: float, start: str
 ) -> dict[str, Any]:
     scenario = _with_budget(evaluation.scenario.at_rate(rate), budget)
-    duration_s = evaluation.arrivals / rate
+    duration_s = horizon_s(evaluation, rate)
     run = simulate(
         scenario,
         policies.resolve(name),

@@ -119,3 +119,14 @@ def test_bad_evaluations_are_refused(tmp_path: Path) -> None:
             Evaluation(scenario, policies, rates)
     with pytest.raises(LLMGymError, match="No budget"):
         evaluation().feasible(50.0)
+
+
+def test_runs_close_to_capacity_are_longer() -> None:
+    """A budget of 128 carries 128 tokens in 46.75 ms: at 11 of 11.36 requests/s it relaxes in 343 s."""
+    judged = evaluations.Evaluation(
+        llmgym.scenario("latency"), ("orca",), (8.0, 11.0, 11.34), (128, 512), arrivals=16_000
+    )
+    assert evaluations.horizon_s(judged, 8.0) == 2000.0
+    relaxation = ((128 / 0.04675 / 241) ** 0.5 - 11**0.5) ** -2
+    assert evaluations.horizon_s(judged, 11.0) == pytest.approx(20 * relaxation, rel=1e-3)
+    assert evaluations.horizon_s(judged, 11.34) == pytest.approx(8 * 16_000 / 11.34)
