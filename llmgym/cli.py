@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmgym import cli_agents, cli_optimum
+from llmgym import cli_agents, cli_optimum, cli_reproduce
 from llmgym import cli_tables as tables
 from llmgym.cli_common import (
     Json,
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_agents.app)
 app.add_typer(cli_optimum.app)
+app.add_typer(cli_reproduce.app)
 
 
 @app.command("list")
@@ -481,7 +482,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         messages.print(
-            "Stopped. The same command resumes a benchmark, a training or an evaluation."
+            "Stopped. The same command resumes a benchmark, a training, an evaluation or a reproduction."
         )
         sys.exit(130)
 
