@@ -219,7 +219,11 @@ def benchmark(
     scenario: ScenarioName = "paper-figure-1",
     policy: Annotated[
         list[str] | None,
-        typer.Option("--policy", "-p", help="Repeatable; sarathi:token_budget=128 for settings."),
+        typer.Option(
+            "--policy",
+            "-p",
+            help="Repeatable: sarathi:token_budget=128 for settings, mine.py:rule for your own.",
+        ),
     ] = None,
     load: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A request trace, as the workload.")] = None,
@@ -232,6 +236,9 @@ def benchmark(
     repeat: Annotated[
         Path | None, typer.Option(help="Repeat the benchmark of this result folder.")
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--report", help="Also write report.html, one file that opens offline.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Judge policies: capacity against the limit, stability, latency. Resumes where it was stopped."""
@@ -262,6 +269,12 @@ def benchmark(
             ),
         )
     paths = report.publish(chosen, results, out)
+    if html:
+        from llmgym.evaluation import benchmark_page
+        from llmgym.evaluation.files import write
+
+        paths.append(out / "report.html")
+        write(paths[-1], benchmark_page.page(chosen, results))
     if as_json:
         return _print_json(report.rows(chosen, results))
     console.print(report.tables(chosen, results))

@@ -8,11 +8,14 @@ repeats its numbers bit for bit.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ import numpy as np
 
 from llmgym import baselines, policies, scenario_files
 from llmgym.arrivals import Poisson
-from llmgym.errors import LLMGymError, check_number
+from llmgym.errors import LLMGymError, check_number, unknown
 from llmgym.evaluation.capacity_estimate import estimate_capacity
 from llmgym.evaluation.files import to_json, write
 from llmgym.evaluation.simulate import Run, simulate
@@ -99,16 +102,25 @@ class Benchmark:
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
         settings = asdict(replace(self, scenario=None))  # type: ignore[arg-type]
+        # A policy that was edited is another policy: its old results must not be taken for new ones.
+        files = {name: path for name in self.policies if (path := _source(name))}
+        sources = {n: hashlib.sha256(path.read_bytes()).hexdigest() for n, path in files.items()}
         return {
             **settings,
             "scenario": scenario_files.dumps(self.scenario),
             "versions": {name: metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(),
+            **({"sources": sources} if sources else {}),
         }
 
 
 def resolve(name: str) -> Any:
-    """The policy of a row: ``name``, or ``name:setting=value,...`` such as ``sarathi:token_budget=128``."""
+    """The policy of a row: ``name``, or ``name:setting=value,...`` such as ``sarathi:token_budget=128``.
+
+    ``file.py:function`` is a policy of a user's own, ``file.npz`` a trained one.
+    """
+    if ".py:" in name:
+        return own_policy(name)
     base, _, settings = name.partition(":")
     if not settings:
         return policies.resolve(base)
@@ -121,6 +133,29 @@ def resolve(name: str) -> Any:
             )
         values[key.strip()] = _number(value.strip())
     return baselines.make(base, **values)
+
+
+@cache
+def own_policy(name: str) -> Any:
+    """The function or object of ``file.py:name``. Raises LLMGymError where there is none."""
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).resolve()
+    spec = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise LLMGymError(f"Policy {name!r}: there is no file {file}.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        public = [n for n, thing in vars(module).items() if callable(thing) and n[0] != "_"]
+        raise unknown(f"policy in {file}:", attribute, public)
+    return getattr(module, attribute)
+
+
+def _source(name: str) -> Path | None:
+    """The file that a policy comes from, if it is not one that ships."""
+    file = name.rpartition(":")[0] if ".py:" in name else name
+    return Path(file) if file.endswith((".py", ".npz")) else None
 
 
 def _number(text: str) -> int | float | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,13 +49,8 @@ CHOSEN = {
 }
 """The policies that most pictures show."""
 
-LEARNED = (
-    Style("#000000", "-", "*"),
-    Style("#8B0A50", "--", "X"),
-    Style("#3B3B98", "-.", "P"),
-    Style("#4A6B00", ":", "p"),
-    Style("#6E2C00", "-", "h"),
-)
+DARK = ("#000000", "#8B0A50", "#3B3B98", "#4A6B00", "#6E2C00")
+DARK_MARKERS = ("*", "X", "P", "p", "h", "d", "8")
 """Learned policies, and those of a user, are dark."""
 
 
@@ -76,14 +72,20 @@ STYLES = _styles()
 
 
 def style(name: str) -> Style:
-    """The style of a policy by name or file, its settings left out; a dark one for what is not known.
+    """The style of a policy, by its name or file.
 
-    Which of the dark ones a name has depends on the name alone.
+    With settings (``sarathi:token_budget=128``) it keeps its colour, and line and marker differ; what
+    is not known is dark. Either way the style depends on the name alone.
     """
-    for known in (name, name.partition(":")[0], name.partition(",")[0]):
+    base, _, settings = name.partition(":")
+    for known in (name, name.partition(",")[0], name.removesuffix(":prompts=split")):
         if known in STYLES:
             return STYLES[known]
-    return LEARNED[sum(Path(name).stem.encode()) % len(LEARNED)]
+    number = zlib.crc32(Path(name).name.encode())
+    marker, line = DARK_MARKERS[number % len(DARK_MARKERS)], LINES[number // 16 % len(LINES)]
+    if settings and base in STYLES:
+        return Style(STYLES[base].colour, line, marker)
+    return Style(DARK[number // 128 % len(DARK)], line, marker)
 
 
 def colour(name: str) -> str:

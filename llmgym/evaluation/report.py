@@ -58,6 +58,11 @@ def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def label(name: str) -> str:
     """A policy's name as tables and pictures show it; a star: prompts are split at the budget."""
+    _, colon, function = name.partition(".py:")
+    if colon:
+        return function
+    if name.endswith(".npz"):
+        return Path(name).stem
     return name.replace(":prompts=split", "*").replace("faster_transformer", "FasterTransf.")
 
 
@@ -122,20 +127,21 @@ def _latency_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
             table.add_row(
                 f" {label(name)}",
                 MARKS[verdict],
-                _number(s["mean_in_system"], 1),
-                _number(s["ttft_ms"]["mean"], 2, 1000),
-                _number(s["ttft_ms"]["p99"], 2, 1000),
-                _number(s["tpot_ms"]["mean"], 1),
-                _number(s["e2e_ms"]["mean"], 2, 1000),
-                _number(s["e2e_ms"]["p99"], 2, 1000),
-                _number(s["unfinished"], 0),
+                number(s["mean_in_system"], 1),
+                number(s["ttft_ms"]["mean"], 2, 1000),
+                number(s["ttft_ms"]["p99"], 2, 1000),
+                number(s["tpot_ms"]["mean"], 1),
+                number(s["e2e_ms"]["mean"], 2, 1000),
+                number(s["e2e_ms"]["p99"], 2, 1000),
+                number(s["unfinished"], 0),
                 f"{s['dropped']}",
                 end_section=name == benchmark.policies[-1],
             )
     return table
 
 
-def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
+def number(value: float | None, digits: int, unit: float = 1.0) -> str:
+    """A latency or count as tables show it: few digits, a dash where there is none."""
     if value is None:
         return "-"
     value /= unit
