@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmgym import cli_agents, cli_optimum
+from llmgym import cli_agents, cli_optimum, cli_reproduce
 from llmgym import cli_tables as tables
 from llmgym.cli_common import (
     Json,
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_agents.app)
 app.add_typer(cli_optimum.app)
+app.add_typer(cli_reproduce.app)
 
 
 @app.command("list")
@@ -234,6 +235,9 @@ def benchmark(
     repeat: Annotated[
         Path | None, typer.Option(help="Repeat the benchmark of this result folder.")
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--report", help="Also write report.html, one file that opens offline.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Judge policies: capacity against the limit, stability, latency. Resumes where it was stopped."""
@@ -264,6 +268,12 @@ def benchmark(
             ),
         )
     paths = report.publish(chosen, results, out)
+    if html:
+        from llmgym.evaluation import benchmark_page
+        from llmgym.evaluation.files import write
+
+        paths.append(out / "report.html")
+        write(paths[-1], benchmark_page.page(chosen, results))
     if as_json:
         return _print_json(report.rows(chosen, results))
     console.print(report.tables(chosen, results))
@@ -484,7 +494,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         messages.print(
-            "Stopped. The same command resumes a benchmark, a training or an evaluation."
+            "Stopped. The same command resumes a benchmark, a training, an evaluation or a reproduction."
         )
         sys.exit(130)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -82,15 +83,16 @@ def _from_file(path: Path, function: str) -> Callable[[jax.Array, View], Batch]:
         raise LLMGymError(
             f"There is no file {path}; name a policy of yours as path/file.py:function."
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise LLMGymError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
     if not hasattr(module, function):
-        own = [n for n, x in vars(module).items() if getattr(x, "__module__", "") == path.stem]
+        own = [n for n, x in vars(module).items() if getattr(x, "__module__", "") == spec.name]
         raise unknown(f"policy of {path.name}:", function, own)
     return resolve(getattr(module, function))
 

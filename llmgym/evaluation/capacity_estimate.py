@@ -32,7 +32,7 @@ WARM_SHARE = 0.4
 
 @dataclass(frozen=True)
 class CapacityEstimate:
-    """Measured capacity: requests per second with a 95 % interval, and how it was measured."""
+    """Measured capacity: requests per second with an interval, and how it was measured."""
 
     requests_per_s: float
     low: float
@@ -49,6 +49,7 @@ def estimate_capacity(
     requests: int | None = None,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
+    confidence: float = 0.95,
 ) -> CapacityEstimate:
     """The largest arrival rate that the policy carries, scaling the scenario's own arrivals.
 
@@ -69,6 +70,7 @@ def estimate_capacity(
         replications: 8 for saturation, 4 for overload, 16 for bisection by default.
         requests: arrivals (of a network: jobs) per replication that are measured; 6,000, 2,000, and
             300 by default.
+        confidence: of the interval.
 
     Raises LLMGymError on bad arguments, and for a replay.
     """
@@ -85,10 +87,11 @@ def estimate_capacity(
     requests = usual_requests if requests is None else requests
     check_number("replications", replications, low=2, integer=True)
     check_number("requests", requests, low=10, integer=True)
+    check_number("confidence", confidence, above=0, high=0.99999)
     per_replication = measure(
         scenario, chosen, replications, requests, seed, progress or (lambda fraction: None)
     )
-    mean, low, high = mean_interval(per_replication)
+    mean, low, high = mean_interval(per_replication, confidence)
     grain = mean * scenario.engine.token_budget / (requests * mean_work(scenario))
     return CapacityEstimate(mean, max(low - grain, 0.0), high + grain, method, replications)
 

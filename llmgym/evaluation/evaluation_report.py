@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Group
 from rich.table import Table
 
-from llmgym.evaluation import comparison
+from llmgym.evaluation import charts, comparison
 from llmgym.evaluation.benchmark import slug
 from llmgym.evaluation.evaluate import (
     REFERENCE,
@@ -23,7 +23,8 @@ from llmgym.evaluation.evaluate import (
     tested_budgets,
 )
 from llmgym.evaluation.files import write
-from llmgym.evaluation.report import COLOURS, save_picture, simple_table
+from llmgym.evaluation.palette import style
+from llmgym.evaluation.report import save_picture, simple_table
 from llmgym.evaluation.statistics import mean_interval
 
 TUNED = f"{REFERENCE}, best budget"
@@ -197,14 +198,17 @@ def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
     frame = rows(evaluation, results)
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     names = list(dict.fromkeys(frame.policy))
-    palette = dict(zip(names, _colours(), strict=False))
+    looks = {name: style(name) for name in names}
     titles = ("mean E2E latency (s)", "p99 TTFT (s)", "goodput")
     measures = ("e2e_s_mean", "ttft_s_p99", "goodput")
     for axis, measure, title in zip(axes.flat, measures, titles, strict=False):
         for name in names:
             for start, line in zip(STARTS, ("-", ":"), strict=True):
                 some = frame[(frame.policy == name) & (frame.start == start)]
-                axis.plot(some.rate, some[measure], line, marker="o", ms=4, color=palette[name])
+                look = looks[name]
+                axis.plot(
+                    some.rate, some[measure], line, marker=look.marker, ms=5, color=look.colour
+                )
         axis.set_xlabel("requests/s")
         axis.set_title(f"{title}; dotted: hot start", fontsize=10)
         if measure != "goodput":
@@ -213,19 +217,14 @@ def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
     for name in evaluation.policies:
         mine = scores(evaluation, results, name, "cold")
         share = comparison.performance_profile(mine, thresholds)
-        axes[1, 1].plot(100 * thresholds, share, color=palette[name])
+        axes[1, 1].plot(100 * thresholds, share, ls=looks[name].line, color=looks[name].colour)
     axes[1, 1].axvline(0, color="black", lw=0.8)
     axes[1, 1].set_xlabel("saved, % of the latency of the best Sarathi-Serve")
     axes[1, 1].set_title("share of runs and rates that save more", fontsize=10)
-    handles = [plt.Line2D([], [], color=palette[n], lw=3, label=_short(n)) for n in names]
+    handles = charts.handles(names, _short)
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
     figure.suptitle(f"{evaluation.scenario.name}: latency against Sarathi-Serve")
     return figure
-
-
-def _colours() -> list[str]:
-    order = ("sarathi", "orca", "greedy_rate", "tile_align", "faster_transformer", "k_fcfs")
-    return [COLOURS[name] for name in order] + [f"C{n}" for n in range(10)]
 
 
 def publish(evaluation: Evaluation, results: dict[str, Any], out: Path) -> list[Path]:

@@ -7,39 +7,17 @@ import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from llmgym.evaluation import charts
 from llmgym.evaluation.benchmark import Benchmark, slug
 from llmgym.evaluation.files import write
 from llmgym.evaluation.service_tables import percent
 
-COLOURS = {
-    "faster_transformer": "#D55E00",
-    "vllm": "#E69F00",
-    "orca": "#56B4E9",
-    "sarathi": "#0072B2",
-    "greedy_rate": "#009E73",
-    "tile_align": "#CC79A7",
-    "flush": "#8C6D31",
-    "always_full": "#555555",
-    "k_fcfs": "#7A5195",
-    "random": "#999999",
-    "idle": "#BBBBBB",
-}
-"""One colour for each policy everywhere, distinct for the colour-blind (Okabe and Ito's palette first)."""
-
 MARKS = {"stable": "●", "unstable": "✗", "undecided": "?"}
-
-
-def colour(name: str) -> str:
-    """The colour of a policy; grey for one without its own."""
-    return COLOURS.get(name.partition(":")[0], "#333333")
 
 
 def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,6 +58,11 @@ def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def label(name: str) -> str:
     """A policy's name as tables and pictures show it; a star: prompts are split at the budget."""
+    _, colon, function = name.partition(".py:")
+    if colon:
+        return function
+    if name.endswith(".npz"):
+        return Path(name).stem
     return name.replace(":prompts=split", "*").replace("faster_transformer", "FasterTransf.")
 
 
@@ -144,20 +127,21 @@ def _latency_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
             table.add_row(
                 f" {label(name)}",
                 MARKS[verdict],
-                _number(s["mean_in_system"], 1),
-                _number(s["ttft_ms"]["mean"], 2, 1000),
-                _number(s["ttft_ms"]["p99"], 2, 1000),
-                _number(s["tpot_ms"]["mean"], 1),
-                _number(s["e2e_ms"]["mean"], 2, 1000),
-                _number(s["e2e_ms"]["p99"], 2, 1000),
-                _number(s["unfinished"], 0),
+                number(s["mean_in_system"], 1),
+                number(s["ttft_ms"]["mean"], 2, 1000),
+                number(s["ttft_ms"]["p99"], 2, 1000),
+                number(s["tpot_ms"]["mean"], 1),
+                number(s["e2e_ms"]["mean"], 2, 1000),
+                number(s["e2e_ms"]["p99"], 2, 1000),
+                number(s["unfinished"], 0),
                 f"{s['dropped']}",
                 end_section=name == benchmark.policies[-1],
             )
     return table
 
 
-def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
+def number(value: float | None, digits: int, unit: float = 1.0) -> str:
+    """A latency or count as tables show it: few digits, a dash where there is none."""
     if value is None:
         return "-"
     value /= unit
@@ -167,58 +151,30 @@ def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
 def picture(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
     """Capacities, requests in system over time, and mean and p99 latency against load."""
     figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
-    _capacity_bars(axes[0, 0], benchmark, results)
+    _capacities(axes[0, 0], benchmark, results)
     _trajectories(axes[0, 1], benchmark, results)
     _against_load(axes[1, 0], benchmark, results, "e2e_ms", "mean", "mean E2E latency (s)")
     _against_load(axes[1, 1], benchmark, results, "ttft_ms", "p99", "p99 TTFT (s)")
     figure.suptitle(f"{benchmark.scenario.name}: scheduling policies against the limit")
-    handles = [
-        plt.Line2D([], [], color=colour(n), lw=3, label=label(n)) for n in benchmark.policies
-    ]
+    handles = charts.handles(benchmark.policies, label)
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
     return figure
 
 
-def _capacity_bars(axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any]) -> None:
-    names = list(benchmark.policies)[::-1]
-    estimates = [results[f"capacity-{slug(n)}"] for n in names]
-    values = [e["requests_per_s"] for e in estimates]
-    errors = [
-        [max(e["requests_per_s"] - e["low"], 0), max(e["high"] - e["requests_per_s"], 0)]
-        for e in estimates
-    ]
-    axis.barh([label(n) for n in names], values, color=[colour(n) for n in names])
-    axis.errorbar(
-        values,
-        [label(n) for n in names],
-        xerr=list(zip(*errors, strict=True)),
-        fmt="none",
-        ecolor="black",
-        capsize=3,
-    )
-    for name, value in zip(names, values, strict=True):
-        axis.annotate(
-            f" {value:.2f}",
-            (value, label(name)),
-            va="center",
-            xytext=(4, 0),
-            textcoords="offset points",
-        )
+def _capacities(axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any]) -> None:
     limit = results["limit"]["requests_per_s"]
-    axis.axvline(limit, color="black", ls="--", lw=1)
-    axis.set_xlim(0, 1.18 * limit)
+    estimates = {name: results[f"capacity-{slug(name)}"] for name in benchmark.policies}
+    charts.capacity_bars(axis, estimates, limit, label)
     axis.set_title(f"Capacity (requests/s); dashed: no policy exceeds {limit:.2f}", fontsize=10)
 
 
 def _trajectories(axis: plt.Axes, benchmark: Benchmark, results: dict[str, Any]) -> None:
     load = min(benchmark.loads, key=lambda x: abs(x - 0.8))
-    for name in benchmark.policies:
-        path = results[f"latency-{slug(name)}-{load:g}"]["trajectory"]
-        axis.plot(path["time_s"], path["in_system"], color=colour(name), lw=1.4)
+    found = {name: results[f"latency-{slug(name)}-{load:g}"] for name in benchmark.policies}
+    paths = {n: f["trajectory"] for n, f in found.items()}
+    charts.over_time(axis, {n: (p["time_s"], p["in_system"]) for n, p in paths.items()})
     slots = benchmark.scenario.slots
-    if any(
-        results[f"latency-{slug(n)}-{load:g}"]["summary"]["dropped"] for n in benchmark.policies
-    ):
+    if any(f["summary"]["dropped"] for f in found.values()):
         axis.axhline(slots, color="grey", ls=":", lw=1)
         axis.annotate(
             "table full: arrivals are dropped",
@@ -243,24 +199,43 @@ def _against_load(
     part: str,
     title: str,
 ) -> None:
-    for name in benchmark.policies:
-        points = []
-        for load in sorted(benchmark.loads):
-            verdict = results[f"stability-{slug(name)}-{load:g}"]["verdict"]
-            value = results[f"latency-{slug(name)}-{load:g}"]["summary"][latency][part]
-            if value is not None:
-                points.append((load, value / 1000, verdict))
-        if not points:
-            continue
-        x, y, verdicts = zip(*points, strict=True)
-        steady = [v == "stable" for v in verdicts]
-        line = [yi if ok else float("nan") for yi, ok in zip(y, steady, strict=True)]
-        axis.plot(x, line, color=colour(name), lw=1.4)
-        for xi, yi, v in points:
-            axis.plot(xi, yi, "o" if v == "stable" else "x", color=colour(name), ms=6, mew=1.8)
+    charts.curves(axis, _points(benchmark, results, "load", latency, part), label)
     axis.set_yscale("log")
     axis.set_xlabel("load (fraction of the limit)")
     axis.set_title(f"{title}; crosses: not stable, grow with the run", fontsize=10)
+
+
+def plane(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
+    """Throughput against mean and p99 latency; only where a policy is stable."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharex=True)
+    for axis, (latency, part) in zip(axes, (("e2e_ms", "mean"), ("ttft_ms", "p99")), strict=True):
+        points = _points(benchmark, results, "requests_per_s", latency, part)
+        stable = {n: [p for p in several if p.stable] for n, several in points.items()}
+        charts.curves(axis, {n: several for n, several in stable.items() if several}, label)
+        axis.axvline(results["limit"]["requests_per_s"], color="black", ls="--", lw=1)
+        axis.set_yscale("log")
+        axis.set_xlabel("throughput (requests/s)")
+        axis.set_ylabel(f"{part} {latency.removesuffix('_ms').upper()} (s)")
+    handles = charts.handles(benchmark.policies, label)
+    figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
+    return figure
+
+
+def _points(
+    benchmark: Benchmark, results: dict[str, Any], x: str, latency: str, part: str
+) -> dict[str, list[charts.Point]]:
+    """For each policy its points in order of load: load or throughput, latency in s, stable or not."""
+    found: dict[str, list[charts.Point]] = {}
+    for name in benchmark.policies:
+        for load in sorted(benchmark.loads):
+            verdict = results[f"stability-{slug(name)}-{load:g}"]["verdict"]
+            summary = results[f"latency-{slug(name)}-{load:g}"]["summary"]
+            value = summary[latency][part]
+            if value is not None:
+                at = load if x == "load" else summary[x]
+                point = charts.Point(at, value / 1000, verdict == "stable")
+                found.setdefault(name, []).append(point)
+    return found
 
 
 def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Path]:

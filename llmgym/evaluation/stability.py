@@ -97,13 +97,20 @@ def trend(
         time.T, backlog.T, dropped.T, served.T, strict=True
     ):
         end = _window_end(time_i, backlog_i, dropped_i, float(horizon), burst > 0)
-        grid = np.linspace(end / 2, end, 400)
-        at = np.searchsorted(time_i, grid, side="right") - 1
-        slope = np.polyfit(grid - grid.mean(), backlog_i[at], 1)[0]
+        slope, at = slope_of_second_half(time_i, backlog_i, end)
         rate = (served_i[at[-1]] - served_i[at[0]]) / max(time_i[at[-1]] - time_i[at[0]], 1)
         rows.append((slope / scenario.tick_ms, rate / scenario.tick_ms))
     growth, rates = np.array(rows).T
     return Trend(growth, rates, int(dropped[-1].sum()))
+
+
+def slope_of_second_half(
+    time: np.ndarray, level: np.ndarray, end: float
+) -> tuple[float, np.ndarray]:
+    """Least-squares slope of a level over the second half of [0, end], on an even grid; its indices."""
+    grid = np.linspace(end / 2, end, 400)
+    at = np.searchsorted(time, grid, side="right") - 1
+    return float(np.polyfit(grid - grid.mean(), level[at], 1)[0]), at
 
 
 def _window_end(

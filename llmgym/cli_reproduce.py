@@ -1,0 +1,82 @@
+"""The command ``llmgym reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmgym import cli_common as cli
+
+if TYPE_CHECKING:
+    from llmgym.reproduce.items import Item
+
+app = typer.Typer()
+
+
+@app.command()
+def reproduce(
+    item: Annotated[
+        list[str] | None, typer.Argument(help="Items to run; all without any. See --list.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Short runs: a few minutes in all.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Name the items and stop.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LLMGYM_SHARED_DATA", help="Folder of recorded runs, for items that need one."
+        ),
+    ] = None,
+    seed: cli.Seed = 0,
+    out: cli.Out = None,
+    as_json: cli.Json = False,
+) -> None:
+    """Show published results again and judge every figure. Resumes; exit code 1 if an item fails."""
+    from llmgym import reproduce as reproduction
+    from llmgym.reproduce import report
+    from llmgym.reproduce import run as running
+
+    items = reproduction.select(tuple(item or ()))
+    if list_:
+        return _list(items, as_json)
+    effort = reproduction.Effort(quick, seed, data)
+    name = f"reproduce-{'quick-' if quick else ''}seed-{seed}"
+    out = out or Path("results") / name
+    with cli.bar(as_json, steps=True) as bar:
+        task = bar.add_task("starting", total=None)
+        results = running.run(
+            items,
+            effort,
+            out,
+            lambda done, total, label: bar.update(
+                task, completed=done, total=total, description=label
+            ),
+        )
+    # The report holds whatever the folder has, be it from this call or from an earlier one.
+    every = running.read(out, tuple(reproduction.ITEMS.values()), effort)
+    paths = report.publish(every, running.config(effort), out)
+    if as_json:
+        cli.print_json([result.record() for result in results])
+    else:
+        cli.console.print(running.table(results))
+        cli.console.print(
+            f"Wrote {paths[0]} and {len(paths) - 1} more files; raw numbers in {out / 'raw'}.",
+            markup=False,
+        )
+    if running.failed(results):
+        raise typer.Exit(1)
+    return None
+
+
+def _list(items: tuple[Item, ...], as_json: bool) -> None:
+    """Names, titles and sources."""
+    if as_json:
+        return cli.print_json(
+            [{"item": i.name, "title": i.title, "source": i.source} for i in items]
+        )
+    for one in items:
+        cli.console.print(f"{one.name:20} {one.title}", markup=False, highlight=False)
+    return None

@@ -1,0 +1,155 @@
+"""A cap on resident requests: the planning LP, the best Sarathi-Serve, and a rule that throttles prefill."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from llmgym import baselines, scenario_files
+from llmgym.evaluation.capacity_estimate import estimate_capacity
+from llmgym.evaluation.palette import style
+from llmgym.reproduce.items import (
+    CONFIDENCE,
+    Check,
+    Data,
+    Effort,
+    Item,
+    Picture,
+    record,
+)
+from llmgym.scenario import Scenario
+from llmgym.theory.capacity import capacity
+
+TABLE = {
+    60: (11.36, 11.21),
+    80: (12.09, 11.36),
+    100: (12.57, 11.36),
+    110: (12.76, 11.98),
+    120: (12.92, 12.83),
+    160: (13.38, 12.92),
+    200: (13.67, 13.54),
+}
+"""Cap, and requests/s: the LP, and the best of Sarathi-Serve's budgets."""
+
+BUDGETS = (128, 256, 384, 512)
+INDEX = {"prefill_weight": 0.8, "age_weight": 0.0}
+"""The tile index as it serves throughput under caps."""
+
+TOLERANCE = 0.005
+QUICK_CAP = 100
+
+
+def capped(most: int) -> Scenario:
+    """The scenario ``capped`` with another cap, and room for large batches."""
+    found: Scenario = scenario_files.scenario("capped", max_num_seqs=most, token_budget=1024)
+    return found
+
+
+def _plan(effort: Effort) -> Data:
+    return {str(most): capacity(capped(most)).requests_per_s for most in TABLE}
+
+
+def _reached(effort: Effort, name: str, settings: dict[str, Any]) -> Data:
+    """What a policy departs at under each cap when saturated."""
+    caps = effort.pick(tuple(TABLE), (QUICK_CAP,))
+    policy = baselines.make(name, **settings)
+    return {
+        str(most): record(
+            estimate_capacity(
+                capped(most), policy, "saturation", requests=effort.pick(3000, 1000),
+                seed=effort.seed, confidence=CONFIDENCE,
+            )
+        )
+        for most in caps
+    }  # fmt: skip
+
+
+def _parts(effort: Effort) -> dict[str, Any]:
+    budgets = effort.pick(BUDGETS, (128, 256))
+    rows = {
+        f"sarathi-{b}": partial(_reached, effort, "sarathi", {"token_budget": b}) for b in budgets
+    }
+    return (
+        {"plan": partial(_plan, effort)}
+        | rows
+        | {"index": partial(_reached, effort, "index", INDEX)}
+    )
+
+
+def best_sarathi(data: Data, most: str) -> tuple[str, Data]:
+    """The budget with the highest capacity under a cap, and that capacity."""
+    found = {part: by[most] for part, by in data.items() if part.startswith("sarathi-")}
+    part = max(found, key=lambda p: found[p]["requests_per_s"])
+    return part.removeprefix("sarathi-"), found[part]
+
+
+def _close(
+    what: str, expected: float, measured: float, low: float | None, high: float | None
+) -> Check:
+    passed = abs(measured - expected) <= TOLERANCE * expected
+    rule = f"within {100 * TOLERANCE:g} %"
+    return Check(what, expected, measured, "pass" if passed else "fail", rule, low, high)
+
+
+def _judge(data: Data) -> list[Check]:
+    checks = [
+        _close(f"cap {most}: LP, requests/s", plan, data["plan"][str(most)], None, None)
+        for most, (plan, _) in TABLE.items()
+    ]
+    for most in data["index"]:
+        budget, found = best_sarathi(data, most)
+        what = f"cap {most}: best Sarathi-Serve, budget {budget}, requests/s"
+        value, low, high = (found[k] for k in ("requests_per_s", "low", "high"))
+        checks.append(_close(what, TABLE[int(most)][1], value, low, high))
+    most = str(QUICK_CAP)
+    gain = data["index"][most]["requests_per_s"] / best_sarathi(data, most)[1]["requests_per_s"] - 1
+    checks.append(
+        Check(
+            f"cap {most}: gain of the tile index on the best Sarathi-Serve", "up to 10 %",
+            f"{100 * gain:.1f} %", "pass" if 0.05 < gain < 0.105 else "fail", "5 to 10.5 %",
+        )
+    )  # fmt: skip
+    return checks
+
+
+def _draw(data: Data) -> plt.Figure:
+    figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    caps = sorted(TABLE)
+    axis.plot(caps, [data["plan"][str(c)] for c in caps], "k--", lw=1.2, label="planning LP")
+    measured = sorted(data["index"], key=int)
+    rows = (
+        ("index", "index", [data["index"][c] for c in measured]),
+        ("sarathi", "sarathi, best budget", [best_sarathi(data, c)[1] for c in measured]),
+    )
+    for name, label, found in rows:
+        look, middle = style(name), [f["requests_per_s"] for f in found]
+        error = [[f["requests_per_s"] - f["low"] for f in found],
+                 [f["high"] - f["requests_per_s"] for f in found]]  # fmt: skip
+        axis.errorbar(
+            [int(c) for c in measured], middle, error, color=look.colour, marker=look.marker, capsize=3,
+            ls=look.line, label=label,
+        )  # fmt: skip
+    axis.set_xlabel("cap on resident requests")
+    axis.set_ylabel("capacity (requests/s)")
+    axis.legend(frameon=False, loc="lower right")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+resident_cap = Item(
+    "resident-cap",
+    "Under a cap on residents Sarathi-Serve is not throughput-optimal",
+    "derived: planning LP and saturated departures, (129, 112) tokens",
+    _parts,
+    _judge,
+    (
+        Picture(
+            "resident-cap",
+            "Capacity under a cap on resident requests: what the planning LP allows, what a rule "
+            "that throttles prefill reaches, and the best token budget of Sarathi-Serve.",
+            _draw,
+        ),
+    ),
+)

@@ -1,0 +1,178 @@
+"""Running items: resumable measurements, and verdicts and tables from what they left behind."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from llmgym.errors import LLMGymError
+from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, slug
+from llmgym.evaluation.report import simple_table
+from llmgym.reproduce.items import FAIL, Check, Data, Effort, Item, verdict_of
+
+MARKS = {"pass": "[green]pass[/green]", "fail": "[bold red]FAIL[/bold red]", "skipped": "skipped"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """An item that was run.
+
+    Attributes:
+        item: what it is.
+        data: its measurements by part.
+        checks: every figure beside the one that was measured.
+        seconds, cpu_seconds: of all parts, compilation included; CPU time is summed over cores.
+    """
+
+    item: Item
+    data: Data
+    checks: list[Check]
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """``"pass"``, ``"fail"`` or ``"skipped"``."""
+        return verdict_of(self.checks)
+
+    def record(self) -> dict[str, Any]:
+        """The result without its measurements, as JSON."""
+        return {
+            "item": self.item.name,
+            "title": self.item.title,
+            "source": self.item.source,
+            "verdict": self.verdict,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+def config(effort: Effort) -> dict[str, Any]:
+    """What all items of a result folder have in common."""
+    return {
+        "reproduce": "quick" if effort.quick else "full",
+        "seed": effort.seed,
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+        "python": platform.python_version(),
+    }
+
+
+def run(
+    items: Sequence[Item], effort: Effort, out: Path, progress: Progress | None = None
+) -> list[Result]:
+    """Measure what is not in the result folder yet, and judge.
+
+    Raises LLMGymError where ``out`` holds a run of another length, seed or version.
+    """
+    parts = {item.name: item.parts(effort) for item in items}
+    todo = [
+        Task(file_name(name, part), f"{name} {part}".strip(), partial(_timed, name, part_of))
+        for name, several in parts.items()
+        for part, part_of in several.items()
+    ]
+    found = measure(config(effort), todo, out, progress)
+    return [
+        _result(item, {part: found[file_name(item.name, part)] for part in parts[item.name]})
+        for item in items
+    ]
+
+
+def file_name(item: str, part: str) -> str:
+    """The raw file of a part, without its ending."""
+    return slug(f"{item}.{part}" if part else item)
+
+
+def _timed(name: str, part: Callable[[], Any]) -> dict[str, Any]:
+    """The measurement with its costs; what was compiled for it is forgotten, as it fills memory."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    data = part()
+    found = {
+        "data": data,
+        "seconds": time.perf_counter() - clock,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    if found["seconds"] > 60:
+        jax.clear_caches()
+    return found
+
+
+def _result(item: Item, raw: dict[str, Any]) -> Result:
+    data = {part: found["data"] for part, found in raw.items()}
+    seconds, cpu = (sum(f[k] for f in raw.values()) for k in ("seconds", "cpu_seconds"))
+    return Result(item, data, item.judge(data), seconds, cpu)
+
+
+def failed(results: Sequence[Result]) -> bool:
+    """Whether any item fails."""
+    return any(result.verdict == FAIL for result in results)
+
+
+def text(value: float | str) -> str:
+    """A figure with the digits that matter."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+        return f"{int(value):,}"
+    return f"{value:.5g}" if abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
+
+
+def interval(check: Check) -> str:
+    """The interval of a check in brackets; empty where there is none."""
+    if check.low is None or check.high is None:
+        return ""
+    return f"[{text(check.low)}, {text(check.high)}]"
+
+
+def table(results: Sequence[Result]) -> Table:
+    """Item, published or derived figure, measured figure with interval, verdict, seconds."""
+    shown = simple_table(
+        "Published results, shown again",
+        "item and figure|expected|measured|interval|verdict|s",
+        "s: wall-clock seconds of the item, compilation included",
+    )
+    shown.columns[0].no_wrap = False
+    for result in results:
+        shown.add_row(
+            f"[bold]{result.item.name}[/bold]  {result.item.title}", "", "", "",
+            MARKS[result.verdict], f"{result.seconds:.1f}",
+        )  # fmt: skip
+        for n, check in enumerate(result.checks):
+            long = max(len(str(check.expected)), len(str(check.measured))) > 24
+            expected, measured = text(check.expected), text(check.measured)
+            shown.add_row(
+                f"  {check.what}",
+                "batches" if long else expected,
+                ("the same" if expected == measured else "others") if long else measured,
+                interval(check), MARKS[check.verdict], "",
+                end_section=n == len(result.checks) - 1,
+            )  # fmt: skip
+    return shown
+
+
+def read(out: Path, items: Sequence[Item], effort: Effort) -> list[Result]:
+    """The items that a result folder has in full, judged again from its files."""
+    results = []
+    for item in items:
+        parts = item.parts(effort)
+        paths = {part: out / "raw" / f"{file_name(item.name, part)}.json" for part in parts}
+        if all(path.exists() for path in paths.values()):
+            results.append(_result(item, {p: _json(path) for p, path in paths.items()}))
+    return results
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise LLMGymError(f"{path} is damaged ({error}); delete it and run again.") from error
