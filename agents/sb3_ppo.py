@@ -39,23 +39,30 @@ except ImportError as error:
 HIDDEN = (32, 32)
 """Units of the hidden layers."""
 
-GAMMA = 0.998
-"""Discount of a step: about 500 steps, half a minute, count."""
+GAMMA = 0.999
+"""Discount of a step: about 1000 steps, one or two minutes, count."""
 
 
 class _Towers(MlpExtractor):
-    """Hidden layers of actor and critic; both see the features, and the prior passes by the actor's."""
+    """Hidden layers of actor and critic: see ``Worlds`` for what they observe.
 
-    def __init__(self, inputs: int, **settings: Any) -> None:
+    The prior passes by the actor's, and the work, in which values are quadratic, by the critic's.
+    """
+
+    def __init__(self, inputs: int, logits: int, size: int, **settings: Any) -> None:
         super().__init__(inputs, **settings)
-        self.inputs = inputs
+        self.sizes = (inputs, logits, size - inputs - logits)
+        tower = [torch.nn.Linear(inputs + self.sizes[2], HIDDEN[0]), torch.nn.Tanh()]
+        self.value_net = torch.nn.Sequential(*tower, *self.value_net[2:])
+        self.latent_dim_vf += self.sizes[2]
 
     def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
-        seen, prior = features[:, : self.inputs], features[:, self.inputs :]
+        seen, prior, _ = features.split(self.sizes, dim=1)
         return torch.cat([self.policy_net(seen), prior], dim=1)
 
     def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
-        return self.value_net(features[:, : self.inputs])
+        seen, _, work = features.split(self.sizes, dim=1)
+        return torch.cat([self.value_net(torch.cat([seen, work], dim=1)), work], dim=1)
 
 
 class _Logits(torch.nn.Module):
@@ -71,15 +78,17 @@ class _Logits(torch.nn.Module):
 
 
 class _Residual:
-    """An actor-critic policy of SB3 whose last ``sum(parts)`` observations are prior logits."""
+    """An actor-critic policy of SB3 for the observations of ``Worlds``: features, logits, the rest."""
 
-    def __init__(self, *args: Any, inputs: int, **settings: Any) -> None:
-        self.inputs = inputs
+    def __init__(self, *args: Any, inputs: int, logits: int, **settings: Any) -> None:
+        self.inputs, self.logits = inputs, logits
         super().__init__(*args, **settings)
 
     def _build_mlp_extractor(self: Any) -> None:
         self.mlp_extractor = _Towers(
             self.inputs,
+            self.logits,
+            self.features_dim,
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             device=self.device,
@@ -91,7 +100,7 @@ class _Residual:
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         found: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
-        return found | {"inputs": self.inputs}
+        return found | {"inputs": self.inputs, "logits": self.logits}
 
 
 class ResidualPolicy(_Residual, ActorCriticPolicy):
@@ -152,9 +161,9 @@ def settings_of(algorithm: str, choice: TileChoice, num_envs: int, steps: int) -
             "exploration_fraction": 0.5, "exploration_final_eps": 0.02,
         }  # fmt: skip
     return {
-        "policy_kwargs": network | {"inputs": len(choice.features)}, "gamma": GAMMA,
-        "gae_lambda": 0.95, "n_steps": 128, "batch_size": 32 * num_envs, "n_epochs": 4,
-        "learning_rate": lambda left: 1e-3 * max(left, 0.1), "ent_coef": 0.0, "target_kl": 0.05,
+        "policy_kwargs": network | {"inputs": choice.inputs, "logits": sum(choice.parts)},
+        "gamma": GAMMA, "gae_lambda": 0.98, "n_steps": 128, "batch_size": 16 * num_envs, "n_epochs": 4,
+        "learning_rate": lambda left: 2e-3 * max(left, 0.1), "ent_coef": 0.0,
     }  # fmt: skip
 
 
