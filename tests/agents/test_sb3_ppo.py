@@ -79,9 +79,12 @@ def test_the_policy_runs_an_engine_as_the_worlds_do(trained: dict[str, Any], env
     batch_of = jax.jit(jax.vmap(lambda view: policy(None, view).tokens))  # type: ignore[arg-type]
     chosen_of = jax.jit(
         jax.vmap(
-            lambda view, action: policy.choice.batch(
-                view, nearest_choice(policy.choice.parts, policy.choice.look(view).mask.T, action).T
-            ).tokens
+            lambda view, action: (
+                policy.choice.batch(
+                    view,
+                    nearest_choice(policy.choice.parts, policy.choice.look(view).mask.T, action).T,
+                ).tokens
+            )
         )
     )
     for _ in range(25):
@@ -128,14 +131,14 @@ def test_episodes_are_cut_and_go_on(envs: Worlds) -> None:
     for _ in range(24):
         observation, _, terminated, truncated, info = envs.step(np.zeros(8, int))
     assert truncated.all() and not terminated.any()
+    with pytest.raises(LLMGymError, match="shape"):
+        envs.step(np.zeros(7, int))
     kept = info["in_system"] < 40  # no table is full
     assert kept.any()
     np.testing.assert_array_equal(info["final_obs"][kept], observation[kept])
 
 
-def test_a_seed_fixes_the_policy_and_files_hold_it(
-    trained: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_seed_fixes_the_policy_and_files_hold_it(trained: dict[str, Any], tmp_path: Path) -> None:
     name = "maskable-ppo"
     again = sb3_ppo.train(WORLDS, name, seed=3, out=tmp_path, **learner(name))
     policy, first = sb3_ppo.policy_of(again), sb3_ppo.policy_of(trained[name])
