@@ -53,7 +53,7 @@ class _Towers(MlpExtractor):
         super().__init__(inputs, **settings)
         self.sizes = (inputs, logits, size - inputs - logits)
         tower = [torch.nn.Linear(inputs + self.sizes[2], HIDDEN[0]), torch.nn.Tanh()]
-        self.value_net = torch.nn.Sequential(*tower, *self.value_net[2:])
+        self.value_net = torch.nn.Sequential(*tower, *list(self.value_net.children())[2:])
         self.latent_dim_vf += self.sizes[2]
 
     def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
@@ -79,6 +79,9 @@ class _Logits(torch.nn.Module):
 
 class _Residual:
     """An actor-critic policy of SB3 for the observations of ``Worlds``: features, logits, the rest."""
+
+    mlp_extractor: Any
+    action_net: Any
 
     def __init__(self, *args: Any, inputs: int, logits: int, **settings: Any) -> None:
         self.inputs, self.logits = inputs, logits
@@ -120,7 +123,9 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any]] = {
 ACTIONS = ("tiles", "split")
 
 
-def choice_of(scenarios: Sequence[Scenario], action: str, algorithm: str, **settings: Any) -> Any:
+def choice_of(
+    scenarios: Sequence[Scenario], action: str, algorithm: str, **settings: Any
+) -> TileChoice:
     """What a policy of these scenarios observes and may do; ``settings`` are those of TileChoice.
 
     Raises LLMGymError for an unknown action or algorithm, or a pair that does not go together.
@@ -150,7 +155,7 @@ def choice_of(scenarios: Sequence[Scenario], action: str, algorithm: str, **sett
     return choice
 
 
-def settings_of(algorithm: str, choice: TileChoice, num_envs: int, steps: int) -> dict[str, Any]:
+def settings_of(algorithm: str, choice: TileChoice, num_envs: int) -> dict[str, Any]:
     """Settings of an SB3 algorithm that suit the problem; all can be given otherwise."""
     network: dict[str, Any] = {"activation_fn": torch.nn.Tanh, "net_arch": list(HIDDEN)}
     if algorithm == "dqn":
@@ -235,7 +240,7 @@ def train(
     learner, policy = ALGORITHMS[algorithm]
     with one_thread():
         adapter = VecNormalize(VecMonitor(SB3VecEnv(envs)), norm_obs=False, gamma=GAMMA)
-        usual = settings_of(algorithm, chosen, num_envs, steps)
+        usual = settings_of(algorithm, chosen, num_envs)
         try:
             model = learner(
                 policy, adapter, seed=seed, device="cpu",
