@@ -24,94 +24,19 @@ from llmgym.scenario import Scenario, as_scenario
 try:
     import torch
     from sb3_contrib import MaskablePPO
-    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
     from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-    from stable_baselines3.common.policies import ActorCriticPolicy
-    from stable_baselines3.common.torch_layers import MlpExtractor
     from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
+
+    from llmgym.agents.sb3_networks import HIDDEN, MaskableResidualPolicy, Residual, ResidualPolicy
 except ImportError as error:
     raise ImportError(
         "llmgym.agents.sb3_ppo needs Stable-Baselines3: pip install 'llmgym[sb3]'."
     ) from error
 
-HIDDEN = (32, 32)
-"""Units of the hidden layers."""
-
 GAMMA = 0.999
 """Discount of a step: about 1000 steps, one or two minutes, count."""
-
-
-class _Towers(MlpExtractor):
-    """Hidden layers of actor and critic: see ``Worlds`` for what they observe.
-
-    The prior passes by the actor's, and the work, in which values are quadratic, by the critic's.
-    """
-
-    def __init__(self, inputs: int, logits: int, size: int, **settings: Any) -> None:
-        super().__init__(inputs, **settings)
-        self.sizes = (inputs, logits, size - inputs - logits)
-        tower = [torch.nn.Linear(inputs + self.sizes[2], HIDDEN[0]), torch.nn.Tanh()]
-        self.value_net = torch.nn.Sequential(*tower, *list(self.value_net.children())[2:])
-        self.latent_dim_vf += self.sizes[2]
-
-    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
-        seen, prior, _ = features.split(self.sizes, dim=1)
-        return torch.cat([self.policy_net(seen), prior], dim=1)
-
-    def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
-        seen, _, work = features.split(self.sizes, dim=1)
-        return torch.cat([self.value_net(torch.cat([seen, work], dim=1)), work], dim=1)
-
-
-class _Logits(torch.nn.Module):
-    """Logits of the choices: what the last layer says, on top of the prior."""
-
-    def __init__(self, layer: torch.nn.Linear) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        inputs = self.layer.in_features
-        return self.layer(latent[:, :inputs]) + latent[:, inputs:]
-
-
-class _Residual:
-    """An actor-critic policy of SB3 for the observations of ``Worlds``: features, logits, the rest."""
-
-    mlp_extractor: Any
-    action_net: Any
-
-    def __init__(self, *args: Any, inputs: int, logits: int, **settings: Any) -> None:
-        self.inputs, self.logits = inputs, logits
-        super().__init__(*args, **settings)
-
-    def _build_mlp_extractor(self: Any) -> None:
-        self.mlp_extractor = _Towers(
-            self.inputs,
-            self.logits,
-            self.features_dim,
-            net_arch=self.net_arch,
-            activation_fn=self.activation_fn,
-            device=self.device,
-        )
-
-    def _build(self: Any, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)  # type: ignore[misc]
-        self.action_net = _Logits(self.action_net)  # of the same parameters
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        found: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
-        return found | {"inputs": self.inputs, "logits": self.logits}
-
-
-class ResidualPolicy(_Residual, ActorCriticPolicy):
-    """SB3's actor-critic, on top of the prior."""
-
-
-class MaskableResidualPolicy(_Residual, MaskableActorCriticPolicy):
-    """sb3-contrib's, which knows masks."""
 
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any]] = {
@@ -331,7 +256,7 @@ def _layers(model: BaseAlgorithm) -> list[torch.nn.Linear]:
     policy: Any = model.policy
     if isinstance(model, DQN):
         nets = [policy.q_net.q_net]
-    elif isinstance(policy, _Residual):
+    elif isinstance(policy, Residual):
         towers: Any = policy
         nets = [towers.mlp_extractor.policy_net, towers.action_net]
     else:
