@@ -24,82 +24,19 @@ from llmgym.scenario import Scenario, as_scenario
 try:
     import torch
     from sb3_contrib import MaskablePPO
-    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
     from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-    from stable_baselines3.common.policies import ActorCriticPolicy
-    from stable_baselines3.common.torch_layers import MlpExtractor
     from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
+
+    from llmgym.agents.sb3_networks import HIDDEN, MaskableResidualPolicy, Residual, ResidualPolicy
 except ImportError as error:
     raise ImportError(
         "llmgym.agents.sb3_ppo needs Stable-Baselines3: pip install 'llmgym[sb3]'."
     ) from error
 
-HIDDEN = (32, 32)
-"""Units of the hidden layers."""
-
-GAMMA = 0.998
-"""Discount of a step: about 500 steps, half a minute, count."""
-
-
-class _Towers(MlpExtractor):
-    """Hidden layers of actor and critic; both see the features, and the prior passes by the actor's."""
-
-    def __init__(self, inputs: int, **settings: Any) -> None:
-        super().__init__(inputs, **settings)
-        self.inputs = inputs
-
-    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
-        seen, prior = features[:, : self.inputs], features[:, self.inputs :]
-        return torch.cat([self.policy_net(seen), prior], dim=1)
-
-    def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
-        return self.value_net(features[:, : self.inputs])
-
-
-class _Logits(torch.nn.Module):
-    """Logits of the choices: what the last layer says, on top of the prior."""
-
-    def __init__(self, layer: torch.nn.Linear) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        inputs = self.layer.in_features
-        return self.layer(latent[:, :inputs]) + latent[:, inputs:]
-
-
-class _Residual:
-    """An actor-critic policy of SB3 whose last ``sum(parts)`` observations are prior logits."""
-
-    def __init__(self, *args: Any, inputs: int, **settings: Any) -> None:
-        self.inputs = inputs
-        super().__init__(*args, **settings)
-
-    def _build_mlp_extractor(self: Any) -> None:
-        self.mlp_extractor = _Towers(
-            self.inputs,
-            net_arch=self.net_arch,
-            activation_fn=self.activation_fn,
-            device=self.device,
-        )
-
-    def _build(self: Any, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)  # type: ignore[misc]
-        self.action_net = _Logits(self.action_net)  # of the same parameters
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        found: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
-        return found | {"inputs": self.inputs}
-
-
-class ResidualPolicy(_Residual, ActorCriticPolicy):  # type: ignore[misc]
-    """SB3's actor-critic, on top of the prior."""
-
-
-class MaskableResidualPolicy(_Residual, MaskableActorCriticPolicy):  # type: ignore[misc]
-    """sb3-contrib's, which knows masks."""
+GAMMA = 0.999
+"""Discount of a step: about 1000 steps, one or two minutes, count."""
 
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any]] = {
@@ -111,7 +48,9 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any]] = {
 ACTIONS = ("tiles", "split")
 
 
-def choice_of(scenarios: Sequence[Scenario], action: str, algorithm: str, **settings: Any) -> Any:
+def choice_of(
+    scenarios: Sequence[Scenario], action: str, algorithm: str, **settings: Any
+) -> TileChoice:
     """What a policy of these scenarios observes and may do; ``settings`` are those of TileChoice.
 
     Raises LLMGymError for an unknown action or algorithm, or a pair that does not go together.
@@ -141,7 +80,7 @@ def choice_of(scenarios: Sequence[Scenario], action: str, algorithm: str, **sett
     return choice
 
 
-def settings_of(algorithm: str, choice: TileChoice, num_envs: int, steps: int) -> dict[str, Any]:
+def settings_of(algorithm: str, choice: TileChoice, num_envs: int) -> dict[str, Any]:
     """Settings of an SB3 algorithm that suit the problem; all can be given otherwise."""
     network: dict[str, Any] = {"activation_fn": torch.nn.Tanh, "net_arch": list(HIDDEN)}
     if algorithm == "dqn":
@@ -152,9 +91,9 @@ def settings_of(algorithm: str, choice: TileChoice, num_envs: int, steps: int) -
             "exploration_fraction": 0.5, "exploration_final_eps": 0.02,
         }  # fmt: skip
     return {
-        "policy_kwargs": network | {"inputs": len(choice.features)}, "gamma": GAMMA,
-        "gae_lambda": 0.95, "n_steps": 128, "batch_size": 32 * num_envs, "n_epochs": 4,
-        "learning_rate": lambda left: 1e-3 * max(left, 0.1), "ent_coef": 0.0, "target_kl": 0.05,
+        "policy_kwargs": network | {"inputs": choice.inputs, "logits": sum(choice.parts)},
+        "gamma": GAMMA, "gae_lambda": 0.98, "n_steps": 128, "batch_size": 16 * num_envs, "n_epochs": 4,
+        "learning_rate": lambda left: 2e-3 * max(left, 0.1), "ent_coef": 0.0,
     }  # fmt: skip
 
 
@@ -226,7 +165,7 @@ def train(
     learner, policy = ALGORITHMS[algorithm]
     with one_thread():
         adapter = VecNormalize(VecMonitor(SB3VecEnv(envs)), norm_obs=False, gamma=GAMMA)
-        usual = settings_of(algorithm, chosen, num_envs, steps)
+        usual = settings_of(algorithm, chosen, num_envs)
         try:
             model = learner(
                 policy, adapter, seed=seed, device="cpu",
@@ -317,7 +256,7 @@ def _layers(model: BaseAlgorithm) -> list[torch.nn.Linear]:
     policy: Any = model.policy
     if isinstance(model, DQN):
         nets = [policy.q_net.q_net]
-    elif isinstance(policy, _Residual):
+    elif isinstance(policy, Residual):
         towers: Any = policy
         nets = [towers.mlp_extractor.policy_net, towers.action_net]
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from llmgym import model
 from llmgym.agents.networks import nearest_choice
-from llmgym.agents.ppo import PPO
+from llmgym.agents.ppo import LEFT, PPO, PRODUCTS, critic_inputs
 from llmgym.agents.tiles import TileChoice
 from llmgym.agents.training import Training, worlds_of
 from llmgym.envs.rewards import Transition, weighted_holding
@@ -25,10 +27,90 @@ MEMORY_STEPS = 1000
 """Steps over which the average cost of a world is taken."""
 
 
+@dataclass(frozen=True)
+class _Program:
+    """What is compiled, once for all ``Worlds`` that are alike."""
+
+    choice: TileChoice
+    residual: bool
+    worlds: int
+    prefill_weight: float
+
+    def _observe(self, physics: Any, number: jax.Array, engine: Any) -> tuple[jax.Array, jax.Array]:
+        """Observation and mask of a world."""
+        sight = self.choice.look(model.view(physics, engine))
+        if not self.residual:
+            return sight.features, sight.mask
+        work = critic_inputs(physics, engine, sight.features)[: LEFT + PRODUCTS]
+        world = jax.nn.one_hot(number, self.worlds)
+        world = jnp.broadcast_to(world[:, None], (world.size, *engine.present.shape))
+        return jnp.concatenate([sight.features, sight.prior, work, world]), sight.mask
+
+    @partial(jax.jit, static_argnums=0)
+    def look(self, physics: Any, numbers: Any, engines: Any) -> tuple[jax.Array, jax.Array]:
+        """Observations and masks of all engines (worlds, entries, envs)."""
+        groups = [
+            jax.lax.map(lambda x: self._observe(*x), pair)
+            for pair in zip(physics, numbers, engines, strict=True)
+        ]
+        observation, mask = (jnp.concatenate(x) for x in zip(*groups, strict=True))
+        return observation, mask
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=2)
+    def advance(
+        self, physics: Any, engines: Any, numbers: Any, masks: jax.Array, chosen: jax.Array,
+        key: jax.Array,
+    ) -> tuple[Any, jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:  # fmt: skip
+        """Engines and masks after a step, the observations before and after resets, what is told."""
+        worlds, envs = masks.shape[0], masks.shape[2]
+        chosen = chosen.reshape(worlds, envs, -1)
+        keys, start, found = jax.random.split(key, worlds), 0, []
+        for group, engine, number in zip(physics, engines, numbers, strict=True):
+            mine = slice(start, start + engine.present.shape[0])
+            start = mine.stop
+            found.append(
+                jax.lax.map(
+                    lambda x: self._world_step(*x),
+                    (group, engine, number, masks[mine], chosen[mine], keys[mine]),
+                )
+            )
+        after = tuple(one[0] for one in found)
+        mask, final, first, *told = jax.tree.map(
+            lambda *x: jnp.concatenate(x), *(one[1:] for one in found)
+        )
+        return after, mask, (final, first), tuple(told)
+
+    def _world_step(
+        self, physics: Any, engine: Any, number: jax.Array, mask: jax.Array, chosen: jax.Array,
+        key: jax.Array,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """A step of the engines of a world."""
+        view = model.view(physics, engine)
+        allowed = nearest_choice(self.choice.parts, mask.T, chosen)
+        after, info = model.step(physics, engine, self.choice.batch(view, allowed.T))
+        step = Transition(engine, info, after, physics.tick_ms)
+        cost = -weighted_holding(step, self.prefill_weight, 1.0)
+        full = after.totals.dropped > 0
+        final, next_mask = self._observe(physics, number, after)
+
+        def renew(last: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
+            fresh = model.init(physics, jax.random.split(key, full.size))
+            state = jax.tree.map(lambda new, old: jnp.where(full, new, old), fresh, last[0])
+            return (state, *self._observe(physics, number, state))
+
+        # Few engines fill their table; a branch costs nothing in the steps where none does.
+        state, first, next_mask = jax.lax.cond(
+            jnp.any(full), renew, lambda last: last, (after, final, next_mask)
+        )
+        return state, next_mask, final, first, cost, step.duration_s, full, after.present
+
+
 class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """Engines of several scenarios, or loads of one, for a learner of tile policies.
 
-    Observation: the features of ``choice``, and behind them its prior logits where ``with_prior``.
+    Observation: the features of ``choice``; behind them, where ``residual``, its prior logits, which the
+    actor adds to its own, and what only the critic sees: the work in the system, hidden output tokens
+    included, with its squares and products, and the number of the world.
     Action: the parts of ``choice``; one that is not allowed stands for the nearest that is.
     ``action_masks()`` says which are.
 
@@ -44,7 +126,7 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         scenarios: one world each.
         choice: what the policy observes and may do.
         num_envs: engines of all worlds, which have equally many.
-        with_prior: whether the prior is observed.
+        residual: whether prior and the critic's part are observed too.
         max_steps: decisions of an episode.
         prefill_weight: of a request with prompt left in N; one that decodes counts 1.
 
@@ -59,7 +141,7 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         scenarios: Sequence[Scenario],
         choice: TileChoice,
         num_envs: int = 256,
-        with_prior: bool = True,
+        residual: bool = True,
         max_steps: int = 1024,
         prefill_weight: float = 1.5,
     ) -> None:
@@ -72,10 +154,10 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
         learner = PPO(choice=choice, num_envs=num_envs // max(len(scenarios), 1), control=False)
         self.training = Training(tuple(scenarios), learner)
-        self.choice, self.with_prior, self.max_steps = choice, with_prior, int(max_steps)
-        self.prefill_weight = prefill_weight
+        self.choice, self.max_steps = choice, int(max_steps)
         self.num_envs, self.render_mode = int(num_envs), None
-        size = len(choice.features) + with_prior * sum(choice.parts)
+        hidden = sum(choice.parts) + LEFT + PRODUCTS + len(scenarios)
+        size = len(choice.features) + residual * hidden
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.single_action_space: gym.Space[Any] = (
             gym.spaces.Discrete(choice.parts[0])
@@ -84,8 +166,7 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._advance = jax.jit(self._step, donate_argnums=(1, 2))
-        self._look = jax.jit(self._sights)
+        self._program = _Program(choice, residual, len(scenarios), float(prefill_weight))
         self._mask: np.ndarray | None = None
 
     def reset(
@@ -97,7 +178,9 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._key = jax.random.key(number, impl="threefry2x32")
         self._physics, worlds = worlds_of(self.training, self._key)
         self._engines = tuple(world.engine for world in worlds)
-        observation, self._masks = self._look(self._physics, self._engines)
+        self._numbers = tuple(world.number for world in worlds)
+        self._order = np.argsort(np.concatenate(self._numbers))
+        observation, self._masks = self._program.look(self._physics, self._numbers, self._engines)
         worlds_count = len(self.training.scenarios)
         self._cost, self._seconds = np.full((2, worlds_count, 1), 1e-9)
         self._present = np.zeros(worlds_count)
@@ -111,11 +194,16 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Run one batch in every engine."""
         if self._mask is None:
             raise LLMGymError("Call reset() first: the environments have no state yet.")
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise LLMGymError(
+                f"Actions have shape {actions.shape}; {self.action_space.shape} is needed."
+            )
         self._steps += 1
         key = jax.random.fold_in(self._key, self._steps)
         chosen = jnp.asarray(actions, jnp.int32).reshape(self.num_envs, -1)
-        self._engines, self._masks, observation, told = self._advance(
-            self._physics, self._engines, self._masks, chosen, key
+        self._engines, self._masks, observation, told = self._program.advance(
+            self._physics, self._engines, self._numbers, self._masks, chosen, key
         )
         cost, seconds, full, present = (np.array(x, np.float32) for x in told)
         reward = self._above_average(cost, seconds)
@@ -134,18 +222,19 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         fade = 1 - 1 / MEMORY_STEPS
         self._cost = fade * self._cost + cost.sum(axis=1, keepdims=True)
         self._seconds = fade * self._seconds + seconds.sum(axis=1, keepdims=True)
-        return (seconds - cost / self.average_cost[:, None]).astype(np.float32)
+        return (seconds - cost * self._seconds / self._cost).astype(np.float32)
 
     @property
     def average_cost(self) -> np.ndarray:
-        """eta, the cost per second of each world of late."""
-        found: np.ndarray = (self._cost / self._seconds)[:, 0]
+        """eta, the cost per second of each scenario of late."""
+        found: np.ndarray = (self._cost / self._seconds)[self._order, 0]
         return found
 
     @property
     def present(self) -> np.ndarray:
-        """Requests in the engines of each world now, on average."""
-        return self._present
+        """Requests in the engines of each scenario now, on average."""
+        found: np.ndarray = self._present[self._order]
+        return found
 
     def action_masks(self) -> np.ndarray:
         """Allowed choices of every engine, (num_envs, choices)."""
@@ -156,62 +245,3 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _flat(self, of_worlds: jax.Array) -> np.ndarray:
         """(worlds, entries, envs) as (num_envs, entries), a copy that may be written to."""
         return np.array(jnp.moveaxis(of_worlds, 1, 2)).reshape(self.num_envs, -1)
-
-    def _observe(self, physics: Any, engine: Any) -> tuple[jax.Array, jax.Array]:
-        """Observation and mask of a world."""
-        sight = self.choice.look(model.view(physics, engine))
-        seen = [sight.features, sight.prior] if self.with_prior else [sight.features]
-        return jnp.concatenate(seen), sight.mask
-
-    def _sights(self, physics: Any, engines: Any) -> tuple[jax.Array, jax.Array]:
-        groups = [
-            jax.lax.map(lambda x: self._observe(*x), pair)
-            for pair in zip(physics, engines, strict=True)
-        ]
-        observation, mask = (jnp.concatenate(x) for x in zip(*groups, strict=True))
-        return observation, mask
-
-    def _step(
-        self, physics: Any, engines: Any, masks: jax.Array, chosen: jax.Array, key: jax.Array
-    ) -> tuple[Any, jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-        """Engines and masks after a step, the observations before and after resets, what is told."""
-        worlds, envs = masks.shape[0], masks.shape[2]
-        chosen = chosen.reshape(worlds, envs, -1)
-        keys, start, found = jax.random.split(key, worlds), 0, []
-        for group, engine in zip(physics, engines, strict=True):
-            mine = slice(start, start + engine.present.shape[0])
-            start = mine.stop
-            found.append(
-                jax.lax.map(
-                    lambda x: self._world_step(*x),
-                    (group, engine, masks[mine], chosen[mine], keys[mine]),
-                )
-            )
-        after = tuple(one[0] for one in found)
-        mask, final, first, *told = jax.tree.map(
-            lambda *x: jnp.concatenate(x), *(one[1:] for one in found)
-        )
-        return after, mask, (final, first), tuple(told)
-
-    def _world_step(
-        self, physics: Any, engine: Any, mask: jax.Array, chosen: jax.Array, key: jax.Array
-    ) -> tuple[Any, ...]:
-        """A step of the engines of a world."""
-        view = model.view(physics, engine)
-        allowed = nearest_choice(self.choice.parts, mask.T, chosen)
-        after, info = model.step(physics, engine, self.choice.batch(view, allowed.T))
-        step = Transition(engine, info, after, physics.tick_ms)
-        cost = -weighted_holding(step, self.prefill_weight, 1.0)
-        full = after.totals.dropped > 0
-        final, next_mask = self._observe(physics, after)
-
-        def renew(last: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
-            fresh = model.init(physics, jax.random.split(key, full.size))
-            state = jax.tree.map(lambda new, old: jnp.where(full, new, old), fresh, last[0])
-            return (state, *self._observe(physics, state))
-
-        # Few engines fill their table; a branch costs nothing in the steps where none does.
-        state, first, next_mask = jax.lax.cond(
-            jnp.any(full), renew, lambda last: last, (after, final, next_mask)
-        )
-        return state, next_mask, final, first, cost, step.duration_s, full, after.present

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-AGENTS = ("ppo",)
+AGENTS = ("ppo", "scores", "sb3-ppo", "sb3-maskable-ppo", "sb3-dqn")
 
 TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.925, 0.945, 0.965)
 """Fractions of the LP capacity that a policy learns from where no loads are named."""
@@ -48,7 +48,7 @@ def train(
             help="Repeatable: one policy for all of them. capped:max_num_seqs=160 for settings.",
         ),
     ] = None,
-    agent: Annotated[str, typer.Option(help="The algorithm: ppo.")] = "ppo",
+    agent: Annotated[str, typer.Option(help=f"The algorithm: {', '.join(AGENTS)}.")] = "ppo",
     steps: Annotated[int, typer.Option(help="Environment steps of each seed.")] = 32_000_000,
     load: Loads = None,
     rate: Rates = None,
@@ -71,8 +71,15 @@ def train(
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
     bases = [_scenario(name, settings or []) for name in scenario or ["latency"]]
-    training = _training(bases, steps, load, rate, seed, seeds, patience, option)
     out = out or Path("results") / f"{agent}-{bases[0].name}"
+    if agent.startswith("sb3-"):
+        if patience is not None:
+            raise LLMGymError(f"--patience is for ppo and scores; {agent} makes all its steps.")
+        worlds = [s for base in bases for s in _at(base, load, rate, TRAINING_LOADS)]
+        numbers = _seeds(seed, seeds)
+        policies = _sb3(agent, worlds, steps, numbers, option, out, as_json)
+        return _tell(policies, numbers, out, bases[0].name, as_json)
+    training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent)
     with cli.bar(as_json, steps=True) as bar:
         tasks = {
             s: bar.add_task(f"seed {s}: compiling", total=training.iterations)
@@ -85,18 +92,77 @@ def train(
                 tasks[s], completed=done, description=f"seed {s}: {_told(row)}"
             ),
         )
+    _tell(policies, training.seeds, out, bases[0].name, as_json)
+
+
+def _tell(
+    policies: list[Any], seeds: tuple[int, ...], out: Path, scenario: str, as_json: bool
+) -> None:
+    """Say what was written, and how to judge it."""
     found = [
         {"seed": s, "file": str(out / f"agent-{s}.npz"), "digest": p.digest}
-        | {"iterations": p.header["iterations"]}
-        for s, p in zip(training.seeds, policies, strict=True)
+        | {name: p.header[name] for name in ("iterations", "steps_made") if name in p.header}
+        for s, p in zip(seeds, policies, strict=True)
     ]
     if as_json:
         return cli.print_json(found)
     for record in found:
         cli.console.print(f"Wrote {record['file']}.", markup=False)
-    cli.console.print(
-        f"Judge: llmgym evaluate -s {bases[0].name} -p {found[0]['file']}", markup=False
-    )
+    cli.console.print(f"Judge: llmgym evaluate -s {scenario} -p {found[0]['file']}", markup=False)
+
+
+def _sb3(
+    agent: str,
+    worlds: list[Scenario],
+    steps: int,
+    seeds: tuple[int, ...],
+    option: list[str] | None,
+    out: Path,
+    quiet: bool,
+) -> list[Any]:
+    """Policies of Stable-Baselines3, one seed after the other."""
+    from dataclasses import fields
+
+    from llmgym.agents import sb3_ppo
+    from llmgym.agents.tiles import TileChoice
+
+    given, of_choice = _options(option), {f.name for f in fields(TileChoice)}
+    choice = {k: v for k, v in given.items() if k in of_choice}
+    rest = {k: v for k, v in given.items() if k not in of_choice}
+    if "num_envs" not in rest:  # of each world equally many
+        rest["num_envs"] = len(worlds) * max(256 // len(worlds), 1)
+    found = []
+    with cli.bar(quiet, steps=True) as bar:
+        for seed in seeds:
+            task = bar.add_task(f"seed {seed}", total=steps)
+
+            def progress(values: dict[str, Any], _: Any, task: Any = task) -> bool:
+                bar.update(task, completed=min(values["self"].num_timesteps, steps))
+                return True
+
+            model = sb3_ppo.train(
+                worlds, agent.removeprefix("sb3-"), choice=choice, steps=steps, seed=seed, out=out,
+                callback=progress, **rest,
+            )  # fmt: skip
+            found.append(sb3_ppo.policy_of(model, header={"steps_made": model.num_timesteps}))
+    return found
+
+
+def _options(option: list[str] | None) -> dict[str, Any]:
+    """Settings of the learner: name=value each."""
+    given: dict[str, Any] = {}
+    for pair in option or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise LLMGymError(f"--option {pair}: write name=value.")
+        given[name.strip()] = cli.parse(value.strip())
+    return given
+
+
+def _seeds(first: int, count: int) -> tuple[int, ...]:
+    if count < 1:
+        raise LLMGymError(f"--seeds must be at least 1, got {count}.")
+    return tuple(range(first, first + count))
 
 
 def _scenario(name: str, settings: list[str]) -> Scenario:
@@ -123,38 +189,32 @@ def _training(
     seeds: int,
     patience: int | None,
     option: list[str] | None,
+    agent: str = "ppo",
 ) -> Training:
     """The training run that the options describe."""
     from dataclasses import fields, replace
 
-    from llmgym.agents.network_choice import NetworkChoice
+    from llmgym.agents.checkpoint import CHOICES
     from llmgym.agents.ppo import PPO
-    from llmgym.agents.tiles import TileChoice
     from llmgym.agents.training import Training, network_size, tiles_of
 
     network = all(base.is_network for base in bases)
     usual = NETWORK_LOADS if network else TRAINING_LOADS
     worlds = [s for base in bases for s in _at(base, load, rate, usual)]
-    kind: type[NetworkChoice] | type[TileChoice] = NetworkChoice if network else TileChoice
+    kind = "network" if network else "scores" if agent == "scores" else "tiles"
     given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
     if not network and any(base.engine.max_num_seqs is not None for base in bases):
         # No full batch is safe there: the policy learns how many of its seats to fill.
-        given |= {"guard": None, "shares": 3}
-    for pair in option or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise LLMGymError(f"--option {pair}: write name=value.")
-        given[name.strip()] = cli.parse(value.strip())
-    of_choice = {f.name for f in fields(kind)}
+        given |= {"guard": None} | ({} if kind == "scores" else {"shares": 3})
+    given |= _options(option)
+    of_choice = {f.name for f in fields(CHOICES[kind])}
     known = {f.name for f in fields(PPO)} - {"choice"} | of_choice
     for name in given:
         if name not in known:
             raise unknown("option", name, known)
-    choice = kind(**{k: v for k, v in given.items() if k in of_choice})
+    choice = CHOICES[kind](**{k: v for k, v in given.items() if k in of_choice})
     learner = PPO(choice=choice, **{k: v for k, v in given.items() if k not in of_choice})
-    if seeds < 1:
-        raise LLMGymError(f"--seeds must be at least 1, got {seeds}.")
-    numbers = tuple(range(seed, seed + seeds))
+    numbers = _seeds(seed, seeds)
     return replace(Training(tuple(worlds), learner, seeds=numbers), steps=steps, patience=patience)
 
 

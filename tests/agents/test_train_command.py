@@ -12,6 +12,7 @@ import pytest
 
 import llmgym
 from llmgym import LLMGymError, cli, cli_agents
+from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.training import Training
 
 
@@ -52,6 +53,15 @@ def test_faults_are_named() -> None:
             training("latency", **options)
 
 
+def test_scores_are_options_of_their_agent() -> None:
+    found = training("two-class", load=[0.9], agent="scores", option=["requests=8", "order=1"])
+    choice = found.settings.choice
+    assert isinstance(choice, ScoreChoice) and (choice.requests, choice.order) == (8, 1)
+    assert choice.tiles == 4
+    with pytest.raises(LLMGymError, match="Unknown option 'requests'"):
+        training("two-class", load=[0.9], option=["requests=8"])
+
+
 def test_unknown_agent_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +70,24 @@ def test_unknown_agent_is_one_line(
         cli.main()
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("llmgym: Unknown agent 'pro'. Did you mean 'ppo'?")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["sb3-ppo", "sb3-maskable-ppo", "sb3-dqn"])
+def test_stable_baselines3_from_the_command(
+    agent: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sb3_contrib")
+    arguments = ["--agent", agent, "--rate", "12", "--steps", "512", "--set", "slots=48"]
+    arguments += ["--option", "num_envs=8", "--option", "batch_size=64", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["llmgym", "train", *arguments, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "agent-0.npz" in said and "agent-1.npz" in said and "Judge: llmgym evaluate" in said
+    policies = [llmgym.agents.load(tmp_path / f"agent-{seed}.npz") for seed in (0, 1)]
+    assert policies[0] != policies[1]
 
 
 @pytest.mark.slow
