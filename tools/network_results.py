@@ -125,7 +125,8 @@ def page(frame: pd.DataFrame, judged: dict[str, Any]) -> str:
         "# The learned network policy",
         "",
         f"Made by `python tools/network_results.py`: {SETTINGS['num_envs']} environments of "
-        f"{SETTINGS['duration_s']:g} s ({SETTINGS['warmup_s']:g} s left out), the same jobs for every policy. A batch takes 1 ms. "
+        f"{SETTINGS['duration_s']:g} s ({SETTINGS['warmup_s']:g} s left out), the same jobs for every "
+        "policy. A batch takes 1 ms. "
         "Means over time with 95 % intervals; the last two columns are the learned policy's mean less "
         "that of the row, in the same environments. In a row with dropped jobs the table was full: the "
         "policy was not stable.",

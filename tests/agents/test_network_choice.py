@@ -22,7 +22,7 @@ from llmgym.agents.training import Training, network_size
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled
 
-SCENARIO = llmgym.scenario("rybko-stolyar", slots=192).at_load(0.9)
+SCENARIO = llmgym.scenario("rybko-stolyar", slots=320).at_load(0.9)
 CHOICE = NetworkChoice(decode_weight=0.05)
 ENVS = 4
 
@@ -157,8 +157,8 @@ def test_bad_settings_and_other_networks_are_refused() -> None:
     for settings, message in [
         ({"engines": 0}, "engines must be at least 1"),
         ({"prior": -1}, "prior must be at least 0"),
-        ({"decode_weight": 0}, "decode_weight must be above 0"),
-        ({"guard": 0}, "guard must be above 0"),
+        ({"decode_weight": 0}, "decode_weight must be greater than 0"),
+        ({"guard": 0}, "guard must be greater than 0"),
     ]:
         with pytest.raises(LLMGymError, match=message):
             NetworkChoice(**settings)  # type: ignore[arg-type]
