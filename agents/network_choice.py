@@ -60,8 +60,8 @@ class NetworkChoice(Choice):
     Args:
         engines: of the network.
         classes: most classes that an engine serves.
-        prior: strength of the prior logits, ``prior`` times the pressure over the size of the most of
-            the engine, cut at -1 and 1; untrained the phase with the most pressure goes first. 0: none.
+        prior: strength of the prior logits, ``prior`` times the pressure over the most of the engine,
+            cut at -1; untrained the phase with the most pressure goes first. 0: none.
         decode_weight: w_d / w_p of the pressures.
         guard: where an engine has more than guard * b_max prompt tokens its decodes go first, then
             the prompts with the most pressure. None: no guard.
@@ -109,7 +109,8 @@ class NetworkChoice(Choice):
             mask = jnp.where(forced, number == safe, mask)
         mask = jnp.where(jnp.any(mask, axis=0), mask, number == 0)
         most = jnp.max(jnp.where(waiting > 0, pressure, -jnp.inf), axis=0)
-        scale = jnp.where(jnp.isfinite(most), jnp.maximum(jnp.abs(most), 1e-9), 1.0)
+        size = jnp.max(jnp.where(waiting > 0, jnp.abs(pressure), 0.0), axis=0)
+        scale = jnp.maximum(jnp.where(most > 0, most, size), 1e-9)
         share = jnp.where(waiting > 0, jnp.clip(pressure / scale, -1.0, 1.0), 0.0)
         features = self._features(view, local, share[: self.classes])
         return Sight(features.astype(jnp.float32), mask, self.prior * share)

@@ -21,9 +21,18 @@ AGENTS = ("ppo", "scores", "sb3-ppo", "sb3-maskable-ppo", "sb3-dqn")
 TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.925, 0.945, 0.965)
 """Fractions of the LP capacity that a policy learns from where no loads are named."""
 
-NETWORK_LOADS = (0.8, 0.9, 0.95)
+NETWORK_LOADS = (0.85, 0.9, 0.95)
 
-NETWORK = {"prefill_weight": 1.0, "num_envs": 32, "horizon_s": 2.0, "trace": 0.99}
+NETWORK = {
+    "prefill_weight": 1.0,
+    "num_envs": 32,
+    "horizon_s": 2.0,
+    "trace": 0.99,
+    "epochs": 4,
+    "minibatches": 8,
+    "learning_rate": 3e-3,
+    "entropy": 0.003,
+}
 """Settings of the learner where none are named and the scenario is a network."""
 
 EVALUATION_LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)

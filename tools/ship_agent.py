@@ -2,18 +2,23 @@
 
     python tools/ship_agent.py runs/latency/agent-0.npz docs/results/latency ppo-latency
 
-The evaluation must be one of the file, or of the folder it lies in.
+The evaluation must be one of the file, or of the folder it lies in; for a network policy it is that of
+tools/network_results.py with the file.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from llmgym import agents
 from llmgym.agents.checkpoint import load_agent, save_agent
+from llmgym.agents.network_choice import NetworkChoice
+from llmgym.agents.trained import TrainedPolicy
+from llmgym.errors import LLMGymError
 from llmgym.evaluation import evaluate
 from llmgym.evaluation.evaluation_report import MEASURES
 
@@ -33,10 +38,27 @@ def figures(agent: Path, folder: Path) -> dict[str, object]:
     return found
 
 
+def network_figures(policy: TrainedPolicy, folder: Path, name: str) -> dict[str, object]:
+    """What tools/network_results.py found, by scenario and load, and the verdict."""
+    if json.loads((folder / "config.json").read_text())["digest"] != policy.digest:
+        raise LLMGymError(f"{folder} is about another policy; delete it and measure this one.")
+    found: dict[str, object] = {"verdict": json.loads((folder / "raw/verdict.json").read_text())}
+    with (folder / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.pop("policy") == name]
+    for row in rows:
+        where = row.pop("scenario")
+        found[where] = {k: float(x) for k, x in row.items() if not k.startswith("learned_")}
+    return found
+
+
 def main(agent: str, folder: str, name: str) -> None:
     """Write agents/checkpoints/NAME.npz."""
-    policy = load_agent(Path(agent))
-    header = {**policy.header, "figures": figures(Path(agent), Path(folder))}
+    policy, results = load_agent(Path(agent)), Path(folder)
+    if isinstance(policy.choice, NetworkChoice):
+        found = network_figures(policy, results, name)
+    else:
+        found = figures(Path(agent), results)
+    header = {**policy.header, "figures": found}
     save_agent(agents.CHECKPOINTS / f"{name}.npz", replace(policy, header=header))
 
 
