@@ -1,6 +1,6 @@
 """Draw two policies side by side on the same arrivals, as a GIF.
 
-    python tools/animate.py [--policy vllm --policy sarathi] [--load 0.85] [--out docs/side-by-side.gif]
+python tools/animate.py [--policy vllm --policy sarathi] [--load 0.85] [--out docs/side-by-side.gif]
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def animate(
         axis.set_axis_off()
         images.append(mesh)
         titles.append(axis.set_title("", fontsize=11))
-        (line,) = below.plot([], [], color=style(name).colour, ls=style(name).line, lw=2, label=name)
+        (line,) = below.plot(
+            [], [], color=style(name).colour, ls=style(name).line, lw=2, label=name
+        )
         lines.append(line)
     below.set_xlim(0, seconds[-1] / 60)
     below.set_ylim(0, 1.08 * max(c.max() for c in counts.values()))

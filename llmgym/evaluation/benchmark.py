@@ -9,10 +9,10 @@ repeats its numbers bit for bit.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import platform
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -135,21 +135,27 @@ def resolve(name: str) -> Any:
     return baselines.make(base, **values)
 
 
-@cache
 def own_policy(name: str) -> Any:
     """The function or object of ``file.py:name``. Raises LLMGymError where there is none."""
     file, _, attribute = name.rpartition(":")
-    path = Path(file).resolve()
-    spec = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise LLMGymError(f"Policy {name!r}: there is no file {file}.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
-        public = [n for n, thing in vars(module).items() if callable(thing) and n[0] != "_"]
-        raise unknown(f"policy in {file}:", attribute, public)
-    return getattr(module, attribute)
+    try:
+        source = Path(file).read_text()
+    except OSError as error:
+        raise LLMGymError(f"Policy {name!r}: cannot read {file}: {error.strerror}.") from error
+    found = _executed(str(Path(file).resolve()), source)
+    if attribute not in found:
+        own = [n for n, thing in found.items() if callable(thing) and n[0] != "_"]
+        raise unknown(f"policy in {file}:", attribute, own)
+    return found[attribute]
+
+
+@cache
+def _executed(path: str, source: str) -> dict[str, Any]:
+    """What a file of Python defines; once for each text, as what is compiled is kept by function."""
+    module = types.ModuleType(f"own_policy_{Path(path).stem}")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(source, path, "exec"), module.__dict__)
+    return vars(module)
 
 
 def _source(name: str) -> Path | None:

@@ -39,7 +39,7 @@ NETWORKS = {"exit": "rybko-stolyar", "entry": "rybko-stolyar-reversed"}
 
 RHO = 0.9
 BATCH_TOKENS, JOB_TOKENS, EXIT_TOKENS = 768, 608, 544
-HORIZON_MS = 4500
+HORIZON_MS, QUICK_HORIZON_MS = 4500, 2700
 LARGE = 30_000
 """Tokens above which a peak is no longer noise."""
 
@@ -60,10 +60,10 @@ def tokens_over_time(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at_rho(effort: Effort, priority: str) -> Data:
-    name, slots = NETWORKS[priority], 8192 if priority == "exit" else 1024
-    scenario = replace(scenario_files.scenario(name), slots=slots).at_load(RHO)
+    base = replace(scenario_files.scenario(NETWORKS[priority]), slots=effort.pick(4096, 1024))
+    scenario, horizon_ms = base.at_load(RHO), effort.pick(HORIZON_MS, QUICK_HORIZON_MS)
     run = simulate(
-        scenario, "priority", duration_s=HORIZON_MS / 1000, num_envs=effort.pick(8, 4),
+        scenario, "priority", duration_s=horizon_ms / 1000, num_envs=effort.pick(8, 4),
         seed=effort.seed, record=False,
     )  # fmt: skip
     time, tokens = tokens_over_time(run)
@@ -72,7 +72,7 @@ def _at_rho(effort: Effort, priority: str) -> Data:
         at, _ = find_peaks(tokens[:, n], prominence=tokens[:, n].max() / 100, height=LARGE)
         high = [float(tokens[k, n]) for k in at if tokens[k, n] > 0.5 * tokens[: k + 1, n].max()]
         peaks.append(high)
-        growth.append(slope_of_second_half(time[:, n], tokens[:, n], HORIZON_MS)[0])
+        growth.append(slope_of_second_half(time[:, n], tokens[:, n], horizon_ms)[0])
     every = max(len(time) // 600, 1)
     return {
         "peaks": peaks,
@@ -94,7 +94,7 @@ def _sweep(effort: Effort, rhos: tuple[float, ...]) -> Data:
     found: Data = {"critical_rho": critical.critical_load, "scenario_rho": rho_at_rate, "ratio": {}}
     for rho in rhos:
         run = simulate(
-            replace(base, slots=2048).at_load(rho), "priority", duration_s=WINDOWS, burst=BURST,
+            replace(base, slots=effort.pick(2048, 1024)).at_load(rho), "priority", duration_s=WINDOWS, burst=BURST,
             num_envs=effort.pick(8, 4), seed=effort.seed, record=False,
         )  # fmt: skip
         time, tokens = tokens_over_time(run)

@@ -160,7 +160,7 @@ def _bound(effort: Effort, names: tuple[str, ...]) -> Data:
 
 def _bound_parts(effort: Effort) -> dict[str, Any]:
     every = (*baselines.names(), *agents.names())
-    return {"": partial(_bound, effort, effort.pick(every, (*baselines.PAPER, "random")))}
+    return {"": partial(_bound, effort, effort.pick(every, ("vllm", "sarathi")))}
 
 
 def _judge_bound(data: Data) -> list[Check]:
