@@ -96,7 +96,7 @@ def file_name(item: str, part: str) -> str:
 
 
 def _timed(part: Callable[[], Any], first: bool) -> dict[str, Any]:
-    """The measurement with its costs; what was compiled for the item before is forgotten, as it fills memory."""
+    """The measurement with its costs. What was compiled for the item before fills memory: forget it."""
     if first:
         jax.clear_caches()
     clock, cpu = time.perf_counter(), time.process_time()

@@ -87,14 +87,15 @@ def _at_rho(effort: Effort, priority: str) -> Data:
 
 def _sweep(effort: Effort, rhos: tuple[float, ...]) -> Data:
     """Peaks of a backlog of 200 jobs a type, one a second: the last over the first, for each seed."""
-    base = scenario_files.scenario("rybko-stolyar")
+    slots = effort.pick(2048, 1024)
+    base = replace(scenario_files.scenario("rybko-stolyar"), slots=slots)
     critical = virtual_station(base)
     assert critical is not None
     rho_at_rate = base.arrival_rate_per_s / base.at_load(1.0).arrival_rate_per_s
     found: Data = {"critical_rho": critical.critical_load, "scenario_rho": rho_at_rate, "ratio": {}}
     for rho in rhos:
         run = simulate(
-            replace(base, slots=effort.pick(2048, 1024)).at_load(rho), "priority", duration_s=WINDOWS, burst=BURST,
+            base.at_load(rho), "priority", duration_s=WINDOWS, burst=BURST,
             num_envs=effort.pick(8, 4), seed=effort.seed, record=False,
         )  # fmt: skip
         time, tokens = tokens_over_time(run)
