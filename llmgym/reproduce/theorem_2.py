@@ -104,6 +104,8 @@ def _draw_growth(data: Data) -> plt.Figure:
         time = np.array(found["time_s"])
         left.plot(time, np.array(found["backlog_tokens"]) / 1000, color=shade, label=f"{load:g}")
         left.plot(time, found["fluid_tokens_per_ms"] * time, "--", color=shade, lw=1)
+    left.set_xlim(0, HORIZON_S)
+    left.set_ylim(0)
     left.set_xlabel("time (s)")
     left.set_ylabel("unprocessed tokens (thousands)")
     left.legend(title="load", frameon=False)
