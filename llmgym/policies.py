@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
+import types
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -76,25 +76,31 @@ def _value(text: str) -> int | float | str:
     return text
 
 
-@cache  # one function object, so that what is compiled for it is found again
 def _from_file(path: Path, function: str) -> Callable[[jax.Array, View], Batch]:
     """The policy ``function`` of a Python file."""
-    if not path.is_file():
-        raise LLMGymError(
-            f"There is no file {path}; name a policy of yours as path/file.py:function."
-        )
-    spec = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        text = path.read_text()
+    except OSError as error:
+        raise LLMGymError(
+            f"Cannot read {path}: {error.strerror}; name a policy of yours as path/file.py:function."
+        ) from error
+    found = _defined(str(path), text)
+    if function not in found:
+        own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
+        raise unknown(f"policy of {path.name}:", function, own)
+    return resolve(found[function])
+
+
+@cache  # the same function for the same text, so that what is compiled for it is found again
+def _defined(path: str, text: str) -> dict[str, Any]:
+    """What a file of Python defines."""
+    module = types.ModuleType(f"_own_{Path(path).stem}")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        exec(compile(text, path, "exec"), module.__dict__)
     except Exception as error:
         raise LLMGymError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
-    if not hasattr(module, function):
-        own = [n for n, x in vars(module).items() if getattr(x, "__module__", "") == spec.name]
-        raise unknown(f"policy of {path.name}:", function, own)
-    return resolve(getattr(module, function))
+    return vars(module)
 
 
 def digests(names: tuple[str, ...]) -> dict[str, str]:

@@ -156,10 +156,38 @@ def learned_table(folder: Path) -> list[str]:
     return lines
 
 
+def reproduced_table(path: Path) -> list[str]:
+    """What a full run of the reproduction found: of each item its verdict and one of its figures."""
+    found = json.loads(path.read_text())
+
+    def figure(value: float | str) -> str:
+        return value if isinstance(value, str) else f"{value:,.6g}"
+
+    lines = [
+        "| item | figure | expected | measured | checks | verdict | s |",
+        "|---|---|" + "---|" * 5,
+    ]
+    for item in found["items"]:
+        checks = item["checks"]
+        shown = next((c for c in checks if c["low"] is not None), checks[0])
+        interval = "" if shown["low"] is None else f" [{shown['low']:.5g}, {shown['high']:.5g}]"
+        passed = sum(c["verdict"] == "pass" for c in checks)
+        lines.append(
+            f"| `{item['item']}` | {shown['what']} | {figure(shown['expected']).replace('|', '/')} "
+            f"| {figure(shown['measured']).replace('|', '/')}{interval} | {passed} of {len(checks)} "
+            f"| {item['verdict']} | {item['seconds']:.0f} |"
+        )
+    return lines
+
+
 def section() -> str:
     """The results section, from the files alone."""
     results = ROOT / "docs" / "results"
     lines = ["## Results", ""]
+    reproduced = results / "reproduce" / "results.json"
+    if reproduced.exists():
+        lines += ["`llmgym reproduce --out docs/results/reproduce`:", ""]
+        lines += [*reproduced_table(reproduced), ""]
     lines += [
         "`make benchmark` (folder [docs/results/paper-figure-1](docs/results/paper-figure-1)):",
         "",

@@ -80,11 +80,11 @@ def _draw_corner(data: Data) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for row in CORNER_RUNS:
         policy, _, budget = row.rpartition("-")
-        look, thin = style(policy), budget == "1024"
-        shift = 9000 if policy == "vllm" else 0  # it lies exactly on FasterTransformer
+        look, frozen = style(policy), policy == "vllm"  # FasterTransformer lies exactly on it
         axis.plot(
-            data[row]["time_s"], (np.array(data[row]["path"]) + shift) / 1000, color=look.colour,
-            ls="--" if thin else look.line, lw=1.6, label=f"{policy}, budget {budget}",
+            data[row]["time_s"], np.array(data[row]["path"]) / 1000, color=look.colour,
+            ls="-" if frozen else "--" if budget == "1024" else look.line,
+            lw=5 if frozen else 1.6, alpha=0.5 if frozen else 1, label=f"{policy}, budget {budget}",
         )  # fmt: skip
     axis.set_xlabel("time (s)")
     axis.set_ylabel("unprocessed tokens (thousands)")
@@ -103,8 +103,7 @@ corner_c = Item(
         Picture(
             "corner-c",
             "Corner C: one request of 290 prompt and 990 output tokens every 467.5 ms, at most 100 "
-            "requests a batch. vLLM and FasterTransformer never form a batch: their lines are one "
-            "and are drawn apart.",
+            "requests a batch. vLLM and FasterTransformer never form a batch and share a line.",
             _draw_corner,
         ),
     ),
@@ -131,6 +130,7 @@ BEST: dict[str, tuple[str, dict[str, Any], int]] = {
 """Policies that carry the points of an edge: name, settings, mean tokens of a request."""
 
 INSIDE = 0.98
+SHOWN = (0.95, 1.05)
 
 
 def point(edge: str, share: float) -> np.ndarray:
@@ -200,23 +200,22 @@ def _draw_polygon(data: Data) -> plt.Figure:
     axis.fill(*vertices.T, color="#0072B2", alpha=0.12)
     axis.plot(*np.vstack([vertices, vertices[:1]]).T, color="black", lw=1.2)
     for name, corner in zip(CORNERS, vertices[1:], strict=True):
-        axis.annotate(name, corner, xytext=(6, 6), textcoords="offset points", weight="bold")
+        axis.annotate(name, corner, xytext=(5, 12), textcoords="offset points", weight="bold")
     for found in data.values():
-        at, look = np.array(found["point"]), style(found["policy"])
-        factor = found["factor"]
-        reached = factor["requests_per_s"]
-        axis.plot(*np.outer(at, (0.85, 1.12)), color="grey", lw=0.8, zorder=1)
-        axis.plot(
-            *np.outer(at, (factor["low"], factor["high"])), color=look.colour, lw=5, alpha=0.4
-        )
-        axis.plot(*(reached * at), look.marker, color=look.colour, ms=6, mec="black", mew=0.5)
-    shown = {found["policy"]: style(found["policy"]) for found in data.values()}
+        at, factor = np.array(found["point"]), found["factor"]
+        axis.plot(*np.outer(at, (0.85, 1.15)), color="grey", lw=0.8, zorder=1)
+        tint = style(found["policy"]).colour
+        axis.plot(*np.outer(at, (factor["low"], factor["high"])), color=tint, lw=5, alpha=0.5)
+        axis.plot(*(factor["requests_per_s"] * at), "|", color=tint, ms=9, mew=2)
+        for scale in SHOWN:
+            mark = "o" if factor["low"] > scale else "x" if factor["high"] < scale else "$?$"
+            axis.plot(*(scale * at), mark, color="black", ms=6)
+    shown = dict.fromkeys(found["policy"] for found in data.values())
     handles = [
-        plt.Line2D(
-            [], [], color=s.colour, marker=s.marker, ls="", mec="black", label=f"reached by {n}"
-        )
-        for n, s in shown.items()
+        plt.Line2D([], [], color=style(n).colour, lw=4, label=f"capacity of {n}") for n in shown
     ]
+    for mark, told in (("o", "carried"), ("x", "not carried")):
+        handles.append(plt.Line2D([], [], color="black", marker=mark, ls="", label=told))
     axis.legend(handles=handles, frameon=False, loc="upper right")
     axis.set_xlabel("prefill tokens arriving per ms")
     axis.set_ylabel("decode tokens arriving per ms")
@@ -234,8 +233,9 @@ polygon = Item(
     (
         Picture(
             "polygon",
-            "The stability region for at most 100 requests a batch, and how far on each ray a policy "
-            "gets (bars: 99.9 % intervals). BC is reached in the limit of long prompts.",
+            "The stability region for at most 100 requests a batch. Bars: the capacity of a policy on a "
+            "ray, with its 99.9 % interval; points at 0.95 and 1.05 of the edge are inside and outside "
+            "of it. BC is reached in the limit of long prompts.",
             _draw_polygon,
         ),
     ),

@@ -24,7 +24,7 @@ from llmgym.reproduce.items import (
 )
 from llmgym.theory.capacity import capacity
 
-ACYCLIC = ("fork-join", "pipeline-dag", "diamond-dag")
+ACYCLIC = ("pipeline-dag", "diamond-dag", "fork-join")
 
 
 def _measured(effort: Effort, name: str) -> Data:
@@ -34,7 +34,7 @@ def _measured(effort: Effort, name: str) -> Data:
     estimate = estimate_capacity(
         scenario,
         "sarathi",
-        requests=effort.pick(2000, 800),
+        requests=effort.pick(2000, 600),
         seed=effort.seed,
         confidence=CONFIDENCE,
     )

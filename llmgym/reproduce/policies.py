@@ -29,7 +29,7 @@ from llmgym.theory.bounds import theorem2_capacity
 
 LOADS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 QUICK_LOADS = (0.5, 0.8)
-QUICK = baselines.PAPER
+QUICK = ("vllm", "orca", "sarathi")
 
 GROUPS = {
     "the paper's four": baselines.PAPER,

@@ -77,9 +77,11 @@ def run(
     """
     parts = {item.name: item.parts(effort) for item in items}
     todo = [
-        Task(file_name(name, part), f"{name} {part}".strip(), partial(_timed, name, part_of))
+        Task(
+            file_name(name, part), f"{name} {part}".strip(), partial(_timed, several[part], n == 0)
+        )
         for name, several in parts.items()
-        for part, part_of in several.items()
+        for n, part in enumerate(several)
     ]
     found = measure(config(effort), todo, out, progress)
     return [
@@ -93,18 +95,17 @@ def file_name(item: str, part: str) -> str:
     return slug(f"{item}.{part}" if part else item)
 
 
-def _timed(name: str, part: Callable[[], Any]) -> dict[str, Any]:
-    """The measurement with its costs; what was compiled for it is forgotten, as it fills memory."""
+def _timed(part: Callable[[], Any], first: bool) -> dict[str, Any]:
+    """The measurement with its costs. What was compiled for the item before fills memory: forget it."""
+    if first:
+        jax.clear_caches()
     clock, cpu = time.perf_counter(), time.process_time()
     data = part()
-    found = {
+    return {
         "data": data,
         "seconds": time.perf_counter() - clock,
         "cpu_seconds": time.process_time() - cpu,
     }
-    if found["seconds"] > 60:
-        jax.clear_caches()
-    return found
 
 
 def _result(item: Item, raw: dict[str, Any]) -> Result:

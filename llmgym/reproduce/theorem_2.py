@@ -104,6 +104,8 @@ def _draw_growth(data: Data) -> plt.Figure:
         time = np.array(found["time_s"])
         left.plot(time, np.array(found["backlog_tokens"]) / 1000, color=shade, label=f"{load:g}")
         left.plot(time, found["fluid_tokens_per_ms"] * time, "--", color=shade, lw=1)
+    left.set_xlim(0, HORIZON_S)
+    left.set_ylim(0)
     left.set_xlabel("time (s)")
     left.set_ylabel("unprocessed tokens (thousands)")
     left.legend(title="load", frameon=False)
@@ -160,7 +162,7 @@ def _bound(effort: Effort, names: tuple[str, ...]) -> Data:
 
 def _bound_parts(effort: Effort) -> dict[str, Any]:
     every = (*baselines.names(), *agents.names())
-    return {"": partial(_bound, effort, effort.pick(every, (*baselines.PAPER, "random")))}
+    return {"": partial(_bound, effort, effort.pick(every, ("vllm", "sarathi")))}
 
 
 def _judge_bound(data: Data) -> list[Check]:

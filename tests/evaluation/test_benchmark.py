@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from html_pages import check_self_contained
 
 import llmgym
 from llmgym.errors import LLMGymError
 from llmgym.evaluation import benchmark as benchmarks
-from llmgym.evaluation import report
+from llmgym.evaluation import benchmark_page, report
 
 SMALL: dict[str, Any] = {
     "loads": (0.5,),
@@ -23,7 +24,8 @@ SMALL: dict[str, Any] = {
 
 def small(**changes: Any) -> benchmarks.Benchmark:
     scenario = llmgym.scenario("geometric", slots=64, token_budget=128)
-    return benchmarks.Benchmark(scenario, ("sarathi", "idle"), **{**SMALL, **changes})
+    settings = {"policies": ("sarathi", "idle"), **SMALL, **changes}
+    return benchmarks.Benchmark(scenario, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,32 @@ def test_a_damaged_file_is_named(first: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(LLMGymError, match="not the configuration"):
         benchmarks.from_config(tmp_path)
+
+
+OWN = """
+from llmgym.composition import fill
+
+def decodes_only_then_prompts(key, view):
+    return fill(view, fill(view, view.empty(), view.decode), view.prefill)
+"""
+
+
+def test_a_policy_of_ones_own_and_a_report(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    name = f"{file}:decodes_only_then_prompts"
+    benchmark = small(policies=(name,), loads=(0.5,))
+    results = benchmarks.run(benchmark, tmp_path / "out")
+    page = benchmark_page.page(benchmark, results)
+    check_self_contained(page, {"benchmark", "throughput-latency"})
+    assert "<td>decodes_only_then_prompts</td>" in page
+    file.write_text(OWN + "# edited\n")
+    with pytest.raises(LLMGymError, match="another"):
+        benchmarks.run(benchmark, tmp_path / "out")
+    with pytest.raises(LLMGymError, match="cannot read"):
+        benchmarks.resolve(f"{tmp_path}/other.py:rule")
+    with pytest.raises(LLMGymError, match="Did you mean 'decodes_only_then_prompts'"):
+        benchmarks.resolve(f"{file}:decodes_only")
 
 
 def test_unwritable_output(tmp_path: Path) -> None:
