@@ -10,6 +10,7 @@ import pytest
 from html_pages import check_self_contained
 
 import llmgym
+from llmgym import policies
 from llmgym.errors import LLMGymError
 from llmgym.evaluation import benchmark as benchmarks
 from llmgym.evaluation import benchmark_page, report
@@ -112,10 +113,10 @@ def test_a_policy_of_ones_own_and_a_report(tmp_path: Path) -> None:
     file.write_text(OWN + "# edited\n")
     with pytest.raises(LLMGymError, match="another"):
         benchmarks.run(benchmark, tmp_path / "out")
-    with pytest.raises(LLMGymError, match="cannot read"):
-        benchmarks.resolve(f"{tmp_path}/other.py:rule")
+    with pytest.raises(LLMGymError, match="Cannot read"):
+        policies.resolve(f"{tmp_path}/other.py:rule")
     with pytest.raises(LLMGymError, match="Did you mean 'decodes_only_then_prompts'"):
-        benchmarks.resolve(f"{file}:decodes_only")
+        policies.resolve(f"{file}:decodes_only")
 
 
 def test_unwritable_output(tmp_path: Path) -> None:
@@ -139,6 +140,6 @@ def test_bad_benchmarks() -> None:
     with pytest.raises(LLMGymError, match="load"):
         small(loads=(0.0,))
     with pytest.raises(LLMGymError, match="token_budget"):
-        benchmarks.resolve("sarathi:token_budgett=3")
+        policies.resolve("sarathi:token_budgett=3")
     with pytest.raises(LLMGymError, match="setting=value"):
-        benchmarks.resolve("sarathi:128")
+        policies.resolve("sarathi:128")
