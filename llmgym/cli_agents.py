@@ -267,7 +267,9 @@ def evaluate(
 ) -> None:
     """Judge policies against Sarathi-Serve, fixed and tuned for each rate. Resumes where stopped."""
     from llmgym.evaluation import evaluate as evaluations
+    from llmgym.evaluation import evaluation_page
     from llmgym.evaluation import evaluation_report as report
+    from llmgym.evaluation.files import write
 
     if repeat is not None:
         chosen = evaluations.from_config(repeat)
@@ -294,6 +296,7 @@ def evaluate(
             ),
         )
     paths = report.publish(chosen, results, out)
+    write(out / "README.md", evaluation_page.page(chosen, results))
     if as_json:
         return cli.print_json(report.as_json(chosen, results))
     cli.console.print(report.tables(chosen, results))

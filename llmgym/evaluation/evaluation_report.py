@@ -155,12 +155,12 @@ def tables(evaluation: Evaluation, results: dict[str, Any]) -> Group:
     )
     for row in summary(evaluation, results).itertuples():
         numbers = (f"{100 * x:.1f} %" for x in (row.iqm, row.iqm_low, row.iqm_high))
-        table.add_row(_short(row.policy), row.start, *numbers, f"{row.better_than_tuned:.2f}")
+        table.add_row(short(row.policy), row.start, *numbers, f"{row.better_than_tuned:.2f}")
     parts.append(table)
     table = simple_table("Capacity", "policy|requests/s|low|high|of the limit")
     for row in capacities(evaluation, results).itertuples():
         numbers = (f"{x:.3f}" for x in (row.requests_per_s, row.low, row.high))
-        table.add_row(_short(row.policy), *numbers, f"{100 * row.of_limit:.2f} %")
+        table.add_row(short(row.policy), *numbers, f"{100 * row.of_limit:.2f} %")
     return Group(*parts, table)
 
 
@@ -176,7 +176,7 @@ def _latency_table(frame: pd.DataFrame, start: str) -> Table:
         for row in some.itertuples():
             budget = f" ({row.budget:.0f})" if row.policy == TUNED else ""
             table.add_row(
-                f" {_short(row.policy)}{budget}",
+                f" {short(row.policy)}{budget}",
                 f"{row.e2e_s_mean:.2f}",
                 f"{-100 * row.gain_fixed:+.1f} %",
                 "" if np.isnan(row.gain_tuned) else f"{-100 * row.gain_tuned:+.1f} %",
@@ -189,8 +189,12 @@ def _latency_table(frame: pd.DataFrame, start: str) -> Table:
     return table
 
 
-def _short(name: str) -> str:
-    return Path(name).stem if name.endswith(".npz") else name
+def short(name: str) -> str:
+    """A policy in tables and pictures: of a path its last part."""
+    path = Path(name)
+    if name.endswith(".npz"):
+        return path.stem
+    return path.name if path.is_dir() else name
 
 
 def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
@@ -221,7 +225,7 @@ def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
     axes[1, 1].axvline(0, color="black", lw=0.8)
     axes[1, 1].set_xlabel("saved, % of the latency of the best Sarathi-Serve")
     axes[1, 1].set_title("share of runs and rates that save more", fontsize=10)
-    handles = charts.handles(names, _short)
+    handles = charts.handles(names, short)
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
     figure.suptitle(f"{evaluation.scenario.name}: latency against Sarathi-Serve")
     return figure
