@@ -15,6 +15,7 @@ from llmgym.errors import LLMGymError
 from llmgym.integrations.vllm import schedule
 
 REQUESTS = 10
+PROMPT, OUTPUT = 40, 30
 
 Case = tuple[list[dict[str, Any]], dict[str, Any]]
 
@@ -68,8 +69,8 @@ def random_case(fixed: dict[str, Any], seed: int) -> Case:
         {
             "id": f"request-{n}",
             "arrival_step": rng.randint(0, 20),
-            "prompt_len": rng.randint(1, 40),
-            "output_len": rng.randint(1, 30),
+            "prompt_len": rng.randint(1, PROMPT) if n else PROMPT,
+            "output_len": rng.randint(1, OUTPUT),
             "priority": n % 3,
         }
         for n in range(REQUESTS)
@@ -81,11 +82,15 @@ def random_case(fixed: dict[str, Any], seed: int) -> Case:
         ]
     longest = max(row["prompt_len"] + row["output_len"] for row in workload) - 1
     least = -(-longest // fixed["block_size"])
+    blocks = least + rng.randint(0, least)
+    if fixed["enable_prefix_caching"]:  # a pool of another size is compiled anew: two for all cases
+        most = -(-(PROMPT + OUTPUT) // fixed["block_size"])
+        blocks = rng.choice((most, most + most // 2))
     chunked = fixed["enable_chunked_prefill"]
     limits = {
         "max_num_batched_tokens": rng.choice((3, 8, 16, 64)) if chunked else longest + 9,
         "max_num_seqs": rng.randint(1, REQUESTS + 1),
-        "num_blocks_incl_null": 1 + least + rng.randint(0, least),
+        "num_blocks_incl_null": 1 + blocks,
         "max_model_len": 8192,
     }
     return workload, fixed | limits
