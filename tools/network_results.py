@@ -128,8 +128,8 @@ def page(frame: pd.DataFrame, judged: dict[str, Any]) -> str:
         f"{SETTINGS['duration_s']:g} s ({SETTINGS['warmup_s']:g} s left out), the same jobs for every "
         "policy. A batch takes 1 ms. "
         "Means over time with 95 % intervals; the last two columns are the learned policy's mean less "
-        "that of the row, in the same environments. In a row with dropped jobs the table was full: the "
-        "policy was not stable.",
+        "that of the row, in the same environments. Where jobs were dropped the table of "
+        f"{SLOTS} jobs was full at times, and the means are too low.",
         "",
         f"`{AGENT}` at load {LOAD:g}: **{judged['verdict']}** ({judged['reason']}; growth "
         f"{judged['growth_tokens_per_ms']:.2f} [{judged['low']:.2f}, {judged['high']:.2f}] tokens/ms, "
