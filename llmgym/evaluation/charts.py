@@ -12,6 +12,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from llmgym.evaluation.palette import style
 
@@ -71,6 +72,14 @@ def curves(axis: plt.Axes, points: Mapping[str, Sequence[Point]], label: Label =
         for p in found:
             if not p.stable:
                 axis.plot(p.x, p.y, "x", color=look.colour, ms=6, mew=1.8)
+
+
+def log_scale(axis: plt.Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each power of ten."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def handles(names: Sequence[str], label: Label = str) -> list[plt.Line2D]:

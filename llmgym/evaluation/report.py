@@ -200,7 +200,7 @@ def _against_load(
     title: str,
 ) -> None:
     charts.curves(axis, _points(benchmark, results, "load", latency, part), label)
-    axis.set_yscale("log")
+    charts.log_scale(axis)
     axis.set_xlabel("load (fraction of the limit)")
     axis.set_title(f"{title}; crosses: not stable, grow with the run", fontsize=10)
 
@@ -213,7 +213,7 @@ def plane(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
         stable = {n: [p for p in several if p.stable] for n, several in points.items()}
         charts.curves(axis, {n: several for n, several in stable.items() if several}, label)
         axis.axvline(results["limit"]["requests_per_s"], color="black", ls="--", lw=1)
-        axis.set_yscale("log")
+        charts.log_scale(axis)
         axis.set_xlabel("throughput (requests/s)")
         axis.set_ylabel(f"{part} {latency.removesuffix('_ms').upper()} (s)")
     handles = charts.handles(benchmark.policies, label)

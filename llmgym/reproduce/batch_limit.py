@@ -152,7 +152,7 @@ def _edge(effort: Effort, edge: str, share: float) -> Data:
     name, settings, tokens = BEST.get(f"{edge}-{share:g}") or BEST[edge]
     scenario = arrivals(point(edge, share), tokens)
     estimate = estimate_capacity(
-        scenario, baselines.make(name, **settings), "saturation", requests=effort.pick(600, 300),
+        scenario, baselines.make(name, **settings), "saturation", requests=effort.pick(600, 200),
         seed=effort.seed, confidence=CONFIDENCE,
     )  # fmt: skip
     return {
@@ -200,7 +200,8 @@ def _draw_polygon(data: Data) -> plt.Figure:
     axis.fill(*vertices.T, color="#0072B2", alpha=0.12)
     axis.plot(*np.vstack([vertices, vertices[:1]]).T, color="black", lw=1.2)
     for name, corner in zip(CORNERS, vertices[1:], strict=True):
-        axis.annotate(name, corner, xytext=(5, 12), textcoords="offset points", weight="bold")
+        aside = (10, 2) if name == "A" else (5, 8)
+        axis.annotate(name, corner, xytext=aside, textcoords="offset points", weight="bold")
     for found in data.values():
         at, factor = np.array(found["point"]), found["factor"]
         axis.plot(*np.outer(at, (0.85, 1.15)), color="grey", lw=0.8, zorder=1)

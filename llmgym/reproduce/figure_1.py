@@ -12,7 +12,17 @@ from llmgym import baselines, scenario_files
 from llmgym.evaluation.palette import style
 from llmgym.evaluation.simulate import simulate
 from llmgym.evaluation.stability import slope_of_second_half
-from llmgym.reproduce.items import Check, Data, Effort, Item, Picture, between, equal, sampled
+from llmgym.reproduce.items import (
+    Check,
+    Data,
+    Effort,
+    Item,
+    Picture,
+    at_least,
+    between,
+    equal,
+    sampled,
+)
 from llmgym.reproduce.theorem_2 import paper
 from llmgym.theory.bounds import faster_transformer_capacity
 
@@ -24,23 +34,27 @@ SLOTS = {"faster_transformer": 16384, "vllm": 4096}
 
 def _run(effort: Effort, policy: str) -> Data:
     """Requests in the system over 20 minutes, and their growth over the second half, requests/s."""
-    rate = RATE_PER_S
-    slots = SLOTS.get(policy, 1024)
-    scenario = scenario_files.scenario("paper-figure-1", arrival_rate_per_s=rate, slots=slots)
-    replications = 2 if slots > 10_000 else effort.pick(8, 4)
+    slots, duration_s, replications = SLOTS.get(policy, 1024), DURATION_S, effort.pick(8, 4)
+    if policy == "faster_transformer":  # its table is large, and there is no doubt about it
+        replications = 2
+        slots, duration_s = effort.pick((slots, duration_s), (slots // 2, duration_s / 2))
+    scenario = scenario_files.scenario("paper-figure-1", arrival_rate_per_s=RATE_PER_S, slots=slots)
     run = simulate(
-        scenario, policy, duration_s=DURATION_S, warmup_s=DURATION_S / 6, num_envs=replications,
+        scenario, policy, duration_s=duration_s, warmup_s=duration_s / 6, num_envs=replications,
         seed=effort.seed, record=False,
     )  # fmt: skip
     ticks_per_s = 1000 / run.tick_ms
     start, present = run.raw["start"], run.raw["present"]
     growth = [
-        slope_of_second_half(start[:, n], present[:, n].astype(float), DURATION_S * ticks_per_s)[0]
+        slope_of_second_half(start[:, n], present[:, n].astype(float), duration_s * ticks_per_s)[0]
         for n in range(replications)
     ]
     path = run.trajectory[run.trajectory.env == 0]
     path = path.iloc[:: max(len(path) // 400, 1)]
+    arrivals = RATE_PER_S * duration_s / 2 * replications
     return {
+        # Of a least-squares slope, where what arrives is random and what leaves is not.
+        "standard_error": RATE_PER_S * (1.2 / arrivals) ** 0.5,
         "growth_per_s": [g * ticks_per_s for g in growth],
         "mean_in_system": run.summary["mean_in_system"],
         "in_system": run.summary["in_system"],
@@ -65,15 +79,13 @@ def _judge(data: Data) -> list[Check]:
         grows = "grows" if min(found["growth_per_s"]) > 0 else "does not grow"
         checks.append(equal(f"{name}: in every replication the number present", "grows", grows))
         # Diverges: far above any plateau that it might have been climbing to (500-650 near 10.4).
-        checks.append(
-            between(f"{name}: present after 20 minutes", 1000, 16_000, found["in_system"])
-        )
+        checks.append(at_least(f"{name}: present at the end", 1000, found["in_system"]))
     alone = faster_transformer_capacity(129, 112, paper().engine)
-    growth = np.mean(data["faster_transformer"]["growth_per_s"])
+    found = data["faster_transformer"]
+    growth, half = np.mean(found["growth_per_s"]), 4 * found["standard_error"]
     rate = RATE_PER_S - alone
-    checks.append(
-        between("faster_transformer: growth, requests/s", 0.97 * rate, 1.03 * rate, growth)
-    )
+    what = "faster_transformer: growth, requests/s, within 4 standard errors of the arrivals"
+    checks.append(between(what, rate - half, rate + half, growth))
     dropped = sum(data[name]["dropped"] for name in baselines.PAPER)
     checks.append(equal("requests dropped", 0, dropped))
     return checks
@@ -88,6 +100,8 @@ def _draw(data: Data) -> plt.Figure:
                 np.array(data[name]["time_s"]) / 60, data[name]["path"], color=look.colour,
                 ls=look.line, lw=1.6, label=name,
             )  # fmt: skip
+        axis.set_xlim(0, DURATION_S / 60)
+        axis.set_xticks(range(0, int(DURATION_S / 60) + 1, 5))
         axis.set_xlabel("time (minutes)")
         axis.grid(alpha=0.3)
     axes[0].set_ylim(0, 1300)

@@ -118,9 +118,9 @@ def near(what: str, expected: float, measured: float, half_unit: float) -> Check
     return Check(what, expected, measured, _verdict(passed), f"within {half_unit:g}")
 
 
-def between(what: str, low: float, high: float, measured: float, unit: str = "") -> Check:
+def between(what: str, low: float, high: float, measured: float) -> Check:
     """The measured figure lies in a published range."""
-    expected = f"{low:g} to {high:g}{unit}"
+    expected = f"{low:.4g} to {high:.4g}"
     return Check(what, expected, measured, _verdict(low <= measured <= high), "in the range")
 
 

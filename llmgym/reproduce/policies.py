@@ -136,7 +136,7 @@ def _draw_grid(data: Data, x: str, parts: tuple[tuple[str, str, str], ...]) -> p
                 for name in names
             }
             charts.curves(axis, points)
-            axis.set_yscale("log")
+            charts.log_scale(axis)
             axis.grid(alpha=0.3)
             if column == 0:
                 axis.set_ylabel(ylabel)

@@ -139,13 +139,13 @@ def table(results: Sequence[Result]) -> Table:
     """Item, published or derived figure, measured figure with interval, verdict, seconds."""
     shown = simple_table(
         "Published results, shown again",
-        "item and figure|expected|measured|interval|verdict|s",
+        "item and figure|expected|measured [interval]|verdict|s",
         "s: wall-clock seconds of the item, compilation included",
     )
     shown.columns[0].no_wrap = False
     for result in results:
         shown.add_row(
-            f"[bold]{result.item.name}[/bold]  {result.item.title}", "", "", "",
+            f"[bold]{result.item.name}[/bold]  {result.item.title}", "", "",
             MARKS[result.verdict], f"{result.seconds:.1f}",
         )  # fmt: skip
         for n, check in enumerate(result.checks):
@@ -154,11 +154,15 @@ def table(results: Sequence[Result]) -> Table:
             shown.add_row(
                 f"  {check.what}",
                 "batches" if long else expected,
-                ("the same" if expected == measured else "others") if long else measured,
-                interval(check), MARKS[check.verdict], "",
+                _same(expected, measured) if long else f"{measured} {interval(check)}".strip(),
+                MARKS[check.verdict], "",
                 end_section=n == len(result.checks) - 1,
             )  # fmt: skip
     return shown
+
+
+def _same(expected: str, measured: str) -> str:
+    return "the same" if expected == measured else "others"
 
 
 def read(out: Path, items: Sequence[Item], effort: Effort) -> list[Result]:
