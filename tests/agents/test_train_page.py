@@ -12,7 +12,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "train.md"
 SMALLER = {
     r"slots=\d+": "slots=48",
     r"steps=[\d_]+": "steps=600",
-    r"num_envs=(256|64)": "num_envs=4",
+    r"num_envs=64": "num_envs=4",
+    r"progress_bar=True": "progress_bar=True, num_envs=4",
     r"\(0\.6, 0\.75, 0\.87, 0\.95\)": "(0.6, 0.87)",
     r"seeds=\(0, 1\)": "seeds=(0,)",
     r"duration_s=600": "duration_s=5",
