@@ -204,6 +204,7 @@ def main() -> None:
     front_page()
     lines: list[Any] = ["* [llmgym](index.md)", *listed("environments", "Environments")]
     lines += [*scenario_pages(), *baseline_pages(), *listed("guides", "Guides"), *results_pages()]
+    lines.insert(lines.index("* Guides") + 1, "    * [Train a policy of your own](train.md)")
     lines += [*api_pages(), "* [How to cite](cite.md)"]
     page("SUMMARY.md", "\n".join(lines))
 
