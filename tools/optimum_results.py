@@ -23,14 +23,14 @@ from llmgym.baselines.index import PARAMETERS, Index
 from llmgym.evaluation.files import write
 
 FOLDER = RESULTS / "optimum"
-RATES = (8.0, 10.0, 11.0, 12.0, 13.0)
+RATES = (10.0, 12.0, 13.0)
 SEARCH_RATES = (10.0, 12.0, 13.0)
 BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
 """Of Sarathi-Serve, re-tuned for each load."""
 
-CAPS = (60, 80, 100, 110, 120, 160, 200)
+CAPS = (100, 160, 200)
 CAPPED_BUDGETS = (128, 256, 384, 512)
-SIMULATION = {"num_envs": 64, "duration_s": 800.0, "warmup_s": 100.0, "seed": 7}
+SIMULATION = {"num_envs": 32, "duration_s": 800.0, "warmup_s": 100.0, "seed": 7}
 LAWS = {"fixed": 112, "geometric": Geometric(112.0)}
 
 
