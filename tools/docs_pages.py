@@ -52,6 +52,7 @@ def front_page() -> None:
     text = re.sub(r"\]\(docs/([^)]*)\)", r"](\1)", text)
     text = text.replace("](llmgym/scenarios)", "](scenarios/index.md)")
     text = text.replace("](CITATION.cff)", "](cite.md)")
+    text = text.replace("[Notebooks](notebooks)", "The notebooks in `notebooks/`")
     text = re.sub(r"\]\((results/[^)#]*[^/)#.]{1}/?)\)(?<!\.md\))", _folder_link, text)
     page("index.md", text)
 
