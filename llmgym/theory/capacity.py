@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from llmgym.errors import LLMGymError
-from llmgym.scenario import Engine, Scenario
+from llmgym.scenario import Engine, Scenario, as_scenario
 from llmgym.theory.memory import share_with_output, token_iterations, unshared
 from llmgym.workload import JobType, Replay
 
@@ -77,7 +77,7 @@ class Capacity:
     engines: tuple[EngineLoad, ...]
 
 
-def capacity(scenario: Scenario) -> Capacity:
+def capacity(scenario: Scenario | str) -> Capacity:
     """Capacity of a scenario by the static planning LP.
 
     Maximise theta over the shares of time s >= 0 of all batches (x, y), b = x + y <= b_max, of each
@@ -114,9 +114,9 @@ def capacity(scenario: Scenario) -> Capacity:
     work-conserving ones are.
 
     Raises:
-        LLMGymError: the batch-time model gives times that are not positive and finite.
+        LLMGymError: an unknown name, or a batch-time model whose times are not positive and finite.
     """
-    scenario = unshared(scenario)
+    scenario = unshared(as_scenario(scenario))
     plans = [_engine_plan(scenario, engine) for engine in scenario.engines]
     loads = tuple(load for load, _, _ in plans)
     first = int(np.argmin([load.jobs_per_s for load in loads]))

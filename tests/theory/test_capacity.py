@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from llmgym import scenario_files
 from llmgym.arrivals import Poisson
 from llmgym.batch_time import (
     CODELLAMA_34B_A100,
@@ -241,3 +242,9 @@ def test_batch_times_that_are_not_positive_are_refused():
     s = Scenario((broken,), (Workload(Poisson(1.0), 3, 3),))
     with pytest.raises(LLMGymError, match=r"0\.0 ms for a batch of 2 tokens"):
         capacity(s)
+
+
+def test_a_scenario_may_be_named() -> None:
+    assert capacity("theorem-2") == capacity(scenario_files.scenario("theorem-2"))
+    with pytest.raises(LLMGymError, match="Did you mean 'theorem-2'"):
+        capacity("theorem-3")
