@@ -34,7 +34,8 @@ def _measured(effort: Effort, name: str) -> Data:
     estimate = estimate_capacity(
         scenario,
         "sarathi",
-        requests=effort.pick(2000, 600),
+        replications=8,
+        requests=2000,
         seed=effort.seed,
         confidence=CONFIDENCE,
     )

@@ -125,14 +125,14 @@ def text(value: float | str) -> str:
         return value
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
         return f"{int(value):,}"
-    return f"{value:.5g}" if abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
+    return f"{value:.6g}" if abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
 
 
 def interval(check: Check) -> str:
     """The interval of a check in brackets; empty where there is none."""
     if check.low is None or check.high is None:
         return ""
-    return f"[{text(check.low)}, {text(check.high)}]"
+    return f"[{check.low:.4g}, {check.high:.4g}]"
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -142,7 +142,7 @@ def table(results: Sequence[Result]) -> Table:
         "item and figure|expected|measured [interval]|verdict|s",
         "s: wall-clock seconds of the item, compilation included",
     )
-    shown.columns[0].no_wrap = False
+    shown.columns[0].no_wrap, shown.columns[0].min_width = False, 26
     for result in results:
         shown.add_row(
             f"[bold]{result.item.name}[/bold]  {result.item.title}", "", "",
