@@ -130,7 +130,7 @@ class NetworkChoice(Choice):
         return progress(view, first_come(view, mine, tokens), budget)
 
     def log_prob_of(self, log_p: jax.Array, choice: jax.Array) -> jax.Array:
-        """Log probability of what all engines do (..., envs), from (..., engines, envs, parts)."""
+        """Log probability of what all engines do (..., envs), from (..., engines, envs, choices)."""
         return jnp.sum(super().log_prob_of(log_p, choice), axis=-2)
 
     def _pressures(self, view: View) -> jax.Array:

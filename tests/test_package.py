@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,4 +142,4 @@ def test_constraints_pin_every_direct_requirement() -> None:
     requirements = [*PROJECT["dependencies"], *(r for extra in extras.values() for r in extra)]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line[0] != "#")
-    assert {r.split(">")[0] for r in requirements} <= pins.keys()
+    assert {re.split(r"[>\[]", r)[0] for r in requirements} <= pins.keys()

@@ -13,7 +13,7 @@ import pytest
 
 import llmgym
 from llmgym import LLMGymError, agents, baselines, model
-from llmgym.agents import checkpoint, ppo
+from llmgym.agents import checkpoint
 from llmgym.agents import training as trainings
 from llmgym.agents.network_choice import NetworkChoice, jobs_arrived, left_in_network
 from llmgym.agents.networks import init_mlp
@@ -201,9 +201,14 @@ def test_a_seed_fixes_the_policy() -> None:
 
 
 def test_a_decision_is_the_product_over_engines() -> None:
-    log_prob = jnp.log(jnp.array([[0.5, 0.25], [1.0, 0.5]]))  # engines, envs
-    found = jnp.exp(ppo.of_decision(CHOICE, log_prob))
-    np.testing.assert_allclose(found, [0.5, 0.125], rtol=1e-6)
+    rest = -9.0
+    log_p = jnp.full((2, ENVS, sum(CHOICE.parts)), rest)  # engines, envs, choices
+    log_p = log_p.at[0, 0, 1].set(jnp.log(0.5)).at[1, 0, 2].set(jnp.log(0.25))
+    choice = jnp.zeros((2, ENVS, len(CHOICE.parts)), jnp.int32).at[:, 0, 0].set(jnp.array([1, 2]))
+    found = CHOICE.log_prob_of(log_p, choice)
+    assert found.shape == (ENVS,)
+    others = rest * 2 * (len(CHOICE.parts) - 1)
+    np.testing.assert_allclose(found[0], np.log(0.125) + others, rtol=1e-6)
 
 
 @pytest.mark.slow
