@@ -8,6 +8,9 @@ TRACE  ?=
 ARGS   ?=
 JOBS   ?= 2
 
+# The pinned XLA compiles these programs a third faster this way, and they run no slower.
+export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false
+
 .PHONY: help benchmark test test-slow lint notebooks docs clean
 .DELETE_ON_ERROR:
 

@@ -419,10 +419,8 @@ def same_leaves(one: Any, other: Any, pick: Any = lambda x: x) -> None:
 LENGTH = 70
 
 
-@pytest.mark.parametrize(
-    "make_physics",
-    [noisy_physics, pytest.param(rejecting_physics, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make_physics", [noisy_physics, rejecting_physics])
 def test_one_result_however_it_is_run(make_physics: Callable[[], Physics]) -> None:
     physics, key = make_physics(), keys(9, 4)
     one_step = jax.jit(decide)

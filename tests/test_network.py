@@ -33,7 +33,7 @@ def everything(scenario: llmgym.Scenario, as_network: bool, policy: str, steps: 
             totals.request_ticks.to_numpy()]  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", ["sarathi", "orca"])
+@pytest.mark.parametrize("policy", ["sarathi", pytest.param("orca", marks=pytest.mark.slow)])
 def test_one_engine_is_a_network_of_one(policy: str) -> None:
     scenario = llmgym.scenario("paper-figure-1", workload=(CHAT, DIGEST), max_num_seqs=60)
     scenario = replace(scenario.at_load(0.9), slots=256)

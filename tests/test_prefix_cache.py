@@ -65,13 +65,8 @@ def test_memory_is_shared_at_the_same_time() -> None:
         assert llmgym.simulate(one, "vllm_v1").batches.requests.max() == together
 
 
-@pytest.mark.parametrize(
-    "policy",
-    [
-        "vllm_v1",
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("vllm_v1_priority", "sarathi")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["vllm_v1", "vllm_v1_priority", "sarathi"])
 def test_environments_side_by_side_are_those_alone(policy: str) -> None:
     stage = llmgym.Stage(
         llmgym.Uniform(10, 30), llmgym.Uniform(1, 30), shared_prefix=SharedPrefix(12, variants=3)

@@ -132,6 +132,7 @@ VECTORS = np.array([[0.4, 0.5, 0.0, 0.0, 0.0, 1.0], [0.9, 0.0, 0.0, 0.0, 0.0, 1.
 WARMUP_S, DURATION_S, ENVS = 5.0, 20.0, 32
 
 
+@pytest.mark.slow
 def test_trials_are_what_simulate_finds() -> None:
     figures = measure(scenario(), vary, blank(POOR), VECTORS, ENVS, WARMUP_S, DURATION_S, seed=3)
     rule = Index(prefill_weight=0.9, age_weight=0.0)

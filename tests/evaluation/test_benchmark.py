@@ -125,6 +125,7 @@ def test_unwritable_output(tmp_path: Path) -> None:
         benchmarks.run(small(), tmp_path / "file" / "below")
 
 
+@pytest.mark.slow
 def test_a_trace_is_the_workload(tmp_path: Path) -> None:
     replay = llmgym.Replay([0.0, 0.1, 0.5, 0.6, 1.0], [300, 20, 30, 40, 50], [5, 6, 7, 8, 9])
     scenario = llmgym.scenario("geometric", slots=64, token_budget=128, workload=replay)

@@ -30,6 +30,7 @@ def leaves(made: fleet.Fleet) -> list[np.ndarray]:
     return [np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)]
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_blocks_and_threads() -> None:
     scenario = fleet.speed_scenario(slots=32)
     whole = fleet.Fleet(scenario, RANDOM, 13, steps=30, seed=5, block=13, threads=1)

@@ -105,6 +105,7 @@ def test_published_growth_figures() -> None:
     assert found == pytest.approx([0.334, 0.669, 1.337], abs=5e-4)
 
 
+@pytest.mark.slow
 def test_m_d_1_queue() -> None:
     # Budget 1 and one-token requests: an M/D/1 queue, whose mean is Pollaczek and Khinchine's.
     scenario = llmgym.scenario("md1")
