@@ -13,8 +13,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+from llmgym.evaluation.evaluation_report import change
+
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- results -->", "<!-- /results -->"
+LEARNED = {
+    "latency": "agents: PPO, one policy for all rates, `ppo-latency` is the first of its seeds; plain: the "
+    "same without prior and guard. Fixed is Sarathi-Serve with a token budget of 512, best with the budget "
+    "that is best for the rate. [Hot start, capacities, all rates together](docs/results/latency/README.md).",
+    "capped": "",
+}
 MARK = {"stable": "stable", "unstable": "**grows**", "undecided": "?"}
 
 
@@ -144,7 +152,7 @@ def learned_table(folder: Path) -> list[str]:
     for row in rows:
         budget = f" ({float(row['budget']):.0f})" if row["budget"] else ""
         seeds = f", {row['runs']} seeds" if int(row["runs"]) > 1 else ""
-        gains = (f"{-100 * float(row[f'gain_{k}'] or 0):+.1f} %" for k in ("fixed", "tuned"))
+        gains = (change(float(row[f"gain_{k}"] or "nan")) for k in ("fixed", "tuned"))
         lines.append(
             f"| {float(row['rate']):g} | {Path(row['policy']).name}{budget}{seeds} "
             f"| {float(row['e2e_s_mean']):.2f} [{float(row['e2e_low']):.2f}, "
@@ -207,7 +215,8 @@ def section() -> str:
         lines += azure_hour(results / "azure-hour")
     for name in ("latency", "capped"):
         if (results / name / "results.csv").exists():
-            lines += ["", f"`llmgym evaluate --repeat docs/results/{name}`, scenario `{name}`:", ""]
+            said = f"scenario `{name}`, from an empty engine. {LEARNED[name]}"
+            lines += ["", f"`llmgym evaluate --repeat docs/results/{name}`: {said}", ""]
             lines += learned_table(results / name)
     return "\n".join(lines)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from llmgym.evaluation.evaluate import STARTS, Evaluation
-from llmgym.evaluation.evaluation_report import TUNED, capacities, rows, short, summary
+from llmgym.evaluation.evaluation_report import TUNED, capacities, change, rows, short, summary
 
 
 def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
@@ -19,7 +17,8 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
         "`llmgym evaluate --repeat` this folder makes it again.",
         f"{evaluation.seeds} evaluation seeds, the same requests for every policy, at least",
         f"{evaluation.arrivals:,} of them a run; a quarter is warm-up. Mean E2E latency in seconds with",
-        "its 95 % interval over training seeds, or over evaluation seeds where there is one policy.",
+        "its 95 % interval over training seeds (of two: the lower and the higher), or over evaluation",
+        "seeds where there is one policy.",
         "Fixed: Sarathi-Serve with the token budget of the scenario; best: with the budget that is",
         f"best for the rate, out of {', '.join(map(str, evaluation.budgets))}, chosen in hindsight.",
         "",
@@ -35,8 +34,7 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
         for row in frame[frame.start == start].itertuples():
             budget = f" ({row.budget:.0f})" if row.policy == TUNED else ""
             seeds = f", {row.runs} seeds" if row.runs > 1 else ""
-            gains = [row.gain_fixed, row.gain_tuned]
-            told = ["" if np.isnan(g) else f"{-100 * g:+.1f} %" for g in gains]
+            told = [change(row.gain_fixed), change(row.gain_tuned)]
             lost = f", {row.dropped} dropped" if row.dropped else ""
             lines.append(
                 f"| {row.rate:g} | {short(row.policy)}{budget}{seeds} | {row.e2e_s_mean:.2f} "

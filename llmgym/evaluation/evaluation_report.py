@@ -54,7 +54,8 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
     """One record for each start, rate and policy: the content of ``results.csv``.
 
     Latencies are pooled over requests, for several training seeds averaged over these; e2e_low and
-    e2e_high are the 95 % interval of the mean over the runs (see ``runs_of``). gain_fixed and gain_tuned: by
+    e2e_high are the 95 % interval of the mean over the runs (see ``runs_of``), of two training seeds the
+    lower and the higher, for which a t interval says nothing. gain_fixed and gain_tuned: by
     how much the mean latency is below that of Sarathi-Serve with the scenario's budget, and with the
     best one.
     """
@@ -69,7 +70,10 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
             for name, several in names.items():
                 found = [results[latency_name(m, rate, start)] for m in several]
                 pooled = {k: float(np.mean([f["pooled"][k] for f in found])) for k in MEASURES}
-                _, low, high = mean_interval(runs_of(found))
+                runs = runs_of(found)
+                _, low, high = (
+                    mean_interval(runs) if len(found) != 2 else (0.0, min(runs), max(runs))
+                )
                 levels = [*levels, pooled["e2e_s_mean"]][:3] if len(levels) < 2 else levels
                 records.append(
                     {"start": start, "rate": rate, "policy": name, "runs": len(several)}
@@ -178,8 +182,8 @@ def _latency_table(frame: pd.DataFrame, start: str) -> Table:
             table.add_row(
                 f" {short(row.policy)}{budget}",
                 f"{row.e2e_s_mean:.2f}",
-                f"{-100 * row.gain_fixed:+.1f} %",
-                "" if np.isnan(row.gain_tuned) else f"{-100 * row.gain_tuned:+.1f} %",
+                change(row.gain_fixed),
+                change(row.gain_tuned),
                 f"{row.e2e_s_p99:.2f}",
                 f"{row.ttft_s_mean:.2f}",
                 f"{row.ttft_s_p99:.2f}",
@@ -189,11 +193,16 @@ def _latency_table(frame: pd.DataFrame, start: str) -> Table:
     return table
 
 
+def change(gain: float) -> str:
+    """By how much a latency is higher (+) or lower (-) than that of the reference; empty for none."""
+    return "" if np.isnan(gain) else f"{round(-100 * gain, 1) + 0.0:+.1f} %"  # + 0.0: no -0.0
+
+
 def short(name: str) -> str:
-    """A policy in tables and pictures: of a path its last part."""
+    """A policy in tables and pictures: of a path its last part, of a checkpoint its folder too."""
     path = Path(name)
     if name.endswith(".npz"):
-        return path.stem
+        return f"{path.parent.name}/{path.stem}"
     return path.name if path.is_dir() else name
 
 
