@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import matplotlib.pyplot as plt
 import numpy as np
 
+from llmgym import agents
 from llmgym.evaluation.capacity_estimate import CapacityEstimate
 from llmgym.evaluation.stability import Stability
 from llmgym.evaluation.statistics import mean_interval
@@ -27,6 +28,11 @@ Some forty checks of a run rest on such an interval: about one run in 25 fails o
 PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 T = TypeVar("T")
+
+
+def learned() -> tuple[str, ...]:
+    """Names of the trained policies that ship for one engine; those of a network run only there."""
+    return tuple(n for n in agents.names() if agents.load(n).choice.engines == 1)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

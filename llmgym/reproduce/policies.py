@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from llmgym import agents, baselines
+from llmgym import baselines
 from llmgym import policies as resolving
 from llmgym.evaluation import charts
 from llmgym.evaluation.capacity_estimate import estimate_capacity
@@ -21,6 +21,7 @@ from llmgym.reproduce.items import (
     Item,
     Picture,
     estimated,
+    learned,
     record,
 )
 from llmgym.reproduce.theorem_2 import WORK_CONSERVING, paper
@@ -46,7 +47,7 @@ def engine() -> Scenario:
 
 
 def _names(effort: Effort) -> tuple[str, ...]:
-    return effort.pick((*baselines.names(), *agents.names()), (*QUICK, *agents.names()[:1]))
+    return effort.pick((*baselines.names(), *learned()), (*QUICK, *learned()[:1]))
 
 
 def _measured(effort: Effort, name: str) -> Data:
@@ -57,7 +58,7 @@ def _measured(effort: Effort, name: str) -> Data:
         engine(), policy, replications=effort.pick(8, 4), seed=effort.seed, confidence=CONFIDENCE,
         requests=effort.pick(2000, 600) if saturates else effort.pick(150, 60),
     )  # fmt: skip
-    drawn = {n for group in GROUPS.values() for n in group} | set(agents.names())
+    drawn = {n for group in GROUPS.values() for n in group} | set(learned())
     loads = [x for x in effort.pick(LOADS, QUICK_LOADS) if x * limit < estimate.low]
     rows = [_latency(effort, name, load) for load in loads] if name in drawn else []
     return record(estimate) | {"limit": limit, "rows": rows}
@@ -111,8 +112,8 @@ def _draw_capacities(data: Data) -> plt.Figure:
 
 def _shown(data: Data) -> dict[str, list[str]]:
     """The policies of each chart, those that have latencies."""
-    learned = [name for name in agents.names() if name in data]
-    groups = GROUPS | ({"learned": ("sarathi", "index", *learned)} if learned else {})
+    trained = [name for name in learned() if name in data]
+    groups = GROUPS | ({"learned": ("sarathi", "index", *trained)} if trained else {})
     found = {
         title: [n for n in dict.fromkeys(("sarathi", *names)) if n in data and data[n]["rows"]]
         for title, names in groups.items()

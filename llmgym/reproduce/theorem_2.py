@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llmgym import agents, baselines, policies, scenario_files
+from llmgym import baselines, policies, scenario_files
 from llmgym.evaluation.capacity_estimate import estimate_capacity
 from llmgym.evaluation.palette import style
 from llmgym.evaluation.simulate import simulate
@@ -23,6 +23,7 @@ from llmgym.reproduce.items import (
     Picture,
     at_least,
     estimated,
+    learned,
     near,
     record,
 )
@@ -161,7 +162,7 @@ def _bound(effort: Effort, names: tuple[str, ...]) -> Data:
 
 
 def _bound_parts(effort: Effort) -> dict[str, Any]:
-    every = (*baselines.names(), *agents.names())
+    every = (*baselines.names(), *learned())
     return {"": partial(_bound, effort, effort.pick(every, ("vllm", "sarathi")))}
 
 
