@@ -269,7 +269,7 @@ def main() -> None:
                     lambda rate=rate, law=law: compare(rate, law),
                 )
     if only in (None, "exact"):
-        for rate in (10.0, 12.0):
+        for rate in (10.0, 11.0, 12.0):
             row(FOLDER / "exact.json", f"{rate:g}", lambda rate=rate: exact(rate))
     if only in (None, "capped"):
         for seats in CAPS:
