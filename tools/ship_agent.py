@@ -3,7 +3,8 @@
     python tools/ship_agent.py runs/latency/agent-0.npz docs/results/latency ppo-latency
 
 The evaluation must be one of the file, or of the folder it lies in; for a network policy it is that of
-tools/network_results.py with the file.
+tools/network_results.py with the file, for a policy that is judged by its stability that of
+tools/corner_results.py.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def main(agent: str, folder: str, name: str) -> None:
     policy, results = load_agent(Path(agent)), Path(folder)
     if isinstance(policy.choice, NetworkChoice):
         found = network_figures(policy, results, name)
+    elif (results / "stability.json").exists():
+        found = json.loads((results / "stability.json").read_text())[name]
     else:
         found = figures(Path(agent), results)
     header = {**policy.header, "figures": found}

@@ -1,0 +1,74 @@
+"""Make docs/results/corner-c: a trained policy just inside corner C of the stability region.
+
+    python tools/corner_results.py [FILE]
+
+FILE is the checkpoint, by default the policy that ships. Verdicts and growth rates of the policy and of
+Sarathi-Serve with several token budgets, under Poisson arrivals at 0.98 of the corner. A row that its
+file holds already is not made again.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from results_tool import RESULTS, read, row, table
+
+import llmgym
+from llmgym.evaluation.files import write
+
+FOLDER = RESULTS / "corner-c"
+SCENARIO, AGENT = "corner-c-random", "ppo-corner-c"
+BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
+NAMES = (AGENT, *(f"sarathi:token_budget={b}" for b in BUDGETS))
+
+
+def judged(policy: str) -> dict[str, Any]:
+    """The verdict on a policy, and how fast its backlog grows."""
+    return asdict(llmgym.stability(SCENARIO, policy, replications=8, seed=1000))
+
+
+def cells(name: str, found: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    cold = f"{found['growth_tokens_per_ms']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    hot = f"{found['hot_growth_tokens_per_ms']:.3f}"
+    return [name, found["verdict"], cold, hot, str(found["dropped"])]
+
+
+def page() -> str:
+    """docs/results/corner-c/README.md."""
+    scenario = llmgym.scenario(SCENARIO)
+    found = read(FOLDER / "stability.json")
+    rows = [cells(name, found[name]) for name in NAMES]
+    return "\n".join(
+        [
+            "# Just inside corner C",
+            "",
+            "`python tools/corner_results.py` makes every file here. Scenario "
+            f"`{SCENARIO}`: {scenario.description}",
+            "",
+            f"`{AGENT}` saw loads of 0.90, 0.96 and 1.00 of the capacity in training. Growth of the",
+            "unprocessed tokens, per ms, with its 95 % interval over 8 replications, from an empty engine",
+            "and from a backlog.",
+            "",
+            *table("policy | verdict | growth from empty | from a backlog | dropped", rows),
+            "",
+            "The policy has found what section 6.2 of the paper proves: only batches of one tile bring in",
+            "prompts as slowly as their outputs can follow.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """All rows that are missing, and the page."""
+    file = sys.argv[1] if len(sys.argv) > 1 else AGENT
+    for name in NAMES:
+        policy = file if name == AGENT else name
+        row(FOLDER / "stability.json", name, lambda policy=policy: judged(policy))
+    write(FOLDER / "README.md", page())
+
+
+if __name__ == "__main__":
+    main()
