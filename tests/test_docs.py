@@ -45,7 +45,9 @@ def commands() -> list[tuple[str, str]]:
     """Every command line of llmgym in the documentation, with the page that it stands on."""
     found = []
     for page, name in zip(PAGES, NAMES, strict=True):
-        lines = [line for block in code_of(page, "sh") for line in block.splitlines()]
+        lines = [
+            line for block in code_of(page, "sh") for line in block.replace("\\\n", "").splitlines()
+        ]
         lines += re.findall(r"`(llmgym [a-z][^`]*)`", text_of(page))
         found += [(name, line) for line in lines if line.startswith("llmgym ")]
     return found
