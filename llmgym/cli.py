@@ -14,6 +14,7 @@ from rich.table import Table
 from llmgym import cli_agents, cli_optimum, cli_reproduce
 from llmgym import cli_tables as tables
 from llmgym.cli_common import (
+    Jobs,
     Json,
     Load,
     Out,
@@ -231,6 +232,7 @@ def benchmark(
     arrivals: Annotated[int | None, typer.Option(help="Requests of each latency run.")] = None,
     settings: Set = None,
     seed: Seed = 0,
+    jobs: Jobs = 1,
     out: Out = None,
     repeat: Annotated[
         Path | None, typer.Option(help="Repeat the benchmark of this result folder.")
@@ -266,6 +268,7 @@ def benchmark(
             lambda done, total, label: bar.update(
                 task, completed=done, total=total, description=label
             ),
+            jobs,
         )
     paths = report.publish(chosen, results, out)
     if html:

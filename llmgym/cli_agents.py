@@ -259,6 +259,7 @@ def evaluate(
     ] = 16_000,
     settings: cli.Set = None,
     seed: cli.Seed = 0,
+    jobs: cli.Jobs = 1,
     out: cli.Out = None,
     repeat: Annotated[
         Path | None, typer.Option(help="Repeat the evaluation of this result folder.")
@@ -294,6 +295,7 @@ def evaluate(
             lambda done, total, label: bar.update(
                 task, completed=done, total=total, description=label
             ),
+            jobs,
         )
     paths = report.publish(chosen, results, out)
     write(out / "README.md", evaluation_page.page(chosen, results))

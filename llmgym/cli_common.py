@@ -26,6 +26,9 @@ Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random poli
 Window = Annotated[
     str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
 ]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Measurements side by side, each in a process of its own.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
 Set = Annotated[
     list[str] | None,

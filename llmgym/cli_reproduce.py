@@ -31,6 +31,7 @@ def reproduce(
         ),
     ] = None,
     seed: cli.Seed = 0,
+    jobs: cli.Jobs = 1,
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
@@ -54,6 +55,7 @@ def reproduce(
             lambda done, total, label: bar.update(
                 task, completed=done, total=total, description=label
             ),
+            jobs,
         )
     # The report holds whatever the folder has, be it from this call or from an earlier one.
     every = running.read(out, tuple(reproduction.ITEMS.values()), effort)

@@ -24,11 +24,11 @@ RULES = ("greedy_rate", "index")
 BUDGETS = (128, 256, 384, 512, 768, 1024)
 """Of Sarathi-Serve, those that carry the load."""
 
-LOADS = (0.6, 0.8, 0.9, 0.95)
+LOADS = (0.7, 0.9)
 OUTER_RATES = (4.0, 6.0, 13.5, 13.7)
 """Requests per second of the scenario on which it was trained, outside of the loads seen there."""
 
-ARRIVALS, NUM_ENVS = 8_000, 8
+ARRIVALS, NUM_ENVS = 4_000, 8
 
 
 def problems() -> dict[str, tuple[Scenario, tuple[float, ...]]]:

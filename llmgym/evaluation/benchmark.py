@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -249,18 +251,26 @@ def run(
     benchmark: Benchmark,
     out: Path,
     progress: Progress | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
-    """Make all measurements that are not in ``out`` yet; the results by file name.
+    """Make all measurements that are not in ``out`` yet, ``jobs`` at a time; the results by file name.
 
     Raises LLMGymError where ``out`` holds another benchmark or cannot be written.
     """
-    return measure(benchmark.config(), list(tasks(benchmark)), out, progress)
+    return measure(benchmark.config(), list(tasks(benchmark)), out, progress, jobs)
 
 
 def measure(
-    config: dict[str, Any], todo: list[Task], out: Path, progress: Progress | None = None
+    config: dict[str, Any],
+    todo: list[Task],
+    out: Path,
+    progress: Progress | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Make the measurements of ``todo`` that are not in the result folder yet; the results by name.
+
+    With several ``jobs`` so many are made side by side, each in a process of its own: the numbers are the
+    same. A script that asks for it needs the usual ``if __name__ == "__main__"``.
 
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
     """
@@ -271,18 +281,46 @@ def measure(
             f"{out} holds a benchmark with another configuration or other versions; choose another "
             "--out folder, or delete it."
         )
+    check_number("jobs", jobs, low=1, integer=True)
     write(existing, text)
-    results: dict[str, Any] = {}
-    for done, task in enumerate(todo):
-        if progress is not None:
-            progress(done, len(todo), task.label)
-        path = out / "raw" / f"{task.name}.json"
-        if not path.exists():
-            write(path, to_json(task.measure()))
+    files = {task.name: out / "raw" / f"{task.name}.json" for task in todo}
+    results = {name: _result(path) for name, path in files.items() if path.exists()}
+    left = [task for task in todo if task.name not in results]
+    show = progress or (lambda done, total, label: None)
+
+    def tell(task: Task, ended: int) -> None:
+        show(len(todo) - len(left) + ended, len(todo), task.label)
+
+    for task, made in _made(left, jobs, tell):
+        write(files[task.name], to_json(made))
+        results[task.name] = _result(files[task.name])
+    show(len(todo), len(todo), "done")
+    return {name: results[name] for name in files}
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """What a file holds. Raises LLMGymError where it is damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise LLMGymError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+
+def _made(
+    todo: list[Task], jobs: int, tell: Callable[[Task, int], None]
+) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Each task with its result, as they end; ``tell`` hears of a task, and how many have ended."""
+    if jobs == 1:
+        for ended, task in enumerate(todo):
+            tell(task, ended)
+            yield task, task.measure()
+        return
+    # A forked process would hang: the threads of XLA are not in it.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(task.measure): task for task in todo}
         try:
-            results[task.name] = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise LLMGymError(f"{path} is damaged ({error}); delete it and run again.") from error
-    if progress is not None:
-        progress(len(todo), len(todo), "done")
-    return results
+            for ended, future in enumerate(as_completed(waiting), 1):
+                yield waiting[future], future.result()
+                tell(waiting[future], ended)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -249,13 +249,16 @@ def _targets(scenario: Scenario) -> np.ndarray:
 
 
 def evaluate(
-    evaluation: Evaluation, out: Path, progress: Callable[[int, int, str], None] | None = None
+    evaluation: Evaluation,
+    out: Path,
+    progress: Callable[[int, int, str], None] | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
-    """Make all runs that are not in ``out`` yet; the results by name.
+    """Make all runs that are not in ``out`` yet, ``jobs`` at a time; the results by name.
 
     Raises LLMGymError where ``out`` holds another evaluation or cannot be written.
     """
-    return benchmark.measure(evaluation.config(), list(tasks(evaluation)), out, progress)
+    return benchmark.measure(evaluation.config(), list(tasks(evaluation)), out, progress, jobs)
 
 
 def from_config(path: Path) -> Evaluation:

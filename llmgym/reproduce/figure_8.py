@@ -75,8 +75,12 @@ def written(found: list[dict[str, str]]) -> str:
     return " | ".join("+".join(b[phase] + phase for phase in "dp" if b[phase]) for b in found)
 
 
+def _measured() -> dict[str, Any]:
+    return {row: batches(row) for row in ROWS}
+
+
 def _parts(effort: Effort) -> dict[str, Any]:
-    return {"": lambda: {row: batches(row) for row in ROWS}}
+    return {"": _measured}
 
 
 def _judge(data: Data) -> list[Check]:

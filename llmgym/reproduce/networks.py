@@ -26,6 +26,9 @@ from llmgym.theory.capacity import capacity
 
 ACYCLIC = ("pipeline-dag", "diamond-dag", "fork-join")
 
+REQUESTS = {"fork-join": 600}
+"""Jobs that each part of a run waits for; forked calls arrive one at a time, which is slow."""
+
 
 def _measured(effort: Effort, name: str) -> Data:
     """The limit of a network with its bottleneck, and what Sarathi-Serve on every engine carries."""
@@ -35,7 +38,7 @@ def _measured(effort: Effort, name: str) -> Data:
         scenario,
         "sarathi",
         replications=8,
-        requests=2000,
+        requests=REQUESTS.get(name, 2000),
         seed=effort.seed,
         confidence=CONFIDENCE,
     )

@@ -69,9 +69,13 @@ def config(effort: Effort) -> dict[str, Any]:
 
 
 def run(
-    items: Sequence[Item], effort: Effort, out: Path, progress: Progress | None = None
+    items: Sequence[Item],
+    effort: Effort,
+    out: Path,
+    progress: Progress | None = None,
+    jobs: int = 1,
 ) -> list[Result]:
-    """Measure what is not in the result folder yet, and judge.
+    """Measure what is not in the result folder yet, ``jobs`` parts at a time, and judge.
 
     Raises LLMGymError where ``out`` holds a run of another length, seed or version.
     """
@@ -83,7 +87,7 @@ def run(
         for name, several in parts.items()
         for n, part in enumerate(several)
     ]
-    found = measure(config(effort), todo, out, progress)
+    found = measure(config(effort), todo, out, progress, jobs)
     return [
         _result(item, {part: found[file_name(item.name, part)] for part in parts[item.name]})
         for item in items

@@ -63,6 +63,16 @@ def test_repeat_is_bit_equal(first: Path, tmp_path: Path) -> None:
     assert raw(tmp_path) == raw(first)
 
 
+@pytest.mark.slow
+def test_side_by_side_the_numbers_are_the_same(first: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+    benchmarks.run(small(), tmp_path, lambda done, *_: told.append(done), jobs=2)
+    assert raw(tmp_path) == raw(first)
+    assert told == [*range(1, len(raw(first)) + 1), len(raw(first))]
+    with pytest.raises(LLMGymError, match="jobs must be at least 1"):
+        benchmarks.run(small(), tmp_path, jobs=0)
+
+
 def test_resume_makes_only_what_is_missing(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = raw(first)
     (first / "raw" / "stability-idle-0.5.json").unlink()
