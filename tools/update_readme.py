@@ -164,6 +164,13 @@ def learned_table(folder: Path) -> list[str]:
     return lines
 
 
+def table_under(page: Path, heading: str) -> list[str]:
+    """The first table below a heading of a page."""
+    lines = page.read_text().split(f"## {heading}\n")[1].splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("|"))
+    return lines[start : start + [*(line[:1] == "|" for line in lines[start:]), False].index(False)]
+
+
 def reproduced_table(path: Path) -> list[str]:
     """What a full run of the reproduction found: of each item its verdict and one of its figures."""
     found = json.loads(path.read_text())
@@ -218,6 +225,15 @@ def section() -> str:
             said = f"scenario `{name}`, from an empty engine. {LEARNED[name]}"
             lines += ["", f"`llmgym evaluate --repeat docs/results/{name}`: {said}", ""]
             lines += learned_table(results / name)
+    optimum = results / "optimum" / "README.md"
+    if optimum.exists():
+        link = "[what this assumes](docs/results/optimum/README.md)"
+        lines += ["", f"`python tools/optimum_results.py`: the optimum of the policies that serve decodes "
+                  f"first, for geometric outputs, and what policies are above it; {link}.", ""]  # fmt: skip
+        lines += table_under(optimum, "Geometric outputs")
+        lines += ["", "The same command, scenario `capped`: requests per second under a limit on resident "
+                  "requests; w0 is the one weight of the tile index, found by search.", ""]  # fmt: skip
+        lines += table_under(optimum, "A cap on resident requests")
     return "\n".join(lines)
 
 
