@@ -38,7 +38,7 @@ TUNED = 12.52
 """Requests/s of a tuned tile index under a cap of 100."""
 
 BUDGETS = (128, 256, 384, 512)
-WEIGHTS = (0.6, 0.7, 0.8, 0.9)
+WEIGHTS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.9)
 """Of prefill in the tile index, whose age weight is 0 where throughput counts."""
 
 TOLERANCE = 0.005
