@@ -23,6 +23,11 @@ LEARNED = {
     "that is best for the rate. [Hot start, capacities, all rates together](docs/results/latency/README.md).",
     "capped": "",
 }
+PICTURES = {
+    "figure-1": "Two of four policies stay flat, two grow",
+    "latency": "Latency against load, all policies",
+    "resident-cap": "Capacity under a limit on resident requests",
+}
 MARK = {"stable": "stable", "unstable": "**grows**", "undecided": "?"}
 
 
@@ -190,7 +195,7 @@ def reproduced_table(path: Path) -> list[str]:
         lines.append(
             f"| `{item['item']}` | {shown['what']} | {figure(shown['expected']).replace('|', '/')} "
             f"| {figure(shown['measured']).replace('|', '/')}{interval} | {passed} of {len(checks)} "
-            f"| {item['verdict']} | {item['seconds']:.0f} |"
+            f"| {item['verdict']} | {item['cpu_seconds']:.0f} |"
         )
     return lines
 
@@ -201,8 +206,14 @@ def section() -> str:
     lines = ["## Results", ""]
     reproduced = results / "reproduce" / "results.json"
     if reproduced.exists():
-        lines += ["`llmgym reproduce --out docs/results/reproduce`:", ""]
+        lines += [
+            "`llmgym reproduce --jobs 2 --out docs/results/reproduce`; s is processor time:",
+            "",
+        ]
         lines += [*reproduced_table(reproduced), ""]
+        lines += [
+            f"![{alt}](docs/results/reproduce/{name}.png)" for name, alt in PICTURES.items()
+        ] + [""]
     lines += [
         "`make benchmark` (folder [docs/results/paper-figure-1](docs/results/paper-figure-1)):",
         "",
