@@ -13,7 +13,7 @@ from llmgym.arrays import prefix_sum
 from llmgym.baselines.flow_control import affordable
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import whole
-from llmgym.composition import Batch, View, fill, oldest
+from llmgym.composition import Batch, View, fill, oldest, own_budget
 from llmgym.errors import LLMGymError, check_number
 
 
@@ -52,19 +52,25 @@ class FlowControlEviction(Policy):
     def __call__(self, key: jax.Array, view: View) -> Batch:
         waiting = view.live & ~view.started
         new = waiting & (prefix_sum(waiting) <= self._drawn(key, view))
-        batch = fill(view, view.empty(), jnp.where(view.started, view.demand, 0), self.token_budget)
+        evicted = self._evicted(view)
+        staying = jnp.where(view.started & ~evicted, view.demand, 0)
+        batch = fill(view, view.empty(), staying, self.token_budget)
         # The newest of all are those of this slot: ``fill`` takes the first of them that fit.
-        all_active = fill(view, batch, jnp.where(new, view.demand, 0), self.token_budget)
-        if view.memory is None:
-            return all_active
+        batch = fill(view, batch, jnp.where(new, view.demand, 0), self.token_budget)
+        return batch if view.memory is None else Batch(batch.tokens, evicted)
+
+    def _evicted(self, view: View) -> jax.Array:
+        """The newest of those that are active, as many as it takes for the others to fit at the end."""
         memory = view.memory
-        held = jnp.where(memory.resident, memory.needed(batch.tokens), 0)
+        if memory is None:
+            return jnp.zeros(view.started.shape, bool)
+        most = jnp.minimum(view.demand, own_budget(view, self.token_budget))
+        held = jnp.where(memory.resident, memory.needed(jnp.where(view.started, most, 0)), 0)
         age = jnp.iinfo(jnp.int32).max - memory.admitted
         older, equal = oldest(age, held, memory.blocks)
         left = memory.blocks - jnp.sum(jnp.where(older, held, 0), axis=0)
         stays = older | (equal & (prefix_sum(jnp.where(equal, held, 0)) <= left))
-        evicted = memory.resident & ~stays
-        return Batch(jnp.where(evicted, 0, all_active.tokens), evicted)
+        return memory.resident & ~stays
 
     def _drawn(self, key: jax.Array, view: View) -> jax.Array:
         """B_t."""
