@@ -47,6 +47,7 @@ def test_what_others_had_before_is_not_computed_again() -> None:
     assert first.tolist() == pytest.approx([30, 14, 12, 14, 40])
 
 
+@pytest.mark.slow
 def test_the_longest_free_block_is_forgotten_first_and_the_end_before_the_beginning() -> None:
     ids = [[0, 1], [2, 3], [0, 1], [2, 3]]
     # Prompts of 16 and one output hold 5 blocks: with 10 both stay, but for the unfilled fifth.

@@ -1,6 +1,6 @@
 """Make docs/results/transfer: trained policies on problems that they were not trained on.
 
-    python tools/transfer_results.py [--policy ppo-latency ...]
+    python tools/transfer_results.py [--policy ppo-latency ...] [--page]
 
 Other lengths, other engines, other loads, all without retraining, beside Sarathi-Serve with the best of
 several token budgets and two tile rules, on the same requests. A row that its file holds already is not
@@ -103,6 +103,8 @@ def page(learned: list[str]) -> str:
                 cells.append(f"{level(found[rule]):.2f} ({gain:+.1f} %)")
             rows.append([name, load, *cells])
     rules = " | ".join(f"`{rule}`" for rule in (*RULES, *learned))
+    missing = [name for name in problems() if name not in {row[0] for row in rows}]
+    told = [f"Not measured yet: {'; '.join(missing)}.", ""] if missing else []
     return "\n".join(
         [
             "# Trained policies elsewhere",
@@ -114,6 +116,7 @@ def page(learned: list[str]) -> str:
             "",
             *table(f"problem | load | Sarathi-Serve | with the best budget | {rules}", rows),
             "",
+            *told,
         ]
     )
 
@@ -122,7 +125,11 @@ def main() -> None:
     """All rows that are missing, and the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--policy", action="append", help="trained policies, by name or file")
-    learned = parser.parse_args().policy or ["ppo-latency"]
+    parser.add_argument("--page", action="store_true", help="only the page, from what is there")
+    given = parser.parse_args()
+    learned = given.policy or ["ppo-latency"]
+    if given.page:
+        return write(FOLDER / "README.md", page(learned))
     for name, (scenario, loads) in problems().items():
         row(
             FOLDER / "transfer.json",
@@ -131,7 +138,7 @@ def main() -> None:
                 f"{x:.3f}".rstrip("0"): compare(s.at_load(x), learned) for x in loads
             },
         )
-    write(FOLDER / "README.md", page(learned))
+    return write(FOLDER / "README.md", page(learned))
 
 
 if __name__ == "__main__":

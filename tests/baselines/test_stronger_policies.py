@@ -413,6 +413,7 @@ def _run(physics: dynamics.Physics) -> tuple[jax.Array, jax.Array]:
     return jax.lax.map(run, jnp.arange(len(SHORT)))
 
 
+@pytest.mark.slow
 def test_everyone_is_served_at_low_load() -> None:
     done, lost, _ = served(blocks=400, gap_s=0.5)
     assert dict(zip(SHORT, done.tolist(), strict=True)) == dict.fromkeys(SHORT, REQUESTS)

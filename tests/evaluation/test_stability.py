@@ -63,6 +63,7 @@ def test_vanilla_vllm_carries_about_three_quarters() -> None:
     assert estimate.requests_per_s == pytest.approx(10.5, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("load", "verdict"), [(0.9, "stable"), (1.1, "unstable")])
 def test_sarathi_on_both_sides_of_the_limit(load: float, verdict: str) -> None:
     assert stability(FIGURE_1, "sarathi", load=load).verdict == verdict
