@@ -28,6 +28,7 @@ from llmgym.cli_common import (
     window_of,
 )
 from llmgym.cli_common import bar as _bar
+from llmgym.cli_common import counter as _counter
 from llmgym.cli_common import print_json as _print_json
 from llmgym.cli_common import scenario as _scenario
 from llmgym.errors import LLMGymError, UnservableWarning
@@ -260,14 +261,11 @@ def benchmark(
             **{k: v for k, v in given.items() if v is not None},
         )
     out = out or Path("results") / f"benchmark-{chosen.scenario.name}"
-    with _bar(as_json, steps=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with _counter(as_json) as progress:
         results = benchmarks.run(
             chosen,
             out,
-            lambda done, total, label: bar.update(
-                task, completed=done, total=total, description=label
-            ),
+            progress,
             jobs,
         )
     paths = report.publish(chosen, results, out)
@@ -313,15 +311,12 @@ def replay(
     part = None if window is None else window_of(window)
     chosen = traffic.Traffic(engine, trace, part, load, ttft_ms, tpot_ms, drain_s, seed)
     out = out or Path("results") / f"replay-{trace.stem}"
-    with _bar(as_json, steps=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with _counter(as_json) as progress:
         records = traffic.run(
             chosen,
             tuple(policy or baselines.names()),
             out,
-            lambda done, total, label: bar.update(
-                task, completed=done, total=total, description=label
-            ),
+            progress,
         )
     paths = traffic_tables.publish(records, out)
     if as_json:
@@ -468,13 +463,8 @@ def speed(
     if chosen:
         found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))
     else:
-        with _bar(as_json, steps=True) as bar:
-            task = bar.add_task("starting", total=None)
-            found = speeds.table(
-                progress=lambda done, total, label: bar.update(
-                    task, completed=done, total=total, description=label
-                )
-            )
+        with _counter(as_json) as progress:
+            found = speeds.table(progress=progress)
     if out is not None:
         write(out / "speed.json", to_json(found))
     if as_json:

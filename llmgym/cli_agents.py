@@ -287,14 +287,11 @@ def evaluate(
             seed=seed,
         )
     out = out or repeat or Path("results") / f"evaluation-{chosen.scenario.name}"
-    with cli.bar(as_json, steps=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with cli.counter(as_json) as progress:
         results = evaluations.evaluate(
             chosen,
             out,
-            lambda done, total, label: bar.update(
-                task, completed=done, total=total, description=label
-            ),
+            progress,
             jobs,
         )
     paths = report.publish(chosen, results, out)

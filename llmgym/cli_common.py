@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llmgym.errors import LLMGymError
+from llmgym.policies import value_of
 
 console = Console()
 messages = Console(stderr=True)
@@ -78,14 +81,7 @@ def parse(text: str) -> Any:
     """A setting: a number, true, false, none, the text itself, or several with commas between."""
     if "," in text:
         return tuple(parse(part.strip()) for part in text.split(","))
-    if text.lower() in ("none", "true", "false"):
-        return {"none": None, "true": True, "false": False}[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return value_of(text)
 
 
 def bar(quiet: bool, steps: bool = False) -> Progress:
@@ -100,6 +96,18 @@ def bar(quiet: bool, steps: bool = False) -> Progress:
         disable=quiet,
         transient=True,
     )
+
+
+@contextmanager
+def counter(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar that counts measurements: the function to call with those done, those in all, and a label."""
+    with bar(quiet, steps=True) as shown:
+        task = shown.add_task("starting", total=None)
+
+        def progress(done: int, total: int, label: str) -> None:
+            shown.update(task, completed=done, total=total, description=label)
+
+        yield progress
 
 
 def print_json(value: Any) -> None:

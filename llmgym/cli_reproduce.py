@@ -46,15 +46,12 @@ def reproduce(
     effort = reproduction.Effort(quick, seed, data)
     name = f"reproduce-{'quick-' if quick else ''}seed-{seed}"
     out = out or Path("results") / name
-    with cli.bar(as_json, steps=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with cli.counter(as_json) as progress:
         results = running.run(
             items,
             effort,
             out,
-            lambda done, total, label: bar.update(
-                task, completed=done, total=total, description=label
-            ),
+            progress,
             jobs,
         )
     # The report holds whatever the folder has, be it from this call or from an earlier one.

@@ -58,7 +58,7 @@ def _named(text: str) -> Callable[[jax.Array, View], Batch]:
             raise LLMGymError(
                 f"Policy {text!r}: write settings as name:setting=value,setting=value."
             )
-        values[key.strip()] = _value(value.strip())
+        values[key.strip()] = value_of(value.strip())
     if name in baselines.POLICIES:
         return baselines.make(name, **values)
     if values:
@@ -66,8 +66,10 @@ def _named(text: str) -> Callable[[jax.Array, View], Batch]:
     return agents.load(name)
 
 
-def _value(text: str) -> int | float | str:
-    """The number that a text stands for, or the text."""
+def value_of(text: str) -> Any:
+    """What a text stands for: none, true, false, a number, or else the text itself."""
+    if text.lower() in ("none", "true", "false"):
+        return {"none": None, "true": True, "false": False}[text.lower()]
     for kind in (int, float):
         try:
             return kind(text)

@@ -36,11 +36,18 @@ def cells(name: str, found: dict[str, Any]) -> list[str]:
     return [name, found["verdict"], cold, hot, str(found["dropped"])]
 
 
+def same_numbers(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two policies did the same, by everything that was measured."""
+    return all(one[k] == other[k] for k in one if k != "took_s")
+
+
 def page() -> str:
     """docs/results/corner-c/README.md."""
     scenario = llmgym.scenario(SCENARIO)
     found = read(FOLDER / "stability.json")
     rows = [cells(name, found[name]) for name in NAMES]
+    alike = [n for n in NAMES if n != AGENT and same_numbers(found[n], found[AGENT])]
+    same = [f"`{AGENT}` has the very numbers of {', '.join(alike)}."] if alike else []
     return "\n".join(
         [
             "# Just inside corner C",
@@ -54,8 +61,7 @@ def page() -> str:
             "",
             *table("policy | verdict | growth from empty | from a backlog | dropped", rows),
             "",
-            "The policy has found what section 6.2 of the paper proves: only batches of one tile bring in",
-            "prompts as slowly as their outputs can follow.",
+            *same,
             "",
         ]
     )

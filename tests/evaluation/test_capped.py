@@ -6,23 +6,7 @@ import pytest
 
 import llmgym
 from llmgym import baselines
-
-# Requests per second: the LP, and the best of Sarathi-Serve's budgets (science of the capped engine:
-# 129 prompt and 112 output tokens in the mean, 35.47 ms a tile of 128 on top of 11.28 ms).
-TABLE = {
-    60: (11.36, 11.21),
-    80: (12.09, 11.36),
-    100: (12.57, 11.36),
-    110: (12.76, 11.98),
-    120: (12.92, 12.83),
-    160: (13.38, 12.92),
-    200: (13.67, 13.54),
-}
-BUDGETS = (128, 256, 384, 512)
-
-
-def capped(most: int) -> llmgym.Scenario:
-    return llmgym.scenario("capped", max_num_seqs=most, token_budget=1024)
+from llmgym.reproduce.resident_cap import BUDGETS, TABLE, capped
 
 
 @pytest.mark.parametrize("most", TABLE)

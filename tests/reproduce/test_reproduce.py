@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from commands import run
 from html_pages import check_self_contained
 
-from llmgym import cli, reproduce
+from llmgym import reproduce
 from llmgym.errors import LLMGymError
 from llmgym.evaluation.palette import STYLES, style
 from llmgym.reproduce import items, report
@@ -22,16 +22,7 @@ from llmgym.reproduce.items import Data, Effort, Item, Picture
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``llmgym reproduce``."""
-    argv, sys.argv = sys.argv, ["llmgym", "reproduce", *arguments]
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return run(capsys, "reproduce", *arguments)
 
 
 def draw(data: Data) -> plt.Figure:
