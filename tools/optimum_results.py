@@ -20,6 +20,7 @@ from llmgym.agents.dynamic_programming import solve
 from llmgym.agents.index import Settings, search
 from llmgym.agents.optimality import optimality_gaps
 from llmgym.baselines.index import PARAMETERS, Index
+from llmgym.evaluation.evaluate import feasible
 from llmgym.evaluation.files import write
 
 FOLDER = RESULTS / "optimum"
@@ -62,8 +63,7 @@ def parameters(rule: Index) -> dict[str, float]:
 def compare(rate: float, law: str) -> dict[str, Any]:
     """The bracket at a rate, and policies on the same requests."""
     scenario = latency(rate, law)
-    limit = 1.02 * rate * (scenario.mean_prefill + scenario.mean_decode) / 1000
-    budgets = [b for b in BUDGETS if b / float(scenario.engine.batch_time.ms(b)) > limit]
+    budgets = feasible(scenario, BUDGETS, 1.02 * rate)
     scenario = scenario.override(token_budget=512)
     found = solve(scenario, tolerance=1e-4)
     rules: dict[str, Any] = {

@@ -16,7 +16,7 @@ from results_tool import RESULTS, read, row, table
 
 import llmgym
 from llmgym import Geometric, LogNormal, Scenario, policies
-from llmgym.evaluation.evaluate import latencies
+from llmgym.evaluation.evaluate import feasible, latencies
 from llmgym.evaluation.files import write
 
 FOLDER = RESULTS / "transfer"
@@ -71,10 +71,7 @@ def measure(scenario: Scenario, policy: str) -> dict[str, Any]:
 
 def compare(scenario: Scenario, learned: list[str]) -> dict[str, Any]:
     """All policies at the arrival rate of a scenario."""
-    work = scenario.mean_prefill + scenario.mean_decode
-    times = scenario.engine.batch_time
-    carried = {b: b / float(times.ms(b)) * 1000 / work for b in BUDGETS}
-    budgets = [b for b in BUDGETS if scenario.arrival_rate_per_s < 0.999 * carried[b]]
+    budgets = feasible(scenario, BUDGETS, scenario.arrival_rate_per_s)
     found = {f"sarathi {b}": measure(scenario.override(token_budget=b), "sarathi") for b in budgets}
     own = scenario.engine.token_budget
     if own not in budgets:

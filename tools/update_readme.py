@@ -14,6 +14,8 @@ import tomllib
 from pathlib import Path
 
 from llmgym.evaluation.evaluation_report import change
+from llmgym.reproduce.items import Check
+from llmgym.reproduce.run import interval, text
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -179,23 +181,18 @@ def table_under(page: Path, heading: str) -> list[str]:
 def reproduced_table(path: Path) -> list[str]:
     """What a full run of the reproduction found: of each item its verdict and one of its figures."""
     found = json.loads(path.read_text())
-
-    def figure(value: float | str) -> str:
-        return value if isinstance(value, str) else f"{value:,.6g}"
-
     lines = [
         "| item | figure | expected | measured | checks | verdict | s |",
         "|---|---|" + "---|" * 5,
     ]
     for item in found["items"]:
         checks = item["checks"]
-        shown = next((c for c in checks if c["low"] is not None), checks[0])
-        interval = "" if shown["low"] is None else f" [{shown['low']:.5g}, {shown['high']:.5g}]"
+        shown = Check(**next((c for c in checks if c["low"] is not None), checks[0]))
+        expected, measured = (text(x).replace("|", "/") for x in (shown.expected, shown.measured))
         passed = sum(c["verdict"] == "pass" for c in checks)
         lines.append(
-            f"| `{item['item']}` | {shown['what']} | {figure(shown['expected']).replace('|', '/')} "
-            f"| {figure(shown['measured']).replace('|', '/')}{interval} | {passed} of {len(checks)} "
-            f"| {item['verdict']} | {item['cpu_seconds']:.0f} |"
+            f"| `{item['item']}` | {shown.what} | {expected} | {measured} {interval(shown)} "
+            f"| {passed} of {len(checks)} | {item['verdict']} | {item['cpu_seconds']:.0f} |"
         )
     return lines
 

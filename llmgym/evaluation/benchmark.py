@@ -284,7 +284,7 @@ def measure(
     check_number("jobs", jobs, low=1, integer=True)
     write(existing, text)
     files = {task.name: out / "raw" / f"{task.name}.json" for task in todo}
-    results = {name: _result(path) for name, path in files.items() if path.exists()}
+    results = {name: read_result(path) for name, path in files.items() if path.exists()}
     left = [task for task in todo if task.name not in results]
     show = progress or (lambda done, total, label: None)
 
@@ -293,13 +293,13 @@ def measure(
 
     for task, made in _made(left, jobs, tell):
         write(files[task.name], to_json(made))
-        results[task.name] = _result(files[task.name])
+        results[task.name] = read_result(files[task.name])
     show(len(todo), len(todo), "done")
     return {name: results[name] for name in files}
 
 
-def _result(path: Path) -> dict[str, Any]:
-    """What a file holds. Raises LLMGymError where it is damaged."""
+def read_result(path: Path) -> dict[str, Any]:
+    """What a raw file holds. Raises LLMGymError where it is damaged."""
     try:
         return dict(json.loads(path.read_text()))
     except ValueError as error:

@@ -92,12 +92,20 @@ class Evaluation:
 
     def feasible(self, rate: float) -> list[int]:
         """Budgets that carry the rate if nothing but tokens is limited."""
-        times = self.scenario.engine.batch_time.ms(np.array(self.budgets))
-        carried = np.array(self.budgets) / times * 1000 / mean_work(self.scenario)
-        found = [b for b, most in zip(self.budgets, carried, strict=True) if rate < 0.999 * most]
+        found = feasible(self.scenario, self.budgets, rate)
         if not found:
             raise LLMGymError(f"No budget of {self.budgets} carries {rate:g} requests per second.")
         return found
+
+
+def carried(scenario: Scenario, budget: int) -> float:
+    """Requests per second that full batches of a token budget serve."""
+    return float(budget / scenario.engine.batch_time.ms(budget) * 1000 / mean_work(scenario))
+
+
+def feasible(scenario: Scenario, budgets: tuple[int, ...], rate: float) -> list[int]:
+    """Budgets that carry the rate if nothing but tokens is limited."""
+    return [b for b in budgets if rate < 0.999 * carried(scenario, b)]
 
 
 def horizon_s(evaluation: Evaluation, rate: float) -> float:
@@ -107,9 +115,8 @@ def horizon_s(evaluation: Evaluation, rate: float) -> float:
     sqrt(rate))^2. Runs hold RELAXATIONS of those of the budget that carries the rate just so, but no more
     than MOST_LONGER times the arrivals asked for.
     """
-    times = evaluation.scenario.engine.batch_time.ms(np.array(evaluation.feasible(rate)))
-    carried = np.array(evaluation.feasible(rate)) / times * 1000 / mean_work(evaluation.scenario)
-    relaxation = 1 / (np.sqrt(carried.min()) - np.sqrt(rate)) ** 2
+    slowest = min(carried(evaluation.scenario, b) for b in evaluation.feasible(rate))
+    relaxation = 1 / (np.sqrt(slowest) - np.sqrt(rate)) ** 2
     usual = evaluation.arrivals / rate
     return float(np.clip(RELAXATIONS * relaxation, usual, MOST_LONGER * usual))
 

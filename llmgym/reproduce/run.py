@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +14,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from llmgym.errors import LLMGymError
-from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, slug
+from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, read_result, slug
 from llmgym.evaluation.report import simple_table
 from llmgym.reproduce.items import FAIL, Check, Data, Effort, Item, verdict_of
 
@@ -176,12 +174,5 @@ def read(out: Path, items: Sequence[Item], effort: Effort) -> list[Result]:
         parts = item.parts(effort)
         paths = {part: out / "raw" / f"{file_name(item.name, part)}.json" for part in parts}
         if all(path.exists() for path in paths.values()):
-            results.append(_result(item, {p: _json(path) for p, path in paths.items()}))
+            results.append(_result(item, {p: read_result(path) for p, path in paths.items()}))
     return results
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise LLMGymError(f"{path} is damaged ({error}); delete it and run again.") from error

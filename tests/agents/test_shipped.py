@@ -48,3 +48,12 @@ def test_capacity_is_that_of_theorem_2() -> None:
     limit = llmgym.capacity(llmgym.scenario("latency")).requests_per_s
     assert found.method == "saturation"
     assert found.requests_per_s == pytest.approx(limit, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_corner_c_is_carried_where_sarathi_serve_needs_one_tile() -> None:
+    verdicts = {
+        policy: llmgym.stability("corner-c-random", policy, replications=4).verdict
+        for policy in ("ppo-corner-c", "sarathi:token_budget=256", "sarathi:token_budget=512")
+    }
+    assert list(verdicts.values()) == ["stable", "unstable", "unstable"]
