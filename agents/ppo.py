@@ -2,8 +2,9 @@
 
 PPO: Schulman et al., 2017, arXiv:1707.06347. The problem is continuing and its decisions take different
 times tau, so it is a semi-Markov decision process. With N requests present the reward of a decision is
--N * tau. In the average-cost form eta * tau is added, eta the cost per second under the policy: values
-are then what is to come above the average. In the discounted form what comes t seconds later counts
+-N * tau, and with ``late_weight`` also minus the weighted time that requests were late in it. In the
+average-cost form eta * tau is added, eta the cost per second under the policy: values are then what is to
+come above the average. In the discounted form what comes t seconds later counts
 exp(-t / horizon_s); the two can be combined.
 
 One policy learns from many worlds at once: loads of a scenario, scenarios. It does not know in which
@@ -30,7 +31,7 @@ from llmgym.agents.choice import Choice
 from llmgym.agents.network_choice import jobs_arrived, left_in_network
 from llmgym.agents.networks import init_mlp, log_probs, mlp
 from llmgym.agents.tiles import TileChoice
-from llmgym.envs.rewards import Transition, weighted_holding
+from llmgym.envs.rewards import ServiceLevels, Transition, came, tardiness, weighted_holding
 from llmgym.errors import LLMGymError, check_number
 from llmgym.network import Network
 from llmgym.pytree import register
@@ -59,6 +60,8 @@ class PPO:
         average_cost: take eta * tau off the cost.
         horizon_s: of the discount; None: none.
         prefill_weight: of a request with prompt left in N; one that decodes counts 1.
+        late_weight: what a late request costs on top of one that is present, times the weight of its
+            class (see ``tardiness``); needs ``levels``, the targets and weights of the classes.
         control: take out of the TD errors what the arrivals explain; needs Poisson arrivals.
         hidden: units of each of the two hidden layers of actor and critic.
     """
@@ -78,6 +81,8 @@ class PPO:
     average_cost: bool = True
     horizon_s: float | None = 300.0
     prefill_weight: float = 1.4
+    late_weight: float = 0.0
+    levels: ServiceLevels | None = None
     control: bool = True
     hidden: int = 32
 
@@ -90,9 +95,11 @@ class PPO:
             )
         for name in ("learning_rate", "clip", "max_gradient", "prefill_weight"):
             check_number(name, getattr(self, name), above=0)
-        for name in ("entropy", "value_weight", "warm_up"):
+        for name in ("entropy", "value_weight", "warm_up", "late_weight"):
             check_number(name, getattr(self, name), low=0)
         check_number("trace", self.trace, low=0, high=1)
+        if self.late_weight > 0 and self.levels is None:
+            raise LLMGymError("late_weight needs targets: give levels=ServiceLevels.of(scenario).")
         if self.horizon_s is not None:
             check_number("horizon_s", self.horizon_s, above=0)
         elif not self.average_cost:
@@ -220,13 +227,22 @@ def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.stack([*left, *products]), features])
 
 
-def arrivals(physics: Any, engine: Any, info: Any, after: Any) -> jax.Array:
+def cost_of(settings: PPO, step: Transition) -> jax.Array:
+    """Cost of a step (...), request-seconds: those present, and those late."""
+    cost = -weighted_holding(step, settings.prefill_weight, 1.0)
+    if settings.late_weight > 0 and settings.levels is not None:
+        cost -= settings.late_weight * tardiness(step, settings.levels)
+    return cost
+
+
+def arrivals(physics: Any, step: Transition) -> jax.Array:
     """What arrived in a step (..., n): requests, prompt tokens and all tokens; jobs of each type."""
     if isinstance(physics, Network):
-        return jnp.stack(jobs_arrived(physics, engine, after), axis=-1)
-    prompts = jnp.sum(after.table.prefill - engine.table.prefill, axis=0) + info.prefill_tokens
-    tokens = after.backlog - engine.backlog + info.prefill_tokens + info.decode_tokens
-    return jnp.stack([info.arrived, prompts, tokens], axis=-1)
+        return jnp.stack(jobs_arrived(physics, step.before, step.after), axis=-1)
+    # Of the table, not of the backlog, which also grows when a request is preempted.
+    table, new = step.after.table, came(step)
+    prompts, output = (jnp.sum(jnp.where(new, x, 0), axis=0) for x in (table.prompt, table.output))
+    return jnp.stack([step.info.arrived, prompts, prompts + output], axis=-1)
 
 
 def values(critic: dict[str, Any], x: jax.Array, number: jax.Array) -> jax.Array:
@@ -267,7 +283,7 @@ def collect(
         chosen = choice.choose(view, jnp.where(mask, log_p + noise, -jnp.inf))
         after, info = model.step(physics, engine, choice.batch(view, jnp.moveaxis(chosen, -1, 0)))
         step = Transition(engine, info, after, physics.tick_ms)
-        arrived = arrivals(physics, engine, info, after)
+        arrived = arrivals(physics, step)
         return after, Experience(
             features=features,
             mask=mask,
@@ -275,7 +291,7 @@ def collect(
             choice=chosen,
             log_prob=choice.log_prob_of(log_p, chosen),
             critic=last_axis(critic_inputs(physics, engine, sight.features[:shared])),
-            cost=-weighted_holding(step, settings.prefill_weight, 1.0),
+            cost=cost_of(settings, step),
             seconds=step.duration_s,
             surprise=arrived - step.duration_s[:, None] * world.rates,
         )

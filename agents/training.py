@@ -24,6 +24,7 @@ from llmgym.agents.ppo import PPO, Learner, World, iterate
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.arrivals import Poisson
 from llmgym.baselines.tiles import DEFAULT_TILE
+from llmgym.envs.rewards import ServiceLevels
 from llmgym.errors import LLMGymError, check_number
 from llmgym.evaluation.files import to_json, write
 from llmgym.evaluation.fleet import compiled, cores
@@ -83,6 +84,14 @@ class Training:
             raise LLMGymError(
                 f"Scenario {scenario.name!r} replays a list of requests, which ends; train on one "
                 "whose arrivals go on."
+            )
+        levels = self.settings.levels
+        if levels is not None and (
+            scenario.is_network or not scenario.has_targets or ServiceLevels.of(scenario) != levels
+        ):
+            raise LLMGymError(
+                f"The service levels of the learner are not those of {scenario.name!r}: take "
+                "ServiceLevels.of(scenario), and train on scenarios with the same targets."
             )
         others = [j.name for j in scenario.workload if not isinstance(j.arrivals, Poisson)]
         if self.settings.control and others:

@@ -206,23 +206,30 @@ def _training(
     from llmgym.agents.checkpoint import CHOICES
     from llmgym.agents.ppo import PPO
     from llmgym.agents.training import Training, network_size, tiles_of
+    from llmgym.envs.rewards import ServiceLevels
 
     network = all(base.is_network for base in bases)
     usual = NETWORK_LOADS if network else TRAINING_LOADS
     worlds = [s for base in bases for s in _at(base, load, rate, usual)]
     kind = "network" if network else "scores" if agent == "scores" else "tiles"
     given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
-    if not network and any(base.engine.max_num_seqs is not None for base in bases):
+    engines = [] if network else [base.engine for base in bases]
+    if any(e.max_num_seqs is not None or e.kv_cache is not None for e in engines):
         # No full batch is safe there: the policy learns how many of its seats to fill.
         given |= {"guard": None} | ({} if kind == "scores" else {"shares": 3})
     given |= _options(option)
     of_choice = {f.name for f in fields(CHOICES[kind])}
-    known = {f.name for f in fields(PPO)} - {"choice"} | of_choice
+    known = {f.name for f in fields(PPO)} - {"choice", "levels"} | of_choice
     for name in given:
         if name not in known:
             raise unknown("option", name, known)
     choice = CHOICES[kind](**{k: v for k, v in given.items() if k in of_choice})
-    learner = PPO(choice=choice, **{k: v for k, v in given.items() if k not in of_choice})
+    promised = not network and all(base.has_targets for base in bases)
+    learner = PPO(
+        choice=choice,
+        levels=ServiceLevels.of(bases[0]) if promised and given.get("late_weight") else None,
+        **{k: v for k, v in given.items() if k not in of_choice},
+    )
     numbers = _seeds(seed, seeds)
     return replace(Training(tuple(worlds), learner, seeds=numbers), steps=steps, patience=patience)
 

@@ -109,8 +109,8 @@ def goodput(step: Transition, levels: ServiceLevels) -> jax.Array:
     end = step.after.clock.low
     # Requests present before the step, at its end; and those that came within it.
     old = _judge(step.info.table, step.info.finished, step, levels, end)
-    came = _came(step)
-    new = _judge(step.after.table, jnp.zeros_like(came), step, levels, end, only=came)
+    new = came(step)
+    new = _judge(step.after.table, jnp.zeros_like(new), step, levels, end, only=new)
     return old + new - _dropped_weight(step, levels.weight)
 
 
@@ -129,8 +129,8 @@ def tardiness(step: Transition, levels: ServiceLevels) -> jax.Array:
     table = step.before.table
     late = _lateness(table, table.live, levels, end)
     cost = _weighted(table, jnp.minimum(late, duration), levels.weight)
-    after, came = step.after.table, _came(step)
-    cost += _weighted(after, _lateness(after, came, levels, end), levels.weight)
+    after = step.after.table
+    cost += _weighted(after, _lateness(after, came(step), levels, end), levels.weight)
     return -cost * step.tick_ms / 1000
 
 
@@ -156,7 +156,7 @@ def _weighted(table: Table, values: jax.Array, weights: tuple[float, ...]) -> ja
     return jnp.sum(values * _per_class(table, weights), axis=0)
 
 
-def _came(step: Transition) -> jax.Array:
+def came(step: Transition) -> jax.Array:
     """Which requests of the table after the step arrived within it."""
     table = step.after.table
     return table.live & (_since(step.after.clock.low, table.arrival) < step.info.duration)

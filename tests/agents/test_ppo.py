@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import LLMGymError
+from llmgym import LLMGymError, model
 from llmgym.agents import checkpoint, ppo
 from llmgym.agents import training as trainings
 from llmgym.agents.ppo import PPO, Experience
 from llmgym.agents.tiles import TileChoice
 from llmgym.agents.training import Training
+from llmgym.baselines import make
+from llmgym.envs.rewards import ServiceLevels, Transition, holding_cost, tardiness
+from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled
+from llmgym.kv_cache import KVCache
 
 
 def test_advantages_equal_a_loop_in_numpy() -> None:
@@ -50,6 +54,35 @@ def test_what_arrivals_explain_goes_and_the_rest_stays() -> None:
     left = np.asarray(ppo.without_surprise(*map(jnp.float32, (errors, surprise, known))))
     assert errors.std() > 50 and (left - decision).std() < 0.5
     assert left[decision == 1].mean() - left[decision == 0].mean() == pytest.approx(1.0, abs=0.02)
+
+
+def test_arrivals_count_no_request_twice_and_late_ones_cost_more() -> None:
+    """Two tenants on an engine whose memory is too small: requests are preempted and late."""
+    memory = KVCache(blocks=500, block_size=16)
+    scenario = llmgym.scenario("multi-tenant", slots=64, kv_cache=memory).at_rate(9.0)
+    physics, envs = model.lower(scenario), 4
+    levels = ServiceLevels.of(scenario)
+    settings = PPO(late_weight=0.5, levels=levels, prefill_weight=1.0)
+
+    def size(table: Any, those: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(those, table.prompt + table.output, 0), axis=0)
+
+    def step(state: Any, _: Any) -> tuple[Any, tuple[jax.Array, ...]]:
+        view = model.view(physics, state)
+        after, info = model.step(physics, state, make("sarathi")(None, view))  # type: ignore[arg-type]
+        seen = Transition(state, info, after, physics.tick_ms)
+        late = tardiness(seen, levels)
+        extra = ppo.cost_of(settings, seen) + holding_cost(seen) + 0.5 * late
+        came = size(after.table, after.table.live) - size(state.table, state.table.live)
+        wrong = ppo.arrivals(physics, seen)[..., 2] - came - size(info.table, info.finished)
+        return after, (late, extra, wrong, info.preempted)
+
+    state = rollout.start(physics, rollout.keys(0, envs))
+    found = jax.jit(lambda s: jax.lax.scan(step, s, length=600))(state)[1]
+    late, extra, wrong, preempted = map(np.asarray, found)
+    assert late.min() < 0 and preempted.sum() > 0
+    np.testing.assert_allclose(extra, 0, atol=1e-3)
+    assert (wrong == 0).all()
 
 
 def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
@@ -237,6 +270,10 @@ def test_bad_runs_are_refused() -> None:
     ]:
         with pytest.raises(LLMGymError, match=message):
             Training(scenarios, settings)
+    with pytest.raises(LLMGymError, match="give levels=ServiceLevels"):
+        PPO(late_weight=1.0)
+    with pytest.raises(LLMGymError, match="not those of 'latency'"):
+        Training((latency,), PPO(levels=ServiceLevels.of(llmgym.scenario("multi-tenant"))))
     with pytest.raises(LLMGymError, match="multiple of minibatches"):
         PPO(steps=10, minibatches=3)
     with pytest.raises(LLMGymError, match="give a horizon_s"):
