@@ -78,7 +78,13 @@ def look(physics: dynamics.Physics, state: dynamics.State) -> dict[str, jax.Arra
 
 @pytest.mark.parametrize(
     ("first_token", "cache"),
-    [("decode", "recompute"), *(("prefill", cache) for cache in CACHES)],
+    [
+        ("decode", "recompute"),
+        *(
+            pytest.param("prefill", cache, marks=[pytest.mark.slow] * (cache == "prefix caching"))
+            for cache in CACHES
+        ),
+    ],
 )
 def test_whatever_is_asked_memory_and_tokens_are_conserved(first_token: str, cache: str) -> None:
     physics, keys = dynamics.lower(scenario(first_token, cache=cache)), rollout.keys(0, ENVS)

@@ -56,6 +56,7 @@ def test_the_longest_free_block_is_forgotten_first_and_the_end_before_the_beginn
     assert computed(played([16] * 3, ids[:3], blocks=7)) == [16, 16, 8]
 
 
+@pytest.mark.slow
 def test_memory_is_shared_at_the_same_time() -> None:
     """Two requests at once fit into 7 blocks only because 4 of them are the same."""
     replay = llmgym.Replay(

@@ -322,7 +322,7 @@ def together(key: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
     return asked.tokens, jax.vmap(lambda batch: clip(view, batch)[0].tokens)(asked)
 
 
-KINDS = (("batch", False), ("resident", True))
+KINDS = (("batch", False), pytest.param("resident", True, marks=pytest.mark.slow))
 
 
 @pytest.mark.parametrize(("seats", "memory"), KINDS, ids=str)
@@ -352,6 +352,7 @@ def test_batches_are_feasible_and_run(seats: str, memory: bool, seed: int, busy:
         assert (runs.sum(axis=0) > 0)[some].all(), policy.name
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_under_vmap() -> None:
     view = random_view(5, 0.9, "resident", memory=True)
     native = np.asarray(together(KEYS, view)[0])

@@ -25,7 +25,9 @@ SEEDS = [5, 2**35, 7, 5]
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(
+    "action", ["tiles", *(pytest.param(a, marks=pytest.mark.slow) for a in ACTIONS if a != "tiles")]
+)
 def test_checker_finds_no_fault(action: str) -> None:
     check_vector_env(vector_env(action), steps=2 * MAX_STEPS + 5)
 

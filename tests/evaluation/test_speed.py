@@ -131,6 +131,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(values.size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [128, 256])
 def test_rival_agrees_with_the_engine_in_the_long_run(slots: int) -> None:
     scenario, count, warm_s, end_s = fleet.speed_scenario(slots), 24, 100, 500

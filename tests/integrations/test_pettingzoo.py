@@ -21,6 +21,7 @@ def test_the_api_test_of_pettingzoo_passes() -> None:
     parallel_seed_test(make)
 
 
+@pytest.mark.slow
 def test_masks_leave_busy_engines_one_choice() -> None:
     env = make()
     _, infos = env.reset(seed=3)

@@ -96,16 +96,11 @@ def random_case(fixed: dict[str, Any], seed: int) -> Case:
     return workload, fixed | limits
 
 
-@pytest.mark.parametrize(
-    ("number", "count"),
-    [
-        (0, 10),
-        *(pytest.param(n, 42, marks=pytest.mark.slow) for n in range(1, 13)),
-    ],
-)
-def test_random_cases_are_those_of_the_plain_scheduler(number: int, count: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 13))
+def test_random_cases_are_those_of_the_plain_scheduler(number: int) -> None:
     preempted = found = 0
-    for seed in range(count):
+    for seed in range(42):
         workload, config = random_case(settings(number), 1000 * number + seed)
         expected = vllm_reference.schedule(
             sorted(workload, key=lambda row: row["arrival_step"]), config
@@ -117,7 +112,7 @@ def test_random_cases_are_those_of_the_plain_scheduler(number: int, count: int) 
         for entry in ran:  # the first time that a request runs it has nothing but what is found
             found += entry["id"] not in begun and entry["computed_before"] > 0
             begun.add(entry["id"])
-    assert preempted > count / 2
+    assert preempted > 21
     assert (found > 0) == settings(number)["enable_prefix_caching"]
 
 
