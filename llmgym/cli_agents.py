@@ -258,8 +258,9 @@ def evaluate(
     rate: Rates = None,
     budget: Annotated[
         list[int] | None,
-        typer.Option(help="Token budget that Sarathi-Serve is tuned over. Repeatable."),
+        typer.Option(help="Token budget that the reference is tuned over. Repeatable."),
     ] = None,
+    reference: Annotated[str, typer.Option(help="The baseline to judge against.")] = "sarathi",
     seeds: Annotated[int, typer.Option(help="Evaluation seeds.")] = 8,
     arrivals: Annotated[
         int, typer.Option(help="Requests of a run at least; a quarter is warm-up.")
@@ -273,7 +274,7 @@ def evaluate(
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Judge policies against Sarathi-Serve, fixed and tuned for each rate. Resumes where stopped."""
+    """Judge policies against a published one, fixed and tuned for each rate. Resumes where stopped."""
     from llmgym.evaluation import evaluate as evaluations
     from llmgym.evaluation import evaluation_page
     from llmgym.evaluation import evaluation_report as report
@@ -292,6 +293,7 @@ def evaluate(
             seeds=seeds,
             arrivals=arrivals,
             seed=seed,
+            reference=reference,
         )
     out = out or repeat or Path("results") / f"evaluation-{chosen.scenario.name}"
     with cli.counter(as_json) as progress:

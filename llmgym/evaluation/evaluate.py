@@ -1,10 +1,10 @@
-"""Judging policies against Sarathi-Serve: latencies at many rates, with common random numbers.
+"""Judging policies against a published one: latencies at many rates, with common random numbers.
 
-Two references stand beside them: Sarathi-Serve with the token budget of the scenario, and with the best
-budget for each rate, chosen in hindsight. Every environment is an evaluation seed: environment n of a
-rate meets the same requests under every policy. Runs start from an empty engine (cold) and from a
-backlog (hot); where the two agree the runs are long enough. A result folder holds ``config.json`` and
-one file for each run under ``raw/``; what is there is not run again.
+Two references stand beside them: Sarathi-Serve, or another policy, with the token budget of the
+scenario, and with the best budget for each rate, chosen in hindsight. Every environment is an evaluation
+seed: environment n of a rate meets the same requests under every policy. Runs start from an empty engine
+(cold) and from a backlog (hot); where the two agree the runs are long enough. A result folder holds
+``config.json`` and one file for each run under ``raw/``; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from llmgym import policies, scenario_files
 from llmgym.errors import LLMGymError, check_number
@@ -30,9 +31,8 @@ from llmgym.theory.capacity import capacity, mean_work
 from llmgym.workload import Replay
 
 BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
-"""Token budgets that Sarathi-Serve is tuned over."""
+"""Token budgets that the reference is tuned over."""
 
-REFERENCE = "sarathi"
 STARTS = ("cold", "hot")
 RELAXATIONS, MOST_LONGER = 20, 8
 """How long runs are at least, in relaxation times; how much longer than asked for at most."""
@@ -50,10 +50,11 @@ class Evaluation:
         policies: names, checkpoint files, or folders that hold ``agent-*.npz``: one algorithm with a
             run for each training seed.
         rates: requests per second; None: 0.6, 0.7, ... 0.9 and 0.95 of the LP capacity.
-        budgets: that Sarathi-Serve is tuned over.
+        budgets: that the reference is tuned over.
         seeds: evaluation seeds of each run.
         arrivals: requests of each at least; the first quarter is warm-up. See ``horizon_s``.
         seed: of the arrivals.
+        reference: the baseline that the policies are judged against.
     """
 
     scenario: Scenario
@@ -63,6 +64,7 @@ class Evaluation:
     seeds: int = 8
     arrivals: int = 16_000
     seed: int = 0
+    reference: str = "sarathi"
 
     def __post_init__(self) -> None:
         if self.scenario.is_network or isinstance(self.scenario.workload, Replay):
@@ -76,7 +78,7 @@ class Evaluation:
         check_number("seeds", self.seeds, low=2, integer=True)
         check_number("arrivals", self.arrivals, low=40, integer=True)
         check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
-        for name in self.policies:
+        for name in (*self.policies, self.reference):
             for member in members(name):
                 policies.resolve(member)
 
@@ -89,6 +91,10 @@ class Evaluation:
             "digests": policies.digests(everyone),
             "versions": {name: metadata.version(name) for name in VERSIONED},
         }
+
+    def tuned(self, budget: int) -> str:
+        """The name of the reference with a budget."""
+        return f"{self.reference}-{budget}"
 
     def feasible(self, rate: float) -> list[int]:
         """Budgets that carry the rate if nothing but tokens is limited."""
@@ -137,8 +143,9 @@ def tasks(evaluation: Evaluation) -> Iterator[Task]:
     capped = evaluation.scenario.engine.max_num_seqs is not None
     yield Task("limit", "the limit that no policy exceeds", partial(_limit, evaluation))
     for budget in evaluation.budgets if capped else ():
-        measure = partial(_capacity, evaluation, REFERENCE, budget)
-        yield Task(f"capacity-{reference(budget)}", f"capacity of {reference(budget)}", measure)
+        measure = partial(_capacity, evaluation, evaluation.reference, budget)
+        name = evaluation.tuned(budget)
+        yield Task(f"capacity-{name}", f"capacity of {name}", measure)
     everyone = [member for name in evaluation.policies for member in members(name)]
     for name in everyone:
         measure = partial(_capacity, evaluation, name, None)
@@ -146,7 +153,7 @@ def tasks(evaluation: Evaluation) -> Iterator[Task]:
     for rate in evaluation.rates:
         for start in STARTS:
             for budget in tested_budgets(evaluation, rate):
-                yield _latency_task(evaluation, REFERENCE, budget, rate, start)
+                yield _latency_task(evaluation, evaluation.reference, budget, rate, start)
             for name in everyone:
                 yield _latency_task(evaluation, name, None, rate, start)
 
@@ -154,11 +161,6 @@ def tasks(evaluation: Evaluation) -> Iterator[Task]:
 def tested_budgets(evaluation: Evaluation, rate: float) -> list[int]:
     """Those that carry the rate, and the scenario's own."""
     return sorted({*evaluation.feasible(rate), evaluation.scenario.engine.token_budget})
-
-
-def reference(budget: int) -> str:
-    """The name of Sarathi-Serve with a budget."""
-    return f"{REFERENCE}-{budget}"
 
 
 def latency_name(name: str, rate: float, start: str) -> str:
@@ -169,7 +171,7 @@ def latency_name(name: str, rate: float, start: str) -> str:
 def _latency_task(
     evaluation: Evaluation, name: str, budget: int | None, rate: float, start: str
 ) -> Task:
-    label = name if budget is None else reference(budget)
+    label = name if budget is None else evaluation.tuned(budget)
     return Task(
         latency_name(label, rate, start),
         f"{label} at {rate:g} requests/s, {start} start",
@@ -214,23 +216,25 @@ def _latency(
 def latencies(run: Run) -> dict[str, Any]:
     """Latencies of the requests that finished after the warm-up: a list over the environments each.
 
-    Under ``pooled`` those of all of them together. goodput: the share of them that met their targets.
+    Under ``pooled`` those of all of them together. goodput: the share of them that met their targets,
+    by the weights of their classes.
     """
     table = run.requests[run.requests.finish_ms > 1000 * run.warmup_s]
     several = table.decode_tokens > 1
     made = (table.decode_tokens - 1).where(several)
-    targets = _targets(run.scenario)[table.job_type.map(run.scenario.job_names.index)]
+    classes = table.job_type.map(run.scenario.job_names.index)
+    targets, weight = _targets(run.scenario)[classes], np.array(run.scenario.class_weights)[classes]
     frame = table[["env"]].assign(
         e2e_s=(table.finish_ms - table.arrival_ms) / 1000,
         ttft_s=(table.first_token_ms - table.arrival_ms) / 1000,
         tpot_ms=(table.finish_ms - table.first_token_ms) / made,
     )
     good = (1000 * frame.ttft_s < targets[:, 0]) & ~(frame.tpot_ms >= targets[:, 1])
-    frame["goodput"] = good.astype(float)
-    found = {
-        f"{k}_mean" if k != "goodput" else k: v for k, v in frame.groupby("env").mean().items()
-    }
     kinds = ["e2e_s", "ttft_s", "tpot_ms"]
+    found = {f"{k}_mean": v for k, v in frame.groupby("env")[kinds].mean().items()}
+    worth = pd.DataFrame({"env": frame.env, "good": good * weight, "all": weight})
+    worths = worth.groupby("env").sum()
+    found["goodput"] = worths.good / worths["all"]
     found |= {f"{k}_p99": v for k, v in frame.groupby("env")[kinds].quantile(0.99).items()}
     raw = run.raw
     ticks = (raw["end_clock"] - raw["warm_clock"]).clip(1)
@@ -242,7 +246,7 @@ def latencies(run: Run) -> dict[str, Any]:
         "pooled": {
             **{f"{k}_mean": float(frame[k].mean()) for k in kinds},
             **{f"{k}_p99": float(frame[k].quantile(0.99)) for k in kinds},
-            "goodput": float(frame.goodput.mean()),
+            "goodput": float(worth.good.sum() / worth["all"].sum()),
         },
     }
 
@@ -274,7 +278,7 @@ def from_config(path: Path) -> Evaluation:
     try:
         scenario = scenario_files.loads(config["scenario"], source=str(path))
         settings: dict[str, Any] = {k: tuple(config[k]) for k in ("policies", "rates", "budgets")}
-        settings |= {k: config[k] for k in ("seeds", "arrivals", "seed")}
+        settings |= {k: config[k] for k in ("seeds", "arrivals", "seed", "reference")}
         return Evaluation(scenario, **settings)
     except (KeyError, TypeError) as error:
         raise LLMGymError(

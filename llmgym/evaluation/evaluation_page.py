@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from llmgym.evaluation.evaluate import STARTS, Evaluation
-from llmgym.evaluation.evaluation_report import TUNED, capacities, change, rows, short, summary
+from llmgym.evaluation.evaluation_report import BEST, capacities, change, rows, short, summary
 
 
 def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
     """The same tables as a page: the content of ``README.md``."""
     frame, name = rows(evaluation, results), evaluation.scenario.name
+    rival = evaluation.reference
     lines = [
-        f"# {name}: judged against Sarathi-Serve",
+        f"# {name}: judged against {rival}",
         "",
         "`llmgym evaluate --repeat` this folder makes it again.",
         f"{evaluation.seeds} evaluation seeds, the same requests for every policy, at least",
         f"{evaluation.arrivals:,} of them a run; a quarter is warm-up. Mean E2E latency in seconds with",
         "its 95 % interval over training seeds (of two: the lower and the higher), or over evaluation",
-        "seeds where there is one policy.",
-        "Fixed: Sarathi-Serve with the token budget of the scenario; best: with the budget that is",
+        "seeds where there is one policy. Latencies are of finished requests; present: the mean number of",
+        "requests in the system, those that never finish among them.",
+        f"Fixed: `{rival}` with the token budget of the scenario; best: with the budget that is",
         f"best for the rate, out of {', '.join(map(str, evaluation.budgets))}, chosen in hindsight.",
         "",
         "![the same as a picture](evaluation.svg)",
@@ -28,11 +30,11 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
         lines += ["", f"## {start.capitalize()} start", ""]
         lines += [
             "| requests/s | policy | E2E, s | against fixed | against best | p99 | TTFT, s | p99 | "
-            "TPOT, ms | p99 | goodput |",
-            "|---|---|" + "---|" * 9,
+            "TPOT, ms | p99 | goodput | present |",
+            "|---|---|" + "---|" * 10,
         ]
         for row in frame[frame.start == start].itertuples():
-            budget = f" ({row.budget:.0f})" if row.policy == TUNED else ""
+            budget = f" ({row.budget:.0f})" if row.policy.endswith(BEST) else ""
             seeds = f", {row.runs} seeds" if row.runs > 1 else ""
             told = [change(row.gain_fixed), change(row.gain_tuned)]
             lost = f", {row.dropped} dropped" if row.dropped else ""
@@ -40,11 +42,12 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
                 f"| {row.rate:g} | {short(row.policy)}{budget}{seeds} | {row.e2e_s_mean:.2f} "
                 f"[{row.e2e_low:.2f}, {row.e2e_high:.2f}]{lost} | {told[0]} | {told[1]} | "
                 f"{row.e2e_s_p99:.2f} | {row.ttft_s_mean:.2f} | {row.ttft_s_p99:.2f} | "
-                f"{row.tpot_ms_mean:.1f} | {row.tpot_ms_p99:.1f} | {row.goodput:.3f} |"
+                f"{row.tpot_ms_mean:.1f} | {row.tpot_ms_p99:.1f} | {row.goodput:.3f} | "
+                f"{row.in_system:.1f} |"
             )
     lines += ["", "## Over all rates", ""]
     lines += [
-        "Share of the latency of the best Sarathi-Serve that is saved: interquartile mean, its 95 %"
+        f"Share of the latency of the best `{rival}` that is saved: interquartile mean, its 95 %"
     ]
     lines += ["interval by stratified bootstrap, and how often it is more than nothing.", ""]
     lines += [

@@ -14,12 +14,10 @@ from rich.table import Table
 from llmgym.evaluation import charts, comparison
 from llmgym.evaluation.benchmark import slug
 from llmgym.evaluation.evaluate import (
-    REFERENCE,
     STARTS,
     Evaluation,
     latency_name,
     members,
-    reference,
     tested_budgets,
 )
 from llmgym.evaluation.files import write
@@ -27,7 +25,8 @@ from llmgym.evaluation.palette import style
 from llmgym.evaluation.report import save_picture, simple_table
 from llmgym.evaluation.statistics import mean_interval
 
-TUNED = f"{REFERENCE}, best budget"
+BEST = "best budget"
+"""What follows the name of the reference where its budget is tuned."""
 
 MEASURES = (
     "e2e_s_mean",
@@ -41,10 +40,10 @@ MEASURES = (
 
 
 def best_budget(evaluation: Evaluation, results: dict[str, Any], rate: float, start: str) -> int:
-    """The budget with which Sarathi-Serve has the least mean latency, of those that drop no request."""
+    """The budget with which the reference has the least mean latency, of those that drop no request."""
 
     def latency(budget: int) -> float:
-        found = results[latency_name(reference(budget), rate, start)]
+        found = results[latency_name(evaluation.tuned(budget), rate, start)]
         return float("inf") if sum(found["dropped"]) else found["pooled"]["e2e_s_mean"]
 
     return min(tested_budgets(evaluation, rate), key=latency)
@@ -56,7 +55,7 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
     Latencies are pooled over requests, for several training seeds averaged over these; e2e_low and
     e2e_high are the 95 % interval of the mean over the runs (see ``runs_of``), of two training seeds the
     lower and the higher, for which a t interval says nothing. gain_fixed and gain_tuned: by
-    how much the mean latency is below that of Sarathi-Serve with the scenario's budget, and with the
+    how much the mean latency is below that of the reference with the scenario's budget, and with the
     best one.
     """
     records = []
@@ -64,7 +63,8 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
         for rate in evaluation.rates:
             own = evaluation.scenario.engine.token_budget
             best = best_budget(evaluation, results, rate, start)
-            names = {f"{REFERENCE}, {own}": [reference(own)], TUNED: [reference(best)]}
+            tuned, rival = f"{evaluation.reference}, {BEST}", evaluation.reference
+            names = {f"{rival}, {own}": [evaluation.tuned(own)], tuned: [evaluation.tuned(best)]}
             names |= {name: members(name) for name in evaluation.policies}
             levels: list[float] = []
             for name, several in names.items():
@@ -77,7 +77,7 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
                 levels = [*levels, pooled["e2e_s_mean"]][:3] if len(levels) < 2 else levels
                 records.append(
                     {"start": start, "rate": rate, "policy": name, "runs": len(several)}
-                    | ({"budget": best} if name == TUNED else {})
+                    | ({"budget": best} if name == tuned else {})
                     | pooled
                     | {"e2e_low": low, "e2e_high": high}
                     | {
@@ -97,11 +97,11 @@ def runs_of(found: list[dict[str, Any]], measure: str = "e2e_s_mean") -> np.ndar
 
 
 def scores(evaluation: Evaluation, results: dict[str, Any], name: str, start: str) -> np.ndarray:
-    """(runs, rates): the share of the latency of the best Sarathi-Serve that a policy saves."""
+    """(runs, rates): the share of the latency of the best reference that a policy saves."""
     columns = []
     for rate in evaluation.rates:
         best = best_budget(evaluation, results, rate, start)
-        level = np.array(results[latency_name(reference(best), rate, start)]["e2e_s_mean"])
+        level = np.array(results[latency_name(evaluation.tuned(best), rate, start)]["e2e_s_mean"])
         found = [results[latency_name(m, rate, start)] for m in members(name)]
         if len(found) == 1:  # the same requests under both
             columns.append(1 - runs_of(found) / level)
@@ -138,7 +138,7 @@ def summary(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
 def capacities(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
     """Measured capacities, and their share of the limit."""
     limit = results["limit"]["requests_per_s"]
-    names = {reference(b): f"capacity-{reference(b)}" for b in evaluation.budgets}
+    names = {evaluation.tuned(b): f"capacity-{evaluation.tuned(b)}" for b in evaluation.budgets}
     names |= {m: f"capacity-{slug(m)}" for name in evaluation.policies for m in members(name)}
     return pd.DataFrame(
         [
@@ -154,7 +154,7 @@ def tables(evaluation: Evaluation, results: dict[str, Any]) -> Group:
     frame = rows(evaluation, results)
     parts: list[Table] = [_latency_table(frame[frame.start == start], start) for start in STARTS]
     table = simple_table(
-        "Share of the latency of the best Sarathi-Serve that is saved, over all rates",
+        f"Share of the latency of the best {evaluation.reference} that is saved, over all rates",
         "policy|start|IQM|low|high|P(better)",
     )
     for row in summary(evaluation, results).itertuples():
@@ -172,13 +172,13 @@ def _latency_table(frame: pd.DataFrame, start: str) -> Table:
     table = simple_table(
         f"{start.capitalize()} start",
         "requests/s, policy|E2E s|vs fixed|vs best|p99|TTFT s|p99|TPOT ms|goodput",
-        "vs fixed, best: mean E2E latency against Sarathi-Serve with the scenario's token budget, and"
+        "vs fixed, best: mean E2E latency against the reference with the scenario's token budget, and"
         " with the best one for the rate.",
     )
     for rate, some in frame.groupby("rate"):
         table.add_row(f"[bold]{rate:g}[/bold]")
         for row in some.itertuples():
-            budget = f" ({row.budget:.0f})" if row.policy == TUNED else ""
+            budget = f" ({row.budget:.0f})" if row.policy.endswith(BEST) else ""
             table.add_row(
                 f" {short(row.policy)}{budget}",
                 f"{row.e2e_s_mean:.2f}",
@@ -232,11 +232,11 @@ def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
         share = comparison.performance_profile(mine, thresholds)
         axes[1, 1].plot(100 * thresholds, share, ls=looks[name].line, color=looks[name].colour)
     axes[1, 1].axvline(0, color="black", lw=0.8)
-    axes[1, 1].set_xlabel("saved, % of the latency of the best Sarathi-Serve")
+    axes[1, 1].set_xlabel(f"saved, % of the latency of the best {evaluation.reference}")
     axes[1, 1].set_title("share of runs and rates that save more", fontsize=10)
     handles = charts.handles(names, short)
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
-    figure.suptitle(f"{evaluation.scenario.name}: latency against Sarathi-Serve")
+    figure.suptitle(f"{evaluation.scenario.name}: latency against {evaluation.reference}")
     return figure
 
 

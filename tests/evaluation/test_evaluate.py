@@ -54,6 +54,28 @@ def test_latencies_are_those_of_the_run() -> None:
         assert found["e2e_s_mean"][env] == pytest.approx(e2e)
 
 
+def test_goodput_counts_requests_by_the_weights_of_their_classes() -> None:
+    scenario = llmgym.scenario("multi-tenant", slots=128).at_rate(7.0)
+    run = llmgym.simulate(scenario, "sarathi", duration_s=40, warmup_s=10)
+    table = run.requests[run.requests.finish_ms > 10_000]
+    ttft, stay = (table[x] - table.arrival_ms for x in ("first_token_ms", "finish_ms"))
+    slow = (stay - ttft >= 100 * (table.decode_tokens - 1)) & (table.decode_tokens > 1)
+    promised = table.job_type == "interactive"
+    good, weight = ~promised | ((ttft < 1000) & ~slow), np.where(promised, 10, 1)
+    assert 0 < good[promised].mean() < 1
+    expected = (good * weight).sum() / weight.sum()
+    found = evaluations.latencies(run)
+    assert found["goodput"] == pytest.approx([expected])
+    assert found["pooled"]["goodput"] == pytest.approx(expected)
+
+
+def test_another_baseline_may_be_the_reference() -> None:
+    names = [task.name for task in evaluations.tasks(evaluation(reference="vllm_v1"))]
+    assert "latency-vllm_v1-128-8-cold" in names and "sarathi" not in "".join(names)
+    with pytest.raises(LLMGymError, match="Unknown policy 'vllm1'"):
+        evaluation(reference="vllm1")
+
+
 def test_gains_are_against_both_references(folder: Path) -> None:
     frame = pd.read_csv(folder / "results.csv")
     assert set(frame.start) == {"cold", "hot"} and set(frame.rate) == set(RATES)
