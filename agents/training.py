@@ -235,13 +235,19 @@ class Run:
         return all(stalled(cost, patience) for cost in self.curve["cost"])
 
     def advance(self, program: Any) -> None:
-        """CHUNK more iterations."""
+        """CHUNK more iterations. Raises LLMGymError where a seed diverges."""
         self.learners, rows = program(self.physics, self.learners)
         rows = {name: np.asarray(x) for name, x in rows.items()}
         self.curve = {
             name: np.concatenate([self.curve[name], x], axis=1) if self.curve else x
             for name, x in rows.items()
         }
+        for seed, losses in zip(self.seeds, self.curve["value_loss"], strict=True):
+            if not np.isfinite(losses[-CHUNK:]).all():
+                raise LLMGymError(
+                    f"Seed {seed} diverged by iteration {self.done}: its numbers are no longer finite. "
+                    "Take lower loads, a shorter horizon_s or a lower learning_rate."
+                )
 
     def save(self, path: Path) -> None:
         """Everything that ``resume`` needs."""
@@ -324,7 +330,7 @@ def train(
         together: all seeds in one vmapped program; else as many at a time as there are cores, with
             results that do not depend on the other seeds. None: together on an accelerator.
 
-    Raises LLMGymError where ``out`` holds another training run or cannot be written.
+    Raises LLMGymError where ``out`` holds another training run or cannot be written, or a seed diverges.
     """
     out = None if out is None else Path(out)
     if together is None:

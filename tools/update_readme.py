@@ -1,8 +1,8 @@
-"""Write the results section of README.md from the files under docs/results, and nothing by hand.
+"""Write the results section of README.md, and the page of the Azure hours, from the files of docs/results.
 
     python tools/update_readme.py [--check]
 
-With --check nothing is written; the exit code is 1 if README does not match the files.
+With --check nothing is written; the exit code is 1 if a page does not match the files.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def arrivals_table(folder: Path) -> list[str]:
 
 
 def azure_hour(folder: Path) -> list[str]:
-    """The policies on one hour of each Azure trace, and the arrivals."""
+    """The page of the policies on one hour of each Azure trace, and of the arrivals."""
     where = folder.relative_to(ROOT).as_posix()
-    lines = []
+    lines = ["# One hour of each Azure trace"]
     for name in ("conversation", "code"):
         config = json.loads((folder / name / "config.json").read_text())
         engine = tomllib.loads(config["engine"])
@@ -124,7 +124,20 @@ def azure_hour(folder: Path) -> list[str]:
         "the mean of replications.",
         "",
     ]
-    return lines + arrivals_table(folder)
+    return [*lines, *arrivals_table(folder), ""]
+
+
+def azure_best(folder: Path, rows: int = 6) -> list[str]:
+    """The policies with the most goodput on the conversation trace."""
+    config = json.loads((folder / "conversation" / "config.json").read_text())
+    table = (folder / "conversation" / "results.md").read_text().splitlines()
+    return [
+        f"`llmgym replay {config['trace']['file']}`: one hour of conversation on Llama-3-8B and one A100, "
+        f"the {rows} best of all policies; [the others, the code trace, and what is measured]"
+        f"({folder.relative_to(ROOT).as_posix()}/README.md).",
+        "",
+        *table[: 2 + rows],
+    ]
 
 
 def service_table(folder: Path) -> list[str]:
@@ -227,7 +240,7 @@ def section() -> str:
         lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
         lines += speed_table(speed)
     if (results / "azure-hour").exists():
-        lines += azure_hour(results / "azure-hour")
+        lines += ["", *azure_best(results / "azure-hour")]
     for name in ("latency", "capped"):
         if (results / name / "results.csv").exists():
             said = f"scenario `{name}`, from an empty engine. {LEARNED[name]}"
@@ -246,15 +259,17 @@ def section() -> str:
 
 
 def main() -> int:
-    """Update README.md, or check it."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(START)
+    """Update the pages, or check them."""
+    readme, azure = ROOT / "README.md", ROOT / "docs" / "results" / "azure-hour"
+    before, rest = readme.read_text().split(START)
     after = rest.split(END)[1] if END in rest else rest
-    new = f"{before}{START}\n{section()}\n{END}{after}"
+    pages = {readme: f"{before}{START}\n{section()}\n{END}{after}"}
+    if azure.exists():
+        pages[azure / "README.md"] = "\n".join(azure_hour(azure))
     if "--check" in sys.argv:
-        return int(new != text)
-    readme.write_text(new)
+        return int(any(not p.exists() or p.read_text() != new for p, new in pages.items()))
+    for path, new in pages.items():
+        path.write_text(new)
     return 0
 
 

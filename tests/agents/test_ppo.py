@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,17 @@ def test_a_seed_fixes_the_policy_and_a_run_resumes_to_the_bit(program: Any, tmp_
     other = through(program, trainings.Run.start(small(seeds=(1,)), (1,)))
     digests = [run.finish(None)[0].digest for run in (whole, resumed, other)]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_run_that_diverges_says_so_and_leaves_its_file(program: Any, tmp_path: Path) -> None:
+    run = trainings.Run.start(small(), (0,))
+    run.save(tmp_path / "training-0.npz")
+    before = (tmp_path / "training-0.npz").read_bytes()
+    broken = jax.tree.map(lambda x: x * np.nan, run.learners.params)
+    run.learners = replace(run.learners, params=broken)
+    with pytest.raises(LLMGymError, match="Seed 0 diverged by iteration 5"):
+        run.advance(program)
+    assert (tmp_path / "training-0.npz").read_bytes() == before
 
 
 def test_a_checkpoint_holds_the_policy_and_where_it_comes_from(
