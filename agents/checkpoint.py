@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import jax
 import numpy as np
 
+from llmgym.agents.budgets import BudgetChoice
 from llmgym.agents.choice import Choice
 from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.scores import ScoreChoice
@@ -23,7 +24,9 @@ from llmgym.errors import LLMGymError
 from llmgym.evaluation.files import to_json, write
 
 FORMAT = 1
-CHOICES: dict[str, type[Choice]] = {c.kind: c for c in (TileChoice, ScoreChoice, NetworkChoice)}
+CHOICES: dict[str, type[Choice]] = {
+    c.kind: c for c in (TileChoice, BudgetChoice, ScoreChoice, NetworkChoice)
+}
 """By what a checkpoint says of its kind."""
 
 ACTOR = "actor"

@@ -113,7 +113,7 @@ class ScoreChoice(TileChoice):
         """The best number of tiles, then the rank of every prompt; M where it finds no room."""
         tiles = best_choice((self.tiles,), scores)
         slot, exists = first_rows(view.prefill > 0, self.requests)
-        tokens = self._tokens(view, jnp.moveaxis(tiles, -1, 0)[0])
+        tokens = self.tokens(view, jnp.moveaxis(tiles, -1, 0)[0])
         room = jnp.maximum(tokens - jnp.sum(view.decode, axis=0), 0)
         wanted = jnp.minimum(_at(view.prefill, slot, exists), room + 1)
         wanted, exists = (jnp.moveaxis(x, 0, -1) for x in (wanted, exists))
@@ -138,7 +138,7 @@ class ScoreChoice(TileChoice):
 
     def batch(self, view: View, choice: jax.Array) -> Batch:
         """The batch of a choice (1 + M, ...): decodes in turn, then prompts in their order."""
-        tokens = self._tokens(view, choice[0])
+        tokens = self.tokens(view, choice[0])
         batch = fill(view, view.empty(), decodes_in_turn(view, tokens), tokens)
         waiting = view.prefill > 0
         number = prefix_sum(waiting) - 1
@@ -147,11 +147,6 @@ class ScoreChoice(TileChoice):
         rank = jnp.take_along_axis(choice[1:], place, axis=0)
         rank = jnp.where(scored, rank, self.requests)
         return least_first(view, batch, view.prefill, rank, tokens)
-
-    def _tokens(self, view: View, tiles: jax.Array) -> jax.Array:
-        """Tokens that a number of tiles holds; the last choice is a full batch."""
-        opened = jnp.minimum((tiles + 1) * tile_of(view), view.token_budget)
-        return jnp.where(tiles == self.tiles - 1, view.token_budget, opened)
 
 
 def _at(column: jax.Array, slot: jax.Array, exists: jax.Array) -> jax.Array:

@@ -141,14 +141,18 @@ class TileChoice(Choice):
 
     def batch(self, view: View, choice: jax.Array) -> Batch:
         """The batch of a choice (parts, ...)."""
-        tile, budget = tile_of(view), view.token_budget
-        tokens = jnp.where(choice[0] == self.tiles - 1, budget, (choice[0] + 1) * tile)
+        tokens = self.tokens(view, choice[0])
         if self.shares == 1:
             return tile_batch(view, tokens)
         batch = fill(view, view.empty(), decodes_in_turn(view, tokens), tokens)
-        room = jnp.maximum(jnp.minimum(tokens, budget) - batch.size, 0)
+        room = jnp.maximum(tokens - batch.size, 0)
         given = (room * (choice[1] + 1) + self.shares - 1) // self.shares
         return fill(view, batch, view.prefill, batch.size + given)
+
+    def tokens(self, view: View, tiles: jax.Array) -> jax.Array:
+        """Tokens that a choice of tiles (...) may fill."""
+        opened = jnp.minimum((tiles + 1) * tile_of(view), view.token_budget)
+        return jnp.where(tiles == self.tiles - 1, view.token_budget, opened)
 
     def _options(self, view: View) -> Options:
         decodes, prompts = tokens_waiting(view)
@@ -160,8 +164,7 @@ class TileChoice(Choice):
             runnable = full.size - available
         tile = tile_of(view)
         number = _count(self.tiles, decodes)
-        sizes = jnp.minimum((number + 1) * tile, view.token_budget)
-        sizes = jnp.where(number == self.tiles - 1, view.token_budget, sizes)
+        sizes = self.tokens(view, number)
         decoded = jnp.minimum(available, sizes)
         prefilled = jnp.minimum(runnable, sizes - decoded)
         ms = _ms(view, decoded + prefilled)

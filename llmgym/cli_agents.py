@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-AGENTS = ("ppo", "scores", "sb3-ppo", "sb3-maskable-ppo", "sb3-dqn")
+AGENTS = ("ppo", "budget", "scores", "sb3-ppo", "sb3-maskable-ppo", "sb3-dqn")
 
 TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.925, 0.945, 0.965)
 """Fractions of the LP capacity that a policy learns from where no loads are named."""
@@ -83,7 +83,9 @@ def train(
     out = out or Path("results") / f"{agent}-{bases[0].name}"
     if agent.startswith("sb3-"):
         if patience is not None:
-            raise LLMGymError(f"--patience is for ppo and scores; {agent} makes all its steps.")
+            raise LLMGymError(
+                f"--patience is for ppo, budget and scores; {agent} makes all its steps."
+            )
         worlds = [s for base in bases for s in _at(base, load, rate, TRAINING_LOADS)]
         numbers = _seeds(seed, seeds)
         policies = _sb3(agent, worlds, steps, numbers, option, out, as_json)
@@ -211,12 +213,12 @@ def _training(
     network = all(base.is_network for base in bases)
     usual = NETWORK_LOADS if network else TRAINING_LOADS
     worlds = [s for base in bases for s in _at(base, load, rate, usual)]
-    kind = "network" if network else "scores" if agent == "scores" else "tiles"
+    kind = "network" if network else "tiles" if agent == "ppo" else agent
     given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
     engines = [] if network else [base.engine for base in bases]
     if any(e.max_num_seqs is not None or e.kv_cache is not None for e in engines):
         # No full batch is safe there: the policy learns how many of its seats to fill.
-        given |= {"guard": None} | ({} if kind == "scores" else {"shares": 3})
+        given |= {"guard": None} | ({"shares": 3} if kind == "tiles" else {})
     given |= _options(option)
     of_choice = {f.name for f in fields(CHOICES[kind])}
     known = {f.name for f in fields(PPO)} - {"choice", "levels"} | of_choice

@@ -12,6 +12,7 @@ import pytest
 
 import llmgym
 from llmgym import LLMGymError, cli, cli_agents
+from llmgym.agents.budgets import BudgetChoice
 from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.training import Training
 
@@ -60,6 +61,17 @@ def test_scores_are_options_of_their_agent() -> None:
     assert choice.tiles == 4
     with pytest.raises(LLMGymError, match="Unknown option 'requests'"):
         training("two-class", load=[0.9], option=["requests=8"])
+
+
+def test_late_requests_are_charged_where_it_is_asked_for() -> None:
+    options = ["base=vllm_v1_priority", "late_weight=2"]
+    found = training("multi-tenant", load=[0.5], agent="budget", option=options).settings
+    assert isinstance(found.choice, BudgetChoice) and found.choice.base == "vllm_v1_priority"
+    assert (found.choice.guard, found.choice.shares, found.late_weight) == (None, 1, 2)
+    assert found.levels is not None and found.levels.weight == (10.0, 1.0)
+    assert training("multi-tenant", load=[0.5]).settings.levels is None
+    with pytest.raises(LLMGymError, match="late_weight needs targets"):
+        training("geometric", load=[0.5], option=["late_weight=1"])
 
 
 def test_unknown_agent_is_one_line(

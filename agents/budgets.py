@@ -1,0 +1,77 @@
+"""A learned token budget: how many tokens a published policy may put into each batch.
+
+The published policy decides who runs, admits and preempts; what is learned is how large a batch is worth
+its time now, as a chunked prefill delays every decode beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from llmgym import baselines
+from llmgym.agents.choice import Sight
+from llmgym.agents.tiles import OLD_S, TileChoice, tile_of
+from llmgym.composition import Batch, View
+from llmgym.errors import LLMGymError
+
+URGENT = ("urgent_prompt_tokens", "oldest_urgent_prompt", "urgent_decodes")
+
+
+@dataclass(frozen=True)
+class BudgetChoice(TileChoice):
+    """Observation and action of a learned token budget: choice k lets ``base`` fill k + 1 tiles.
+
+    Features beside those of TileChoice, of the requests whose class has the highest priority: log1p of
+    their prompt tokens left / tile; log1p of the age in seconds of the oldest of them with prompt left,
+    of no more than OLD_S; those that decode / tile.
+
+    Args:
+        base: name of the baseline that forms the batch.
+    """
+
+    base: str = "vllm_v1"
+    kind: ClassVar[str] = "budget"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        baselines.make(self.base)
+        if self.shares != 1:
+            raise LLMGymError(
+                f"A learned token budget has no shares for prefill, got shares={self.shares}."
+            )
+
+    @cached_property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features."""
+        return (*super().features, *URGENT)
+
+    def look(self, view: View) -> Sight:
+        """Features, mask and prior of a view."""
+        sight = self.of_tiles(view)
+        features = jnp.concatenate([sight.features, _urgent_features(view)])
+        return Sight(features, sight.mask, sight.prior)
+
+    def batch(self, view: View, choice: jax.Array) -> Batch:
+        """The batch that the baseline forms with the budget of a choice (1, ...)."""
+        tokens = self.tokens(view, choice[0])
+        return baselines.make(self.base)(jax.random.key(0), replace(view, token_budget=tokens))
+
+
+def _urgent_features(view: View) -> jax.Array:
+    """The features named in URGENT (features, ...)."""
+    urgent = view.live & (view.urgency == jnp.max(view.classes.priority, axis=0))
+    waiting, tile = urgent & (view.prefill > 0), tile_of(view)
+    prompts = jnp.sum(jnp.where(waiting, jnp.minimum(view.prefill, 1 << 15), 0), axis=0)
+    age = jnp.max(jnp.where(waiting, view.waited, 0), axis=0) * (view.tick_ms / 1000)
+    decodes = jnp.sum((urgent & view.decoding).astype(jnp.int32), axis=0)
+    columns = [
+        jnp.log1p(prompts / tile),
+        jnp.log1p(jnp.minimum(age, OLD_S)),
+        decodes / tile,
+    ]
+    return jnp.stack([x.astype(jnp.float32) for x in columns])

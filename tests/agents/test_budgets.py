@@ -1,0 +1,82 @@
+"""A learned token budget: the baseline under it, and what it sees of urgent requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llmgym
+from llmgym import LLMGymError, model
+from llmgym.agents.budgets import URGENT, BudgetChoice
+from llmgym.agents.checkpoint import policy_of
+from llmgym.baselines import make
+from llmgym.composition import View
+from llmgym.evaluation import rollout
+from llmgym.kv_cache import KVCache
+
+BASE, ENVS = "vllm_v1_priority", 3
+SCENARIO = llmgym.scenario(
+    "multi-tenant", slots=48, token_budget=512, kv_cache=KVCache(blocks=600, block_size=16)
+).at_rate(6.0)
+CHOICE = BudgetChoice(base=BASE, tiles=4, guard=None, prior=0.0)
+
+
+@pytest.fixture(scope="module")
+def view() -> View:
+    """A busy engine, seen by three environments."""
+    physics = model.lower(SCENARIO)
+
+    def step(state: Any, _: Any) -> tuple[Any, None]:
+        return model.step(physics, state, make("sarathi")(None, model.view(physics, state)))[
+            0
+        ], None  # type: ignore[arg-type]
+
+    state = rollout.start(physics, rollout.keys(0, ENVS))
+    state = jax.jit(lambda s: jax.lax.scan(step, s, length=200)[0])(state)
+    return model.view(physics, state)
+
+
+def test_a_choice_is_the_token_budget_of_the_baseline(view: View) -> None:
+    for choice, budget in enumerate((128, 256, 384, 512)):
+        chosen = jnp.full((1, ENVS), choice)
+        found = CHOICE.batch(view, chosen)
+        expected = make(BASE, token_budget=budget)(jax.random.key(0), view)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_array_equal(found.preempt, expected.preempt)
+        assert (found.tokens.sum(axis=0) <= budget).all()
+    assert (found.tokens.sum(axis=0) > 128).any()
+
+
+@pytest.mark.slow
+def test_with_one_choice_it_is_the_baseline() -> None:
+    choice = BudgetChoice(base=BASE, tiles=1, guard=None)
+    policy = policy_of(choice, choice.init_actor(jax.random.key(0), 4), {}, "untrained")
+    mine = llmgym.simulate(SCENARIO, policy, duration_s=20)
+    assert mine.requests.equals(llmgym.simulate(SCENARIO, BASE, duration_s=20).requests)
+    assert mine.requests.preemptions.sum() > 0
+
+
+def test_urgent_requests_are_seen_apart(view: View) -> None:
+    """Class 0 is the interactive one, of priority 1."""
+    sight = CHOICE.look(view)
+    assert CHOICE.features[-3:] == URGENT and sight.features.shape == (len(CHOICE.features), ENVS)
+    urgent = np.asarray(view.live & (view.job_class == 0))
+    left, waited = np.asarray(view.prefill), np.asarray(view.waited) * 1e-5
+    waiting = urgent & (left > 0)
+    tokens = np.where(waiting, left, 0).sum(axis=0)
+    age = np.where(waiting, waited, 0).max(axis=0)
+    decodes = (urgent & np.asarray(view.decoding)).sum(axis=0)
+    assert tokens.any() and decodes.any() and (~urgent & np.asarray(view.live)).any()
+    expected = [np.log1p(tokens / 128), np.log1p(np.minimum(age, 10)), decodes / 128]
+    np.testing.assert_allclose(sight.features[-3:], expected, rtol=1e-5)
+
+
+def test_faults_are_named() -> None:
+    with pytest.raises(LLMGymError, match="Unknown policy 'vlm'"):
+        BudgetChoice(base="vlm")
+    with pytest.raises(LLMGymError, match="no shares for prefill"):
+        BudgetChoice(shares=2)
