@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+MOST_JOBS = 4
+"""Without --jobs: a process holds about 2 GB."""
+
 
 @app.command()
 def reproduce(
@@ -31,12 +34,20 @@ def reproduce(
         ),
     ] = None,
     seed: cli.Seed = 0,
-    jobs: cli.Jobs = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Measurements side by side, each in a process of its own; one a core by default, "
+            f"at most {MOST_JOBS}.",
+        ),
+    ] = None,
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
     """Show published results again and judge every figure. Resumes; exit code 1 if an item fails."""
     from llmgym import reproduce as reproduction
+    from llmgym.evaluation.fleet import cores
     from llmgym.reproduce import report
     from llmgym.reproduce import run as running
 
@@ -47,13 +58,7 @@ def reproduce(
     name = f"reproduce-{'quick-' if quick else ''}seed-{seed}"
     out = out or Path("results") / name
     with cli.counter(as_json) as progress:
-        results = running.run(
-            items,
-            effort,
-            out,
-            progress,
-            jobs,
-        )
+        results = running.run(items, effort, out, progress, jobs or min(cores(), MOST_JOBS))
     # The report holds whatever the folder has, be it from this call or from an earlier one.
     every = running.read(out, tuple(reproduction.ITEMS.values()), effort)
     paths = report.publish(every, running.config(effort), out)

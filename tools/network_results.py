@@ -30,11 +30,14 @@ from llmgym.evaluation.statistics import mean_interval
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "rybko-stolyar-learned"
 NAME, LOAD = "rybko-stolyar", 0.9
 AGENT = f"ppo-{NAME}"
+PLAIN = FOLDER / "plain.npz"
+"""Trained as the other, but without prior and guard."""
+
 LOADS = (0.7, LOAD, 0.95)
 CLASSICAL = ("fbfs", "sarathi")
 """Measured everywhere, the best first; those below at ``LOAD`` only."""
 
-OTHERS = ("spf", "vllm_v1", "max_pressure-0.1", "max_pressure-0.2")
+OTHERS = ("spf", "vllm_v1", "max_pressure-0.1", "max_pressure-0.2", "plain")
 SLOTS = 320
 SETTINGS = {"duration_s": 3.0, "warmup_s": 0.5, "num_envs": 8, "seed": 1000}
 LEVELS = {"in_system": "jobs in the system", "backlog_tokens": "backlog in tokens"}
@@ -42,6 +45,8 @@ LEVELS = {"in_system": "jobs in the system", "backlog_tokens": "backlog in token
 
 def policy_of(name: str) -> Any:
     """A policy from its name; ``max_pressure-0.1`` is max-pressure with that decode weight."""
+    if name == "plain":
+        return policies.resolve(str(PLAIN))
     base, dash, weight = name.partition("max_pressure-")
     if dash and not base:
         return baselines.make("max_pressure", decode_weight=float(weight))
@@ -129,7 +134,9 @@ def page(frame: pd.DataFrame, judged: dict[str, Any]) -> str:
         "policy. A batch takes 1 ms. "
         "Means over time with 95 % intervals; the last two columns are the learned policy's mean less "
         "that of the row, in the same environments. Where jobs were dropped the table of "
-        f"{SLOTS} jobs was full at times, and the means are too low.",
+        f"{SLOTS} jobs was full at times, and the means are too low. `plain` was trained alike, without "
+        "prior and guard: `llmgym train --scenario rybko-stolyar --set slots=256 --option prior=0 "
+        "--option guard=none --steps 800000`.",
         "",
         f"`{AGENT}` at load {LOAD:g}: **{judged['verdict']}** ({judged['reason']}; growth "
         f"{judged['growth_tokens_per_ms']:.2f} [{judged['low']:.2f}, {judged['high']:.2f}] tokens/ms, "

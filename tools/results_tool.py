@@ -24,6 +24,7 @@ def row(path: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, 
     if name not in kept:
         began = time.perf_counter()
         made = make()
+        kept = read(path)  # another process may have made other rows meanwhile
         kept[name] = made | {"took_s": round(time.perf_counter() - began, 1)}
         write(path, to_json(kept))
         print(f"{path.name}: {name}", flush=True)

@@ -217,7 +217,7 @@ def section() -> str:
     reproduced = results / "reproduce" / "results.json"
     if reproduced.exists():
         lines += [
-            "`llmgym reproduce --jobs 2 --out docs/results/reproduce`; s is processor time:",
+            "`llmgym reproduce --out docs/results/reproduce`; s is processor time:",
             "",
         ]
         lines += [*reproduced_table(reproduced), ""]

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogFormatter
 from rich.console import Group
 from rich.table import Table
 
@@ -226,6 +227,8 @@ def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
         axis.set_title(f"{title}; dotted: hot start", fontsize=10)
         if measure != "goodput":
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+            axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     thresholds = np.linspace(-0.3, 0.5, 161)
     for name in evaluation.policies:
         mine = scores(evaluation, results, name, "cold")

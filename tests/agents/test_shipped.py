@@ -57,3 +57,16 @@ def test_corner_c_is_carried_where_sarathi_serve_needs_one_tile() -> None:
         for policy in ("ppo-corner-c", "sarathi:token_budget=256", "sarathi:token_budget=512")
     }
     assert list(verdicts.values()) == ["stable", "unstable", "unstable"]
+
+
+@pytest.mark.slow
+def test_where_memory_binds_it_opens_the_second_tile_late() -> None:
+    """One tile carries 11.36 requests/s; with two at all times every iteration is slow."""
+    scenario = llmgym.scenario("kv").at_rate(11.6)
+    runs = {
+        policy: llmgym.simulate(scenario, policy, duration_s=800, warmup_s=200, num_envs=8).summary
+        for policy in ("ppo-kv", "sarathi")
+    }
+    assert runs["ppo-kv"]["e2e_ms"]["mean"] < 0.85 * runs["sarathi"]["e2e_ms"]["mean"]
+    learned, published = (llmgym.estimate_capacity("kv", policy) for policy in runs)
+    assert learned.low > published.high

@@ -22,7 +22,7 @@ from llmgym.reproduce.items import Data, Effort, Item, Picture
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``llmgym reproduce``."""
-    return run(capsys, "reproduce", *arguments)
+    return run(capsys, "reproduce", "--jobs", "1", *arguments)  # toys live in this process
 
 
 def draw(data: Data) -> plt.Figure:
