@@ -33,7 +33,8 @@ API = {
                    "evaluation.traffic", "evaluation.statistics"),
     "Theory": ("theory.capacity", "theory.region", "theory.bounds", "theory.memory",
                "theory.flow_control", "theory.networks"),
-    "Learning": ("agents", "agents.ppo", "agents.tiles", "agents.training", "agents.checkpoint",
+    "Learning": ("agents", "agents.ppo", "agents.tiles", "agents.budgets", "agents.scores",
+                 "agents.training", "agents.checkpoint",
                  "agents.index", "agents.dynamic_programming", "agents.optimality"),
     "Integrations": ("integrations.sb3", "integrations.pettingzoo", "integrations.vllm"),
 }  # fmt: skip
