@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def test_items_of_section_2_are_there_by_name() -> None:
         for effort in (Effort(), Effort(quick=True)):
             names = [running.file_name(one.name, part) for part in one.parts(effort)]
             assert len(names) == len(set(names))
+            pickle.dumps(one.parts(effort))  # what another process is given
         assert set(one.parts(Effort(quick=True))) <= set(one.parts(Effort()))
 
 
