@@ -1,4 +1,4 @@
-"""Views of one engine made by hand, request by request, and the batches of baselines on them."""
+"""Views of one engine, made by hand or seen along the way, and the batches of baselines on them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import baselines
+from llmgym import Scenario, baselines, model
 from llmgym.batch_time import Affine, BatchTime
 from llmgym.composition import Batch, Classes, View
+from llmgym.evaluation import rollout
 from llmgym.kv_cache import Memory
 
 KEY = jax.random.key(0)
@@ -110,3 +111,16 @@ def batch(name: str, view: View, key: jax.Array = KEY, **chosen: Any) -> Batch:
 def tokens(name: str, view: View, **chosen: Any) -> list[int]:
     """Its tokens."""
     return np.asarray(batch(name, view, **chosen).tokens).tolist()
+
+
+def seen(scenario: Scenario, envs: int, steps: int, burst: int = 20) -> View:
+    """Views of many states of an engine, from a backlog down, with one batch axis."""
+    physics, policy = model.lower(scenario, burst=burst), baselines.make("sarathi")
+
+    def step(state: Any, _: Any) -> tuple[Any, View]:
+        view = model.view(physics, state)
+        return model.step(physics, state, policy(KEY, view))[0], view
+
+    state = rollout.start(physics, rollout.keys(0, envs))
+    found = jax.jit(lambda s: jax.lax.scan(step, s, length=steps)[1])(state)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], -1), found)

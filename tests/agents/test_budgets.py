@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import views
 
 import llmgym
-from llmgym import LLMGymError, model
+from llmgym import LLMGymError
 from llmgym.agents.budgets import URGENT, BudgetChoice
 from llmgym.agents.checkpoint import policy_of
 from llmgym.baselines import make
 from llmgym.composition import View
-from llmgym.evaluation import rollout
 from llmgym.kv_cache import KVCache
 
-BASE, ENVS = "vllm_v1_priority", 3
+BASE = "vllm_v1_priority"
 SCENARIO = llmgym.scenario(
     "multi-tenant", slots=48, token_budget=512, kv_cache=KVCache(blocks=600, block_size=16)
 ).at_rate(6.0)
@@ -27,22 +25,13 @@ CHOICE = BudgetChoice(base=BASE, tiles=4, guard=None, prior=0.0)
 
 @pytest.fixture(scope="module")
 def view() -> View:
-    """A busy engine, seen by three environments."""
-    physics = model.lower(SCENARIO)
-
-    def step(state: Any, _: Any) -> tuple[Any, None]:
-        return model.step(physics, state, make("sarathi")(None, model.view(physics, state)))[
-            0
-        ], None  # type: ignore[arg-type]
-
-    state = rollout.start(physics, rollout.keys(0, ENVS))
-    state = jax.jit(lambda s: jax.lax.scan(step, s, length=200)[0])(state)
-    return model.view(physics, state)
+    """A busy engine, seen many times."""
+    return views.seen(SCENARIO, envs=2, steps=60, burst=30)
 
 
 def test_a_choice_is_the_token_budget_of_the_baseline(view: View) -> None:
     for choice, budget in enumerate((128, 256, 384, 512)):
-        chosen = jnp.full((1, ENVS), choice)
+        chosen = jnp.full((1, view.batches.size), choice)
         found = CHOICE.batch(view, chosen)
         expected = make(BASE, token_budget=budget)(jax.random.key(0), view)
         np.testing.assert_array_equal(found.tokens, expected.tokens)
@@ -63,7 +52,10 @@ def test_with_one_choice_it_is_the_baseline() -> None:
 def test_urgent_requests_are_seen_apart(view: View) -> None:
     """Class 0 is the interactive one, of priority 1."""
     sight = CHOICE.look(view)
-    assert CHOICE.features[-3:] == URGENT and sight.features.shape == (len(CHOICE.features), ENVS)
+    assert CHOICE.features[-3:] == URGENT and sight.features.shape == (
+        len(CHOICE.features),
+        view.batches.size,
+    )
     urgent = np.asarray(view.live & (view.job_class == 0))
     left, waited = np.asarray(view.prefill), np.asarray(view.waited) * 1e-5
     waiting = urgent & (left > 0)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import views
 
 import llmgym
-from llmgym import LLMGymError, agents, model
+from llmgym import LLMGymError, agents
 from llmgym.agents.checkpoint import policy_of, save_agent
 from llmgym.agents.networks import log_probs
 from llmgym.agents.ppo import PPO
@@ -22,7 +23,6 @@ from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.training import Training, train
 from llmgym.baselines import make
 from llmgym.composition import View
-from llmgym.evaluation import rollout
 
 ENVS, STEPS, SLOTS = 4, 60, 64
 CHOICE = ScoreChoice(tiles=1, requests=SLOTS, guard=None)
@@ -33,16 +33,8 @@ SCENARIO = llmgym.scenario("two-class", slots=SLOTS)
 
 @pytest.fixture(scope="module")
 def seen() -> View:
-    """Views of many states of an engine with prompts of many lengths, with one batch axis."""
-    physics, key = model.lower(SCENARIO, burst=20), rollout.keys(0, ENVS)
-
-    def step(state: Any, n: jax.Array) -> tuple[Any, View]:
-        view = model.view(physics, state)
-        return model.step(physics, state, make("sarathi")(None, view))[0], view  # type: ignore[arg-type]
-
-    state = rollout.start(physics, key)
-    found = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(STEPS))[1])(state)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], -1), found)
+    """Prompts of many lengths."""
+    return views.seen(SCENARIO, ENVS, STEPS)
 
 
 def untrained(choice: ScoreChoice) -> TrainedPolicy:

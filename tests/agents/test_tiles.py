@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import views
 
 import llmgym
-from llmgym import LLMGymError, model
+from llmgym import LLMGymError
 from llmgym.agents.checkpoint import policy_of
 from llmgym.agents.networks import init_mlp
 from llmgym.agents.tiles import TileChoice
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.baselines import make
 from llmgym.composition import View
-from llmgym.evaluation import rollout
 
 ENVS, STEPS = 8, 300
 
@@ -31,28 +29,15 @@ def untrained(choice: TileChoice) -> TrainedPolicy:
     return policy_of(choice, init_mlp(jax.random.key(0), sizes, 0.0), {}, "untrained")
 
 
-def views(scenario: llmgym.Scenario) -> View:
-    """Views of many states of an engine, from a backlog down, with one batch axis."""
-    physics, key = model.lower(scenario, burst=20), rollout.keys(0, ENVS)
-
-    def step(state: Any, n: jax.Array) -> tuple[Any, View]:
-        view = model.view(physics, state)
-        return model.step(physics, state, make("sarathi")(None, view))[0], view  # type: ignore[arg-type]
-
-    state = rollout.start(physics, key)
-    found = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(STEPS))[1])(state)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], -1), found)
-
-
 @pytest.fixture(scope="module")
 def seen() -> View:
-    return views(llmgym.scenario("latency", slots=128).at_rate(13.0))
+    return views.seen(llmgym.scenario("latency", slots=128).at_rate(13.0), ENVS, STEPS)
 
 
 @pytest.fixture(scope="module")
 def seen_capped() -> View:
     scenario = llmgym.scenario("capped", slots=128, max_num_seqs=20).at_rate(13.0)
-    return views(scenario)
+    return views.seen(scenario, ENVS, STEPS)
 
 
 def test_untrained_policy_is_the_greedy_rate(seen: View) -> None:
