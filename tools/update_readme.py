@@ -13,18 +13,15 @@ import sys
 import tomllib
 from pathlib import Path
 
-from llmgym.evaluation.evaluation_report import change
+from llmgym.evaluation.evaluation_report import BEST, change
 from llmgym.reproduce.items import Check
 from llmgym.reproduce.run import interval, text
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- results -->", "<!-- /results -->"
-LEARNED = {
-    "latency": "agents: PPO, one policy for all rates, `ppo-latency` is the first of its seeds; plain: the "
-    "same without prior and guard. Fixed is Sarathi-Serve with a token budget of 512, best with the budget "
-    "that is best for the rate. [Hot start, capacities, all rates together](docs/results/latency/README.md).",
-    "capped": "",
-}
+LEARNED = ("latency", "kv", "slo")
+"""Problems with a folder of ``llmgym evaluate``."""
+
 PICTURES = {
     "figure-1": "Two of four policies stay flat, two grow",
     "latency": "Latency against load, all policies",
@@ -163,24 +160,33 @@ def service_table(folder: Path) -> list[str]:
     return [*lines, "", f"VTC's bound on the service gap: {bound:,.0f} weighted tokens."]
 
 
-def learned_table(folder: Path) -> list[str]:
-    """Mean latency of learned policies and of both references, from a cold start."""
-    with (folder / "results.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["start"] == "cold"]
-    columns = "E2E, s | against fixed | against best | p99 TTFT, s | TPOT, ms | goodput"
-    lines = [f"| requests/s | policy | {columns} |", "|---|---|" + "---|" * 6]
-    for row in rows:
-        budget = f" ({float(row['budget']):.0f})" if row["budget"] else ""
-        seeds = f", {row['runs']} seeds" if int(row["runs"]) > 1 else ""
-        gains = (change(float(row[f"gain_{k}"] or "nan")) for k in ("fixed", "tuned"))
-        lines.append(
-            f"| {float(row['rate']):g} | {Path(row['policy']).name}{budget}{seeds} "
-            f"| {float(row['e2e_s_mean']):.2f} [{float(row['e2e_low']):.2f}, "
-            f"{float(row['e2e_high']):.2f}] | "
-            + " | ".join(gains)
-            + f" | {float(row['ttft_s_p99']):.2f} | {float(row['tpot_ms_mean']):.1f} "
-            f"| {float(row['goodput']):.3f} |"
-        )
+def learned_table(results: Path) -> list[str]:
+    """Learned policies beside the published one with the best budget, from a cold start."""
+    lines = [
+        "| problem | requests/s | published, best budget | E2E, s | learned (seeds) | change | goodput, "
+        "published | learned |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for problem in LEARNED:
+        if not (results / problem / "results.csv").exists():
+            continue
+        with (results / problem / "results.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["start"] == "cold"]
+        for rate in dict.fromkeys(row["rate"] for row in rows):
+            here = [row for row in rows if row["rate"] == rate]
+            best = next(row for row in here if row["policy"].endswith(BEST))
+            mine = next(row for row in here if Path(row["policy"]).name == "agents")
+            latencies = [
+                f"{float(r['e2e_s_mean']):.2f} [{float(r['e2e_low']):.2f}, {float(r['e2e_high']):.2f}]"
+                for r in (best, mine)
+            ]
+            name = f"{best['policy'].removesuffix(f', {BEST}')}, {float(best['budget']):.0f}"
+            lines.append(
+                f"| [{problem}](docs/results/{problem}/README.md) | {float(rate):g} | {name} "
+                f"| {latencies[0]} | {latencies[1]} ({mine['runs']}) "
+                f"| {change(float(mine['gain_tuned']))} | {float(best['goodput']):.3f} "
+                f"| {float(mine['goodput']):.3f} |"
+            )
     return lines
 
 
@@ -241,11 +247,15 @@ def section() -> str:
         lines += speed_table(speed)
     if (results / "azure-hour").exists():
         lines += ["", *azure_best(results / "azure-hour")]
-    for name in ("latency", "capped"):
-        if (results / name / "results.csv").exists():
-            said = f"scenario `{name}`, from an empty engine. {LEARNED[name]}"
-            lines += ["", f"`llmgym evaluate --repeat docs/results/{name}`: {said}", ""]
-            lines += learned_table(results / name)
+    lines += [
+        "",
+        "`llmgym evaluate --repeat docs/results/PROBLEM`: learned policies, one for all rates of a problem, "
+        "and the published policy with the token budget that is best for the rate in hindsight; from an "
+        "empty engine. The linked pages have hot starts, tails, other policies, and runs without prior "
+        "and guard.",
+        "",
+        *learned_table(results),
+    ]
     optimum = results / "optimum" / "README.md"
     if optimum.exists():
         link = "[what this assumes](docs/results/optimum/README.md)"

@@ -54,10 +54,8 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
     """One record for each start, rate and policy: the content of ``results.csv``.
 
     Latencies are pooled over requests, for several training seeds averaged over these; e2e_low and
-    e2e_high are the 95 % interval of the mean over the runs (see ``runs_of``), of two training seeds the
-    lower and the higher, for which a t interval says nothing. gain_fixed and gain_tuned: by
-    how much the mean latency is below that of the reference with the scenario's budget, and with the
-    best one.
+    e2e_high: see ``latency_interval``. gain_fixed and gain_tuned: by how much the mean latency is below
+    that of the reference with the scenario's budget, and with the best one.
     """
     records = []
     for start in STARTS:
@@ -71,10 +69,7 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
             for name, several in names.items():
                 found = [results[latency_name(m, rate, start)] for m in several]
                 pooled = {k: float(np.mean([f["pooled"][k] for f in found])) for k in MEASURES}
-                runs = runs_of(found)
-                _, low, high = (
-                    mean_interval(runs) if len(found) != 2 else (0.0, min(runs), max(runs))
-                )
+                low, high = latency_interval(found)
                 levels = [*levels, pooled["e2e_s_mean"]][:3] if len(levels) < 2 else levels
                 records.append(
                     {"start": start, "rate": rate, "policy": name, "runs": len(several)}
@@ -89,6 +84,18 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
                     | {"dropped": int(np.sum([f["dropped"] for f in found]))}
                 )
     return pd.DataFrame(records)
+
+
+def latency_interval(found: list[dict[str, Any]]) -> tuple[float, float]:
+    """The 95 % interval of the mean latency over training seeds, of a single one over evaluation seeds.
+
+    Of two training seeds it is the lower and the higher, for which a t interval says nothing.
+    """
+    seeds = [f["pooled"]["e2e_s_mean"] for f in found]
+    if len(seeds) == 2:
+        return min(seeds), max(seeds)
+    _, low, high = mean_interval(runs_of(found) if len(seeds) == 1 else np.array(seeds))
+    return low, high
 
 
 def runs_of(found: list[dict[str, Any]], measure: str = "e2e_s_mean") -> np.ndarray:
