@@ -1,6 +1,6 @@
 """Make docs/results/optimum: the optimum of the decode-first problem, the tuned tile index, caps.
 
-    python tools/optimum_results.py [--only search|latency|exact|capped|page]
+    python tools/optimum_results.py [--only search|latency|learned|exact|capped|page]
 
 Every number comes from a seeded run. A row that its file holds already is not made again, so a run
 that was stopped goes on; delete the folder to start over.
@@ -32,6 +32,7 @@ BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
 CAPS = (100, 160, 200)
 CAPPED_BUDGETS = (128, 256, 384, 512)
 SIMULATION = {"num_envs": 32, "duration_s": 800.0, "warmup_s": 100.0, "seed": 7}
+LEARNED = "ppo-latency"
 LAWS = {"fixed": 112, "geometric": Geometric(112.0)}
 
 
@@ -90,6 +91,14 @@ def compare(rate: float, law: str) -> dict[str, Any]:
     }
 
 
+def learned(rate: float, law: str) -> dict[str, Any]:
+    """The learned policy on the same requests as those of ``compare``."""
+    scenario = latency(rate, law)
+    found = solve(scenario, tolerance=1e-4)
+    gap = optimality_gaps(scenario, [LEARNED], None, found, **SIMULATION)[0]
+    return {"low_s": found.low, "policies": {LEARNED: asdict(gap)}}
+
+
 def exact(rate: float) -> dict[str, Any]:
     """The optimum with every prompt token counted."""
     scenario = latency(rate, "geometric")
@@ -138,14 +147,14 @@ def latency_rows(law: str) -> list[list[str]]:
     """One row for each rate: the optimum, and mean latencies with what they are above it."""
     rows = []
     for rate, found in read(FOLDER / f"{law}.json").items():
-        policies = found["policies"]
+        policies = found["policies"] | read(FOLDER / "learned.json")[f"{law} {rate}"]["policies"]
         sarathi = {n: p for n, p in policies.items() if n.startswith("sarathi")}
         best = min(sarathi, key=lambda n: sarathi[n]["e2e_s"][0])
-        chosen = [policies[n] for n in ("dynamic_program", "index, tuned", "index")]
+        chosen = [policies[n] for n in ("dynamic_program", LEARNED, "index, tuned", "index")]
         chosen += [sarathi[best], sarathi["sarathi 512"]]
         cells = [f"{p['e2e_s'][0]:.2f} ({100 * p['gap'][0]:+.1f} %)" for p in chosen]
         cells[0] = interval(policies["dynamic_program"]["e2e_s"])
-        cells[3] += f", {best.removeprefix('sarathi ')}"
+        cells[4] += f", {best.removeprefix('sarathi ')}"
         rows.append([rate, f"{found['low_s']:.3f}", *cells])
     return rows
 
@@ -185,7 +194,10 @@ def capped_rows() -> list[list[str]]:
     return rows
 
 
-HEAD = "requests/s | optimum s | its policy | index, tuned | index | best Sarathi-Serve | Sarathi-Serve 512"
+HEAD = (
+    f"requests/s | optimum s | its policy | {LEARNED} | index, tuned | index | best Sarathi-Serve | "
+    "Sarathi-Serve 512"
+)
 
 
 def page() -> str:
@@ -257,7 +269,9 @@ def page() -> str:
 def main() -> None:
     """All parts, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=("search", "latency", "exact", "capped", "page"))
+    parser.add_argument(
+        "--only", choices=("search", "latency", "learned", "exact", "capped", "page")
+    )
     only = parser.parse_args().only
     if only in (None, "search"):
         tuned()
@@ -268,6 +282,14 @@ def main() -> None:
                     FOLDER / f"{law}.json",
                     f"{rate:g}",
                     lambda rate=rate, law=law: compare(rate, law),
+                )
+    if only in (None, "learned"):
+        for law in LAWS:
+            for rate in RATES:
+                row(
+                    FOLDER / "learned.json",
+                    f"{law} {rate:g}",
+                    lambda rate=rate, law=law: learned(rate, law),
                 )
     if only in (None, "exact"):
         for rate in (10.0, 11.0, 12.0):

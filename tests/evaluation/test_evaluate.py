@@ -54,6 +54,7 @@ def test_latencies_are_those_of_the_run() -> None:
         assert found["e2e_s_mean"][env] == pytest.approx(e2e)
 
 
+@pytest.mark.slow
 def test_goodput_counts_requests_by_the_weights_of_their_classes() -> None:
     scenario = llmgym.scenario("multi-tenant", slots=128).at_rate(7.0)
     run = llmgym.simulate(scenario, "sarathi", duration_s=40, warmup_s=10)
