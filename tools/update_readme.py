@@ -13,7 +13,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from llmgym.evaluation.evaluation_report import BEST, change
+from llmgym.evaluation.evaluation_report import change
+from llmgym.evaluation.palette import TUNED
 from llmgym.reproduce.items import Check
 from llmgym.reproduce.run import interval, text
 
@@ -174,13 +175,13 @@ def learned_table(results: Path) -> list[str]:
             rows = [row for row in csv.DictReader(file) if row["start"] == "cold"]
         for rate in dict.fromkeys(row["rate"] for row in rows):
             here = [row for row in rows if row["rate"] == rate]
-            best = next(row for row in here if row["policy"].endswith(BEST))
+            best = next(row for row in here if row["policy"].endswith(TUNED))
             mine = next(row for row in here if Path(row["policy"]).name == "agents")
             latencies = [
                 f"{float(r['e2e_s_mean']):.2f} [{float(r['e2e_low']):.2f}, {float(r['e2e_high']):.2f}]"
                 for r in (best, mine)
             ]
-            name = f"{best['policy'].removesuffix(f', {BEST}')}, {float(best['budget']):.0f}"
+            name = f"{best['policy'].removesuffix(TUNED)}, {float(best['budget']):.0f}"
             lines.append(
                 f"| [{problem}](docs/results/{problem}/README.md) | {float(rate):g} | {name} "
                 f"| {latencies[0]} | {latencies[1]} ({mine['runs']}) "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmgym.evaluation.evaluate import STARTS, Evaluation
-from llmgym.evaluation.evaluation_report import BEST, capacities, change, rows, short, summary
+from llmgym.evaluation.evaluation_report import capacities, change, rows, short, summary
+from llmgym.evaluation.palette import TUNED
 
 
 def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
@@ -34,7 +35,7 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
             "|---|---|" + "---|" * 10,
         ]
         for row in frame[frame.start == start].itertuples():
-            budget = f" ({row.budget:.0f})" if row.policy.endswith(BEST) else ""
+            budget = f" ({row.budget:.0f})" if row.policy.endswith(TUNED) else ""
             seeds = f", {row.runs} seeds" if row.runs > 1 else ""
             told = [change(row.gain_fixed), change(row.gain_tuned)]
             lost = f", {row.dropped} dropped" if row.dropped else ""

@@ -22,12 +22,9 @@ from llmgym.evaluation.evaluate import (
     tested_budgets,
 )
 from llmgym.evaluation.files import write
-from llmgym.evaluation.palette import style
+from llmgym.evaluation.palette import TUNED, style
 from llmgym.evaluation.report import save_picture, simple_table
 from llmgym.evaluation.statistics import mean_interval
-
-BEST = "best budget"
-"""What follows the name of the reference where its budget is tuned."""
 
 MEASURES = (
     "e2e_s_mean",
@@ -62,7 +59,7 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
         for rate in evaluation.rates:
             own = evaluation.scenario.engine.token_budget
             best = best_budget(evaluation, results, rate, start)
-            tuned, rival = f"{evaluation.reference}, {BEST}", evaluation.reference
+            tuned, rival = evaluation.reference + TUNED, evaluation.reference
             names = {f"{rival}, {own}": [evaluation.tuned(own)], tuned: [evaluation.tuned(best)]}
             names |= {name: members(name) for name in evaluation.policies}
             levels: list[float] = []
@@ -186,7 +183,7 @@ def _latency_table(frame: pd.DataFrame, start: str) -> Table:
     for rate, some in frame.groupby("rate"):
         table.add_row(f"[bold]{rate:g}[/bold]")
         for row in some.itertuples():
-            budget = f" ({row.budget:.0f})" if row.policy.endswith(BEST) else ""
+            budget = f" ({row.budget:.0f})" if row.policy.endswith(TUNED) else ""
             table.add_row(
                 f" {short(row.policy)}{budget}",
                 f"{row.e2e_s_mean:.2f}",
