@@ -289,9 +289,13 @@ def run_through(workload: Any, steps: int) -> tuple[int, int]:
     return int(state.totals.arrived), int(state.clock.to_numpy())
 
 
-def test_arrivals_hours_apart_all_come() -> None:
+def test_listed_arrivals_hours_apart_all_come() -> None:
     listed = Replay(np.arange(30) * 6000.0, [5] * 30, [5] * 30)
     assert run_through(listed, 40) == (30, 29 * 600_000_000)
+
+
+@pytest.mark.slow
+def test_random_arrivals_hours_apart_all_come() -> None:
     arrived, _ = run_through(Poisson_at(0.001), 300)
     assert arrived == 300
 

@@ -198,7 +198,7 @@ def networks(draw) -> Scenario:
     return Scenario(engines, jobs, router=draw(st.sampled_from(ROUTERS)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(networks())
 def test_round_trip_of_a_network(drawn):
     text = dumps(drawn)

@@ -230,6 +230,7 @@ def test_a_run_that_was_simulated_is_reproduced(folder):
         compare(guessed, replace(run, num_envs=2))
 
 
+@pytest.mark.slow
 def test_one_request_is_compared(folder):
     run = read_vllm_run(folder([row("a", 1, output_toks=1)]))
     table = compare(run, llmgym.simulate(run.scenario(PRESET), run.policy))

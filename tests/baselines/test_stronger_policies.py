@@ -421,6 +421,7 @@ def test_everyone_is_served_at_low_load() -> None:
     assert not lost.any()
 
 
+@pytest.mark.slow
 def test_everyone_is_served_where_memory_is_short() -> None:
     done, lost, lengths = served(blocks=22, gap_s=0.01)
     assert lengths.max() <= 22 * 4
