@@ -143,9 +143,8 @@ def test_cheap_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_item_passes_in_its_quick_form(seed: int, tmp_path: Path) -> None:
-    everything = reproduce.select()
+def test_every_item_passes_in_its_quick_form(tmp_path: Path) -> None:
+    everything, seed = reproduce.select(), 1  # the published full run has seed 0
     results = running.run(everything, Effort(quick=True, seed=seed), tmp_path)
     wrong = [(r.item.name, c) for r in results for c in r.checks if c.verdict == "fail"]
     assert not wrong
