@@ -110,6 +110,12 @@ def test_wheel_works_in_a_fresh_environment(dist: Path, tmp_path: Path) -> None:
     assert "benchmark" in run(venv / "bin" / "llmgym", "--help", cwd=tmp_path)
 
 
+def test_it_is_found_from_the_folder_that_holds_the_clone(tmp_path: Path) -> None:
+    (tmp_path / "llmgym").mkdir()  # as a clone is called, which is no package itself
+    found = run(sys.executable, "-c", "import llmgym; print(llmgym.__version__)", cwd=tmp_path)
+    assert found.strip() == llmgym.__version__
+
+
 def test_versions_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == llmgym.__version__ == citation["version"]
