@@ -16,7 +16,7 @@ help:
 	@echo "                  ARGS=... goes to 'llmgym benchmark'"
 	@echo "make test         the tests, in JOBS=$(JOBS) processes; ARGS=... goes to pytest"
 	@echo "make test-slow    the tests that take long, in JOBS processes"
-	@echo "make lint         ruff and mypy"
+	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make notebooks    execute the notebooks; ARGS=--inplace keeps what they print"
 	@echo "make docs         the documentation, as pages in site/"
 	@echo "make clean        remove .venv, builds and caches; results stay"
@@ -39,6 +39,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 notebooks: $(VENV)/dev.stamp
 	for notebook in notebooks/*.ipynb; do \

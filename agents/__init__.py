@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from llmgym.agents.checkpoint import load_agent
 from llmgym.baselines.policy import Policy
-from llmgym.errors import LLMGymError, unknown
+from llmgym.core.errors import LLMGymError, unknown
+from llmgym.evaluation.policies import register_trained
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -35,6 +37,7 @@ def is_path(name: str | Path) -> bool:
 
 @cache
 def _read(path: Path, label: str | None) -> Policy:
-    from llmgym.agents.checkpoint import load_agent
-
     return load_agent(path, label)
+
+
+register_trained(names, load)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from llmgym import baselines
 from llmgym.agents.choice import Sight
-from llmgym.agents.tiles import OLD_S, TileChoice, tile_of
-from llmgym.composition import Batch, View
-from llmgym.errors import LLMGymError
+from llmgym.agents.tile_choice import OLD_S, TileChoice, tile_of
+from llmgym.core.errors import LLMGymError
+from llmgym.engine.view import Batch, View
 
 URGENT = ("urgent_prompt_tokens", "oldest_urgent_prompt", "urgent_decodes")
 

@@ -18,10 +18,10 @@ from llmgym.agents.budgets import BudgetChoice
 from llmgym.agents.choice import Choice
 from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.scores import ScoreChoice
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.trained import TrainedPolicy
-from llmgym.errors import LLMGymError
-from llmgym.evaluation.files import to_json, write
+from llmgym.core.errors import LLMGymError
+from llmgym.core.files import to_json, write
 
 FORMAT = 1
 CHOICES: dict[str, type[Choice]] = {

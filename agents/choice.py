@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import jax
 
-from llmgym.agents.networks import best_choice, init_mlp, log_prob_of, mlp
-from llmgym.composition import Batch, View
-from llmgym.pytree import register
+from llmgym.agents.neural import best_choice, init_mlp, log_prob_of, mlp
+from llmgym.core.pytree import register
+from llmgym.engine.view import Batch, View
 
 
 @register

@@ -19,12 +19,12 @@ import numpy as np
 
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.agents.optimum import Optimum, policy_of
-from llmgym.arrivals import Poisson
-from llmgym.batch_time import Staircase
-from llmgym.errors import LLMGymError, check_number
-from llmgym.lengths import Fixed, Geometric
-from llmgym.scenario import Scenario, as_scenario
-from llmgym.theory.capacity import capacity
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.batch_time import Staircase
+from llmgym.scenario.lengths import Fixed, Geometric
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load, capacity
 
 LEVELS = (1, 4, 16)
 """Residues of the coarse problems whose solutions start the next finer one."""
@@ -61,7 +61,7 @@ def solve(
     Raises LLMGymError for a scenario outside the assumptions above, at or above its capacity, or where
     the table would need too many states.
     """
-    scenario = as_scenario(scenario).at_load(load)
+    scenario = at_load(scenario, load)
     problem = _problem(scenario, residues)
     check_number("tolerance", tolerance, above=0)
     for name, size in (("most_waiting", most_waiting), ("most_decoding", most_decoding)):

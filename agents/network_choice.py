@@ -19,8 +19,8 @@ import numpy as np
 from llmgym.agents.choice import Choice, Sight
 from llmgym.baselines.max_pressure import MaxPressure, fill_phases, first_come, phases_of
 from llmgym.baselines.ranking import progress
-from llmgym.composition import Batch, View
-from llmgym.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.engine.view import Batch, View
 
 MANY, OLD = 32.0, 256.0
 """Beyond this many b_max of prompt tokens, and this age in full batches, features say no more."""

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from llmgym import policies
 from llmgym.agents.dynamic_programming import solve
 from llmgym.agents.optimum import Optimum
 from llmgym.agents.trials import Figures, measure_policy
-from llmgym.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.evaluation import policies
+from llmgym.evaluation.policies import PolicyLike
 from llmgym.evaluation.statistics import mean_interval
-from llmgym.policies import PolicyLike
-from llmgym.scenario import Scenario, as_scenario
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def optimality_gaps(
     seed: int = 0,
 ) -> list[OptimalityGap]:
     """``optimality_gap`` of several policies."""
-    scenario = as_scenario(scenario).at_load(load)
+    scenario = at_load(scenario, load)
     check_number("num_envs", num_envs, low=2, integer=True)
     check_number("duration_s", duration_s, above=0)
     check_number("warmup_s", warmup_s, low=0)

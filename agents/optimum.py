@@ -15,9 +15,9 @@ import numpy as np
 
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.baselines.tiles import TilePolicy, tokens_waiting
-from llmgym.composition import View
-from llmgym.errors import LLMGymError, check_number
-from llmgym.evaluation.files import to_json, write
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.files import to_json, write
+from llmgym.engine.view import View
 
 
 @dataclass(frozen=True)

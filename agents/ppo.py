@@ -26,15 +26,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llmgym import model
 from llmgym.agents.choice import Choice
 from llmgym.agents.network_choice import jobs_arrived, left_in_network
-from llmgym.agents.networks import init_mlp, log_probs, mlp
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.neural import init_mlp, log_probs, mlp
+from llmgym.agents.tile_choice import TileChoice
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.pytree import register
+from llmgym.engine import model
+from llmgym.engine.network import Network
 from llmgym.envs.rewards import ServiceLevels, Transition, came, tardiness, weighted_holding
-from llmgym.errors import LLMGymError, check_number
-from llmgym.network import Network
-from llmgym.pytree import register
 
 MEMORY = 0.9
 """What an iteration keeps of the averages of a world so far."""

@@ -11,15 +11,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llmgym import scenario_files
 from llmgym.agents import checkpoint
 from llmgym.agents.sb3_worlds import Worlds
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.training import tiles_of
-from llmgym.errors import LLMGymError, check_number, unknown
+from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.integrations.sb3 import SB3VecEnv
-from llmgym.scenario import Scenario, as_scenario
+from llmgym.scenario import toml_writer
+from llmgym.scenario.library import as_scenario
+from llmgym.scenario.scenario import Scenario
 
 try:
     import torch
@@ -140,10 +141,10 @@ def train(
     """Train a tile policy with Stable-Baselines3; ``policy_of(model)`` makes a policy of the result.
 
     Args:
-        scenarios: one, or several to learn from at once (loads of one: ``scenario.at_load(x)``).
+        scenarios: one, or several to learn from at once (loads of one: ``at_load(scenario, x)``).
         algorithm: ``"ppo"``, ``"maskable-ppo"`` (sb3-contrib) or ``"dqn"``.
         action: ``"tiles"``, or ``"split"``: also which share of the room goes to prefill.
-        choice: settings of llmgym.agents.tiles.TileChoice: prior, guard, shares and so on.
+        choice: settings of llmgym.agents.tile_choice.TileChoice: prior, guard, shares and so on.
         steps: environment steps.
         num_envs: engines, divided among the scenarios.
         max_steps: decisions after which an episode is cut; see ``Worlds``.
@@ -203,7 +204,7 @@ def header_of(
     versions = {n: metadata.version(n) for n in ("stable_baselines3", "sb3_contrib", "torch")}
     return {
         "algorithm": f"sb3-{algorithm}",
-        "scenarios": [scenario_files.dumps(s) for s in envs.training.scenarios],
+        "scenarios": [toml_writer.dumps(s) for s in envs.training.scenarios],
         "settings": {name: repr(value) for name, value in settings.items()},
         "num_envs": envs.num_envs,
         "max_steps": envs.max_steps,

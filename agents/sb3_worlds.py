@@ -14,14 +14,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llmgym import model
-from llmgym.agents.networks import nearest_choice
+from llmgym.agents.neural import nearest_choice
 from llmgym.agents.ppo import LEFT, PPO, PRODUCTS, critic_inputs
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.training import Training, worlds_of
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.engine import model
 from llmgym.envs.rewards import Transition, weighted_holding
-from llmgym.errors import LLMGymError, check_number
-from llmgym.scenario import Scenario
+from llmgym.scenario.scenario import Scenario
 
 MEMORY_STEPS = 1000
 """Steps over which the average cost of a world is taken."""

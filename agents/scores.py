@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.agents.choice import Sight
-from llmgym.agents.networks import Layers, best_choice, init_mlp, log_prob_of, mlp
-from llmgym.agents.tiles import OLD_S, TileChoice, of_class, tile_of
-from llmgym.arrays import first_rows, prefix_sum
+from llmgym.agents.neural import Layers, best_choice, init_mlp, log_prob_of, mlp
+from llmgym.agents.tile_choice import OLD_S, TileChoice, of_class, tile_of
 from llmgym.baselines.ranking import least_first
 from llmgym.baselines.tiles import decodes_in_turn
-from llmgym.composition import Batch, View, fill
-from llmgym.errors import LLMGymError, check_number
+from llmgym.core.arrays import first_rows, prefix_sum
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.engine.fill import fill
+from llmgym.engine.view import Batch, View
 
 REQUEST_FEATURES = ("prompt_left", "begun", "waited", "output", "priority")
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.agents.choice import Choice
-from llmgym.agents.networks import log_probs, nearest_choice
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.neural import log_probs, nearest_choice
+from llmgym.agents.tile_choice import TileChoice
 from llmgym.baselines.policy import Policy
-from llmgym.composition import Batch, View, own_budget
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from llmgym import model, scenario_files
 from llmgym.agents import checkpoint
 from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.ppo import PPO, Learner, World, iterate
 from llmgym.agents.trained import TrainedPolicy
-from llmgym.arrivals import Poisson
 from llmgym.baselines.tiles import DEFAULT_TILE
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.files import to_json, write
+from llmgym.engine import model
+from llmgym.engine.plan import Plan
 from llmgym.envs.rewards import ServiceLevels
-from llmgym.errors import LLMGymError, check_number
-from llmgym.evaluation.files import to_json, write
 from llmgym.evaluation.fleet import compiled, cores
-from llmgym.network_plan import Plan
-from llmgym.scenario import Scenario
-from llmgym.workload import Replay
+from llmgym.scenario import toml_writer
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
 
 CHUNK = 5
 """Iterations between two returns to Python: a run stops and resumes at multiples of it."""
@@ -114,7 +115,7 @@ class Training:
         """Everything that the policy of a seed depends on, as JSON."""
         return {
             "algorithm": "ppo",
-            "scenarios": [scenario_files.dumps(s) for s in self.scenarios],
+            "scenarios": [toml_writer.dumps(s) for s in self.scenarios],
             "settings": asdict(self.settings),
             "steps": self.steps,
             "patience": self.patience,

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import model
+from llmgym.core.pytree import register
+from llmgym.core.wide import Wide
+from llmgym.engine import model
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import cores
-from llmgym.policies import compose
-from llmgym.pytree import register
-from llmgym.scenario import Scenario
+from llmgym.evaluation.policies import compose
+from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import mean_work
-from llmgym.wide import Wide
 
 BLOCK = 128
 """Most environments of a block: as many as fit a core's cache."""

@@ -39,6 +39,7 @@ from llmgym.baselines.priority import (
 )
 from llmgym.baselines.rad import RAD
 from llmgym.baselines.random_feasible import RandomFeasible
+from llmgym.baselines.registry import POLICIES, make, names
 from llmgym.baselines.sarathi import SarathiServe
 from llmgym.baselines.slai import SLAI
 from llmgym.baselines.spf import ShortestPrefillFirst
@@ -49,9 +50,9 @@ from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
 from llmgym.baselines.vtc import VTC
 from llmgym.baselines.wait import WAIT
-from llmgym.errors import LLMGymError, unknown
+from llmgym.core.errors import LLMGymError, unknown
 
-POLICIES: dict[str, type[Policy]] = {
+POLICIES |= {
     policy.name: policy
     for policy in (
         FasterTransformer,
@@ -98,28 +99,6 @@ POLICIES: dict[str, type[Policy]] = {
 
 PAPER = ("faster_transformer", "vllm", "orca", "sarathi")
 """The four policies of arXiv:2504.07347, Table 1."""
-
-
-def names() -> tuple[str, ...]:
-    """Names of all baselines, the paper's four first."""
-    return tuple(POLICIES)
-
-
-def make(name: str, **settings: Any) -> Policy:
-    """The baseline ``name`` with the given settings (fields of its class, such as token_budget).
-
-    Raises LLMGymError for an unknown name or setting, with the nearest match.
-    """
-    if name not in POLICIES:
-        raise unknown("policy", name, POLICIES)
-    policy = POLICIES[name]
-    for setting in settings:
-        if setting not in policy.__dataclass_fields__:
-            raise unknown(f"setting of policy {name!r}:", setting, policy.__dataclass_fields__)
-    try:
-        return policy(**settings)
-    except TypeError as error:
-        raise LLMGymError(f"Policy {name!r}: {error}.") from error
 
 
 __all__ = ["PAPER", "POLICIES", "Policy", "make", "names", *(p.__name__ for p in POLICIES.values())]

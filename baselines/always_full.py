@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 
 from llmgym.baselines.tiles import TilePolicy
-from llmgym.composition import View
+from llmgym.engine.view import View
 
 
 @dataclass(frozen=True)

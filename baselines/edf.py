@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import MOST, by_class, class_ticks, least_first, progress
-from llmgym.composition import Batch, View, own_budget
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

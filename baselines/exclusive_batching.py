@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import progress
-from llmgym.composition import Batch, View, choose, fill, own_budget
-from llmgym.errors import check_number
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import choose, fill, own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.exclusive_batching import ExclusiveBatching, mean_length
-from llmgym.composition import Batch, View, choose, fill
-from llmgym.errors import check_number
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import choose, fill
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

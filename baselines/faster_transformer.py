@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.policy import WholePromptPolicy
-from llmgym.composition import Batch, View, choose, fill
+from llmgym.engine.fill import choose, fill
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import MOST, by_class, of_classes, whole
-from llmgym.composition import Batch, View, fill
+from llmgym.core.arrays import prefix_sum
+from llmgym.engine.fill import fill
+from llmgym.engine.view import Batch, View
 
 PHASE_BITS = 16
 """Fractions of an activation are counted in steps of 2**-16."""

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.flow_control import affordable
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import whole
-from llmgym.composition import Batch, View, fill, oldest, own_budget
-from llmgym.errors import LLMGymError, check_number
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.engine.fill import fill, oldest, own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.tiles import TilePolicy, tiles_for, tokens_waiting
-from llmgym.composition import View
-from llmgym.errors import check_number
+from llmgym.core.errors import check_number
+from llmgym.engine.view import View
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.tiles import TilePolicy, tokens_waiting
-from llmgym.composition import View
+from llmgym.engine.view import View
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.tiles import TilePolicy, admissible_prefill, tokens_waiting
-from llmgym.composition import View
-from llmgym.errors import check_number
+from llmgym.core.errors import check_number
+from llmgym.engine.view import View
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Index(TilePolicy):
     that decode. The plain rule is Index(w0, w1) = Index(prefill_weight, age_weight) with g = 1: w0 =
     0.4 and w1 = 0.5 keep mean latency low, w0 = 0.7..0.9 and w1 = 0 throughput high where resident
     requests are capped. ``power`` = g. w = 1, g = 1 is the greedy rate of tokens.
-    ``llmgym.agents.index`` tunes all six.
+    ``llmgym.agents.index_search`` tunes all six.
     """
 
     name: ClassVar[str] = "index"

@@ -8,10 +8,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
-from llmgym.composition import Batch, View, fill
-from llmgym.errors import check_number, unknown
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import check_number, unknown
+from llmgym.engine.fill import fill
+from llmgym.engine.view import Batch, View
 
 ORDERS = ("decode", "prefill", "arrival")
 

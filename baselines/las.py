@@ -9,7 +9,8 @@ import jax
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import attained, least_first, progress
-from llmgym.composition import Batch, View, own_budget
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

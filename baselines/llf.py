@@ -9,7 +9,7 @@ import jax
 
 from llmgym.baselines.edf import EDF
 from llmgym.baselines.ranking import MOST, batch_ticks
-from llmgym.composition import View
+from llmgym.engine.view import View
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import progress
-from llmgym.composition import Batch, Classes, View, own_budget
-from llmgym.errors import check_number
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import Batch, Classes, View
 
 SIZES = 8
 """Batch sizes that are compared where the batch time has no tiles."""

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import decode_left, least_first, progress
-from llmgym.composition import Batch, View, fill, own_budget
-from llmgym.errors import check_number
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import fill, own_budget
+from llmgym.engine.view import Batch, View
 
 Carry = tuple[jax.Array, jax.Array, jax.Array]
 """Who is in memory or admitted, tokens left in the batch, and whether admission goes on."""

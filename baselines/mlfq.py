@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import least_first, progress, ticks
-from llmgym.composition import Batch, View, own_budget
-from llmgym.errors import check_number
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import by_class, of_classes, progress
-from llmgym.baselines.thresholds import (
-    anyone_late,
-    at_least_one,
-    count,
-    limit_on_requests,
-    shares,
-)
-from llmgym.composition import Batch, View, fill, own_budget
-from llmgym.errors import LLMGymError, check_number
-from llmgym.lengths import MAX_TOKENS
+from llmgym.baselines.thresholds import anyone_late, at_least_one, count, limit_on_requests, shares
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.engine.fill import fill, own_budget
+from llmgym.engine.view import Batch, View
+from llmgym.scenario.lengths import MAX_TOKENS
 
 
 class Segment(NamedTuple):

@@ -8,7 +8,8 @@ from typing import ClassVar
 import jax
 
 from llmgym.baselines.policy import Policy
-from llmgym.composition import Batch, View, fill
+from llmgym.engine.fill import fill
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

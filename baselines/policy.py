@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import jax
 
-from llmgym.composition import Batch, View
-from llmgym.errors import check_number, unknown
+from llmgym.core.errors import check_number, unknown
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

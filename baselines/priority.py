@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
-from llmgym.composition import Batch, View, own_budget
-from llmgym.errors import LLMGymError
+from llmgym.baselines.registry import make
+from llmgym.core.errors import LLMGymError
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,7 @@ class ClassPriority(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.base, str):
-            from llmgym import baselines
-
-            object.__setattr__(self, "base", baselines.make(self.base))
+            object.__setattr__(self, "base", make(self.base))
         if not isinstance(self.base, Policy) or not self.base.batched:
             raise LLMGymError(
                 f"base must be a policy that takes views with batch axes, got {self.base!r}."

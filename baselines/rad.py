@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import progress
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn
-from llmgym.composition import Batch, View, choose, fill, own_budget
-from llmgym.errors import check_number
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import choose, fill, own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

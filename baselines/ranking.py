@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.batch_time import Attention
-from llmgym.composition import Batch, View, choose, fill, oldest_first
-from llmgym.errors import LLMGymError, check_number
-from llmgym.kv_cache import secure
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.engine.fill import choose, fill, oldest_first
+from llmgym.engine.memory.paged import secure
+from llmgym.engine.view import Batch, View
+from llmgym.scenario.batch_time import Attention
 
 MOST = 2**30
 """Scores beyond this, on either side, count as equal."""

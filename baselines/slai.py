@@ -18,8 +18,9 @@ from llmgym.baselines.ranking import (
     progress,
     whole,
 )
-from llmgym.composition import Batch, View, fill, own_budget
-from llmgym.errors import check_number, unknown
+from llmgym.core.errors import check_number, unknown
+from llmgym.engine.fill import fill, own_budget
+from llmgym.engine.view import Batch, View
 
 PREFILL_ORDERS = ("fcfs", "shortest")
 

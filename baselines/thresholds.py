@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.ranking import ticks
-from llmgym.composition import View, own_budget
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import View
 
 
 def limit_on_requests(view: View, limit: int | None, token_budget: int | None) -> jax.Array | int:

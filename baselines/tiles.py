@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
-from llmgym.composition import Batch, View, fill, longest_unserved, own_budget
-from llmgym.errors import check_number
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import fill, longest_unserved, own_budget
+from llmgym.engine.view import Batch, View
 
 DEFAULT_TILE = 128
 """Tokens of a tile where the batch time has none of its own."""

@@ -9,7 +9,8 @@ import jax
 
 from llmgym.baselines.policy import WholePromptPolicy
 from llmgym.baselines.ranking import progress
-from llmgym.composition import Batch, View, choose, fill, own_budget
+from llmgym.engine.fill import choose, fill, own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import one_by_one, prefix_sum, rows
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.vllm_v1_scan import Rules, capped, form, watermark_blocks
-from llmgym.composition import Batch, View, fill, own_budget
-from llmgym.errors import check_number
+from llmgym.core.arrays import one_by_one, prefix_sum, rows
+from llmgym.core.errors import check_number
+from llmgym.engine.fill import fill, own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 
 from llmgym.baselines.vllm_v1 import VLLMV1
-from llmgym.composition import Batch, View
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import first_of, rows
-from llmgym.block_pool import BlockPool, find, grow, idle, keep, release, share
-from llmgym.composition import Batch, View, own_budget
+from llmgym.core.arrays import first_of, rows
+from llmgym.engine.block_pool import BlockPool, find, grow, idle, keep, release, share
+from llmgym.engine.fill import own_budget
+from llmgym.engine.view import Batch, View
 
 
 class Rules(NamedTuple):

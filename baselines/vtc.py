@@ -8,18 +8,19 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import MOST, least_first
-from llmgym.composition import Batch, View, fill, own_budget
-from llmgym.errors import LLMGymError
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import LLMGymError
+from llmgym.engine.fill import fill, own_budget
+from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)
 class VTC(Policy):
     """Admit the oldest waiting request of the client that has been served least, again and again.
 
-    A client is a request class; its counter, which ``llmgym.fairness`` keeps, grows by w_p for every
+    A client is a request class; its counter, which ``llmgym.engine.service`` keeps, grows by w_p for every
     prompt token on admission and by w_q for every output token (Algorithm 2). In a batch the admitted
     go on, decodes first and then prompts in order of arrival; then, while budget, seats and memory
     last, the client with the smallest counter has its oldest waiting request admitted and its prompt

@@ -8,18 +8,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.arrays import prefix_sum
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import by_class, of_classes
-from llmgym.baselines.thresholds import (
-    anyone_late,
-    at_least_one,
-    count,
-    limit_on_requests,
-    shares,
-)
-from llmgym.composition import Batch, View, fill
-from llmgym.errors import check_number, unknown
+from llmgym.baselines.thresholds import anyone_late, at_least_one, count, limit_on_requests, shares
+from llmgym.core.arrays import prefix_sum
+from llmgym.core.errors import check_number, unknown
+from llmgym.engine.fill import fill
+from llmgym.engine.view import Batch, View
 
 STARTS = ("any", "all")
 

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import gymnasium as _gym
 
-from llmgym import agents, baselines
-from llmgym.arrivals import MMPP, Deterministic, GammaRenewal, Poisson, RateCurve
-from llmgym.batch_time import (
+from llmgym import agents, baselines, traces
+from llmgym.core.errors import LLMGymError, UnservableWarning
+from llmgym.engine.view import Batch, View
+from llmgym.envs.checker import check_vector_env
+from llmgym.envs.registration import functional
+from llmgym.evaluation.capacity import CapacityEstimate, estimate_capacity
+from llmgym.evaluation.simulate import Run, simulate
+from llmgym.evaluation.stability import Stability, stability
+from llmgym.scenario.arrivals import MMPP, Deterministic, GammaRenewal, Poisson, RateCurve
+from llmgym.scenario.batch_time import (
     CODELLAMA_34B_A100,
     LLAMA_3_70B,
     Affine,
@@ -19,20 +26,16 @@ from llmgym.batch_time import (
     Roofline,
     Staircase,
 )
-from llmgym.composition import Batch, View
-from llmgym.envs.checker import check_vector_env
-from llmgym.envs.functional import functional
-from llmgym.errors import LLMGymError, UnservableWarning
-from llmgym.evaluation.capacity_estimate import CapacityEstimate, estimate_capacity
-from llmgym.evaluation.simulate import Run, simulate
-from llmgym.evaluation.stability import Stability, stability
-from llmgym.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
-from llmgym.lengths import Poisson as PoissonLength
-from llmgym.scenario import Engine, Scenario
-from llmgym.scenario_files import scenario
-from llmgym.tenants import Tenant
-from llmgym.theory.capacity import capacity
-from llmgym.workload import JobType, Paired, Repeat, Replay, Stage, Workload
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
+from llmgym.scenario.lengths import Poisson as PoissonLength
+from llmgym.scenario.library import scenario
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.request_class import Tenant
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.stage import Paired, Repeat, Stage
+from llmgym.scenario.workload import JobType, Workload
+from llmgym.theory.capacity import at_load, capacity
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llmgym import cli
+from llmgym.cli import main as cli
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from request_classes import one_class
 
 import llmgym
-from llmgym.composition import View
+from llmgym.engine.view import View
 from llmgym.envs.gym_env import EngineEnv
 from llmgym.envs.vector_env import EngineVectorEnv
 

@@ -12,9 +12,10 @@ import numpy as np
 from network_workloads import POLICIES
 from reference import Ran
 
-from llmgym import baselines, policies, stream
-from llmgym.jobs import CHOICE
-from llmgym.network import (
+from llmgym import baselines
+from llmgym.engine import stream
+from llmgym.engine.jobs import CHOICE
+from llmgym.engine.network import (
     Network,
     NetworkState,
     call_lengths,
@@ -22,6 +23,7 @@ from llmgym.network import (
     network_view,
     step_network,
 )
+from llmgym.evaluation import policies
 
 Record = dict[str, np.ndarray]
 

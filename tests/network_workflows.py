@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from workloads import LENGTHS
 
-from llmgym.workload import Repeat
+from llmgym.scenario.stage import Repeat
 
 FORMS: dict[str, tuple[str, ...]] = {
     "cycle": ("call",),

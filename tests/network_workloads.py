@@ -17,10 +17,12 @@ from reference import BATCH_TIMES
 from reference import Engine as PlainEngine
 from workloads import _length, _pairs, _replay
 
-from llmgym import arrivals
-from llmgym.batch_time import Affine, BatchTime, Hinge, Staircase
-from llmgym.scenario import Engine, Scenario
-from llmgym.workload import JobType, Paired, Stage
+from llmgym.scenario import arrivals
+from llmgym.scenario.batch_time import Affine, BatchTime, Hinge, Staircase
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.stage import Paired, Stage
+from llmgym.scenario.workload import JobType
 
 TILE = 8
 ROUTERS = (

@@ -12,10 +12,12 @@ import numpy as np
 from reference import Ran, Request
 from workloads import POLICIES
 
-from llmgym import baselines, dynamics, policies, stream
-from llmgym.composition import View
-from llmgym.dynamics import Physics, StepInfo
-from llmgym.state import State
+from llmgym import baselines
+from llmgym.engine import dynamics, stream
+from llmgym.engine.dynamics import Physics, StepInfo
+from llmgym.engine.state import State
+from llmgym.engine.view import View
+from llmgym.evaluation import policies
 
 Name = tuple[int, int]
 Settings = dict[str, jax.Array]

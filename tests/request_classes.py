@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from llmgym.composition import Classes
+from llmgym.engine.view import Classes
 
 
 def one_class(shape: tuple[int, ...]) -> Classes:

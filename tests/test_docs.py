@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from llmgym.cli import app
+from llmgym.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import Scenario, baselines, model
-from llmgym.batch_time import Affine, BatchTime
-from llmgym.composition import Batch, Classes, View
+from llmgym import Scenario, baselines
+from llmgym.engine import model
+from llmgym.engine.view import Batch, Classes, Memory, View
 from llmgym.evaluation import rollout
-from llmgym.kv_cache import Memory
+from llmgym.scenario.batch_time import Affine, BatchTime
 
 KEY = jax.random.key(0)
 

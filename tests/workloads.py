@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from reference import BATCH_TIMES, Engine
 
-from llmgym import arrivals, lengths
-from llmgym.batch_time import CODELLAMA_34B_A100, Affine, BatchTime, Hinge, Staircase
-from llmgym.scenario import Scenario
-from llmgym.workload import JobType, Paired, Replay, Workload
+from llmgym.scenario import arrivals, lengths
+from llmgym.scenario.batch_time import CODELLAMA_34B_A100, Affine, BatchTime, Hinge, Staircase
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.stage import Paired
+from llmgym.scenario.workload import JobType, Workload
 
 CAPS = (None, "batch", "resident")
 ARRIVALS = ("poisson", "deterministic", "gamma", "mmpp", "replay")

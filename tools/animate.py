@@ -13,8 +13,9 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.colors import ListedColormap
 
 import llmgym
-from llmgym.evaluation import charts
-from llmgym.evaluation.palette import style
+from llmgym.reporting import charts
+from llmgym.reporting.palette import style
+from llmgym.theory.capacity import at_load
 
 ROOT = Path(__file__).parents[1]
 COLUMNS, ROWS = 60, 32
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "side-by-side.gif")
     chosen = parser.parse_args()
-    scenario = llmgym.scenario(chosen.scenario, slots=2048).at_load(chosen.load)
+    scenario = at_load(llmgym.scenario(chosen.scenario, slots=2048), chosen.load)
     seconds = np.linspace(0, 60 * chosen.minutes, chosen.frames)
     policies = tuple(chosen.policy or ("vllm", "sarathi"))
     animate(scenario, policies, seconds, chosen.seed, chosen.out)

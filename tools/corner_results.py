@@ -16,7 +16,7 @@ from typing import Any
 from results_tool import RESULTS, read, row, table
 
 import llmgym
-from llmgym.evaluation.files import write
+from llmgym.core.files import write
 
 FOLDER = RESULTS / "corner-c"
 SCENARIO, AGENT = "corner-c-random", "ppo-corner-c"

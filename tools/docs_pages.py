@@ -15,27 +15,28 @@ from typing import Any
 import mkdocs_gen_files
 
 import llmgym
-from llmgym import baselines, scenario_files
+from llmgym import baselines
+from llmgym.scenario import library, toml_writer
+from llmgym.scenario.replay import Replay
 from llmgym.theory.capacity import capacity
-from llmgym.workload import Replay
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 
 API = {
-    "The model": ("scenario", "batch_time", "presets", "workload", "arrivals", "lengths", "workflow",
-                  "kv_cache", "prefixes", "scenario_files", "traces", "arrival_fits", "calibration"),
-    "Environments": ("envs.functional", "envs.gym_env", "envs.vector_env", "envs.network",
-                     "envs.actions", "envs.observations", "envs.rewards", "envs.checker"),
-    "Policies": ("composition", "policies", "baselines", "baselines.policy", "baselines.tiles"),
-    "Evaluation": ("evaluation.simulate", "evaluation.stability", "evaluation.capacity_estimate",
+    "The model": ("scenario.engine", "scenario.scenario", "scenario.batch_time", "scenario.batch_time_library", "scenario.stage", "scenario.workload", "scenario.replay", "scenario.arrivals", "scenario.lengths", "scenario.workflow",
+                  "scenario.kv_cache", "scenario.prefixes", "scenario.library", "scenario.toml_reader", "traces.readers", "traces.arrival_fits", "calibration.calibrate"),
+    "Environments": ("envs.registration", "envs.functional", "envs.gym_env", "envs.vector_env", "envs.network",
+                     "envs.interface.actions", "envs.interface.observations", "envs.rewards", "envs.checker"),
+    "Policies": ("engine.view", "engine.fill", "evaluation.policies", "baselines", "baselines.policy", "baselines.tiles"),
+    "Evaluation": ("evaluation.simulate", "evaluation.stability", "evaluation.capacity",
                    "evaluation.benchmark", "evaluation.evaluate", "evaluation.comparison",
                    "evaluation.traffic", "evaluation.statistics"),
-    "Theory": ("theory.capacity", "theory.region", "theory.bounds", "theory.memory",
-               "theory.flow_control", "theory.networks"),
-    "Learning": ("agents", "agents.ppo", "agents.tiles", "agents.budgets", "agents.scores",
+    "Theory": ("theory.capacity", "theory.region", "theory.bounds", "theory.kv_memory",
+               "theory.flow_control", "theory.queueing_networks"),
+    "Learning": ("agents", "agents.ppo", "agents.tile_choice", "agents.budgets", "agents.scores",
                  "agents.training", "agents.checkpoint",
-                 "agents.index", "agents.dynamic_programming", "agents.optimality"),
+                 "agents.index_search", "agents.dynamic_programming", "agents.optimality"),
     "Integrations": ("integrations.sb3", "integrations.pettingzoo", "integrations.vllm"),
 }  # fmt: skip
 """Modules of the reference, by part."""
@@ -51,7 +52,7 @@ def front_page() -> None:
     """README, with its links as they are from docs/."""
     text = (ROOT / "README.md").read_text()
     text = re.sub(r"\]\(docs/([^)]*)\)", r"](\1)", text)
-    text = text.replace("](llmgym/scenarios)", "](scenarios/index.md)")
+    text = text.replace("](llmgym/scenario/data)", "](scenarios/index.md)")
     text = text.replace("](CITATION.cff)", "](cite.md)")
     text = text.replace("[Notebooks](notebooks)", "The notebooks in `notebooks/`")
     text = re.sub(r"\]\((results/[^)#]*[^/)#.]{1}/?)\)(?<!\.md\))", _folder_link, text)
@@ -159,7 +160,7 @@ def baseline_pages() -> list[str]:
 def scenario_pages() -> list[str]:
     """One page for each shipped scenario, and their index."""
     rows, lines = [], ["* [Scenarios](scenarios/index.md)"]
-    for name in scenario_files.names():
+    for name in library.names():
         scenario = llmgym.scenario(name)
         parts = [f"# {name}", scenario.description, f"Source: {scenario.source}"]
         graph = ROOT / "docs" / "graphs" / f"{name}.svg"
@@ -173,7 +174,7 @@ def scenario_pages() -> list[str]:
                 f"No policy serves more than {limit} jobs a second (`llmgym capacity --scenario {name}`); "
                 f"its own arrivals are {plan.load_factor:.3g} of that."
             )
-        text = scenario_files.dumps(scenario)
+        text = toml_writer.dumps(scenario)
         page(f"scenarios/{name}.md", *parts, f"```toml\n{text}```")
         first = scenario.description.partition(". ")[0].rstrip(".")
         rows.append(f"| [{name}]({name}.md) | {len(scenario.engines)} | {limit} | {first} |")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmgym import scenario_files
-from llmgym.graph import save_graph
+from llmgym.reporting.graph import save_graph
+from llmgym.scenario import library
 
 if __name__ == "__main__":
     folder = Path(__file__).parents[1] / "docs" / "graphs"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in scenario_files.names():
-        scenario = scenario_files.scenario(name)
+    for name in library.names():
+        scenario = library.scenario(name)
         if scenario.is_network:
             save_graph(scenario, folder / f"{name}.svg")

@@ -13,16 +13,18 @@ from dataclasses import dataclass, replace
 
 from scenario_tool import arguments
 
-from llmgym.arrival_fits import fit_arrivals
-from llmgym.arrivals import Poisson
-from llmgym.batch_time import CODELLAMA_34B_A100
-from llmgym.kv_cache import KVCache
-from llmgym.presets import PRESETS
-from llmgym.scenario import Engine, Scenario
-from llmgym.scenario_files import save
-from llmgym.trace_fits import fit_scenario
-from llmgym.traces import read_trace
-from llmgym.workload import Replay, Workload
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.batch_time import CODELLAMA_34B_A100
+from llmgym.scenario.batch_time_library import PRESETS
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.kv_cache import KVCache
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.toml_writer import save
+from llmgym.scenario.workload import Workload
+from llmgym.traces.arrival_fits import fit_arrivals
+from llmgym.traces.fits import fit_scenario
+from llmgym.traces.readers import read_trace
 
 CONVERSATION = "AzureLLMInferenceTrace_conv.csv"
 CODE = "AzureLLMInferenceTrace_code.csv"

@@ -11,12 +11,12 @@ from __future__ import annotations
 from scenario_tool import arguments
 from scipy.stats import spearmanr
 
-from llmgym.arrivals import Poisson
-from llmgym.scenario import Scenario
-from llmgym.scenario_files import save
-from llmgym.trace_fits import fit_quantiles
-from llmgym.vllm_runs import VLLMRun, read_vllm_run
-from llmgym.workload import Workload
+from llmgym.calibration.validate import VLLMRun, read_vllm_run
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.toml_writer import save
+from llmgym.scenario.workload import Workload
+from llmgym.traces.fits import fit_quantiles
 
 NAME = "rtx4090-llama-3.1-8b"
 POINTS = 65

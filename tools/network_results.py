@@ -21,11 +21,13 @@ import numpy as np
 import pandas as pd
 
 import llmgym
-from llmgym import Scenario, baselines, policies, scenario_files
-from llmgym.evaluation import benchmark
+from llmgym import Scenario, baselines
+from llmgym.core.files import write
+from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import Task
-from llmgym.evaluation.files import write
 from llmgym.evaluation.statistics import mean_interval
+from llmgym.scenario import toml_writer
+from llmgym.theory.capacity import at_load
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "rybko-stolyar-learned"
 NAME, LOAD = "rybko-stolyar", 0.9
@@ -59,7 +61,7 @@ def scenarios() -> dict[str, Scenario]:
     ``rybko-stolyar-reversed`` differs in its priorities alone, which none of the policies reads.
     """
     base = llmgym.scenario(NAME, slots=SLOTS)
-    found = {f"{NAME} {load:g}": base.at_load(load) for load in LOADS}
+    found = {f"{NAME} {load:g}": at_load(base, load) for load in LOADS}
     exchanged = tuple(
         replace(
             job,
@@ -71,7 +73,7 @@ def scenarios() -> dict[str, Scenario]:
         for job in base.job_types
     )
     long_first = replace(base, workload=exchanged)
-    found[f"{NAME}, long prompts first {LOAD:g}"] = long_first.at_load(LOAD)
+    found[f"{NAME}, long prompts first {LOAD:g}"] = at_load(long_first, LOAD)
     return found
 
 
@@ -166,7 +168,7 @@ def main() -> None:
     config = {
         "digest": agent.digest,  # type: ignore[attr-defined]
         "settings": SETTINGS,
-        "scenarios": {k: scenario_files.dumps(s) for k, s in scenarios().items()},
+        "scenarios": {k: toml_writer.dumps(s) for k, s in scenarios().items()},
         "versions": {name: metadata.version(name) for name in benchmark.VERSIONED},
     }
     told = lambda done, total, label: print(f"{done}/{total} {label}", flush=True)  # noqa: E731

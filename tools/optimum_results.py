@@ -17,11 +17,11 @@ from results_tool import RESULTS, read, row, table
 import llmgym
 from llmgym import Geometric, Scenario, baselines
 from llmgym.agents.dynamic_programming import solve
-from llmgym.agents.index import Settings, search
+from llmgym.agents.index_search import Settings, search
 from llmgym.agents.optimality import optimality_gaps
 from llmgym.baselines.index import PARAMETERS, Index
+from llmgym.core.files import write
 from llmgym.evaluation.evaluate import feasible
-from llmgym.evaluation.files import write
 
 FOLDER = RESULTS / "optimum"
 RATES = (10.0, 12.0, 13.0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmgym.evaluation.files import to_json, write
+from llmgym.core.files import to_json, write
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 

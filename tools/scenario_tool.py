@@ -14,4 +14,4 @@ def arguments(doc: str | None, holds: str, given: list[str] | None) -> tuple[Pat
         "--out", type=Path, help="folder to write to (default: the shipped scenarios)"
     )
     options = parser.parse_args(given)
-    return options.folder, options.out or Path(__file__).parents[1] / "llmgym" / "scenarios"
+    return options.folder, options.out or Path(__file__).parents[1] / "llmgym" / "scenario" / "data"

@@ -19,9 +19,9 @@ from llmgym import agents
 from llmgym.agents.checkpoint import load_agent, save_agent
 from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.trained import TrainedPolicy
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
 from llmgym.evaluation import evaluate
-from llmgym.evaluation.evaluation_report import MEASURES
+from llmgym.reporting.evaluation_report import MEASURES
 
 
 def figures(agent: Path, folder: Path) -> dict[str, object]:

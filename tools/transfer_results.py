@@ -15,9 +15,11 @@ from typing import Any
 from results_tool import RESULTS, read, row, table
 
 import llmgym
-from llmgym import Geometric, LogNormal, Scenario, policies
+from llmgym import Geometric, LogNormal, Scenario
+from llmgym.core.files import write
+from llmgym.evaluation import policies
 from llmgym.evaluation.evaluate import feasible, latencies
-from llmgym.evaluation.files import write
+from llmgym.theory.capacity import at_load
 
 FOLDER = RESULTS / "transfer"
 RULES = ("greedy_rate", "index")
@@ -133,7 +135,7 @@ def main() -> None:
             FOLDER / "transfer.json",
             name,
             lambda s=scenario, loads=loads: {
-                f"{x:.3f}".rstrip("0"): compare(s.at_load(x), learned) for x in loads
+                f"{x:.3f}".rstrip("0"): compare(at_load(s, x), learned) for x in loads
             },
         )
     return write(FOLDER / "README.md", page(learned))

@@ -13,8 +13,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from llmgym.evaluation.evaluation_report import change
-from llmgym.evaluation.palette import TUNED
+from llmgym.reporting.evaluation_report import change
+from llmgym.reporting.palette import TUNED
 from llmgym.reproduce.items import Check
 from llmgym.reproduce.run import interval, text
 

@@ -10,7 +10,7 @@ from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
 
 
 def require(condition: bool, broken: str, mend: str) -> None:

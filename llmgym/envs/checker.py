@@ -17,8 +17,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
+from llmgym.core.errors import LLMGymError, check_number
 from llmgym.envs.checked import CheckedEnv, require
-from llmgym.errors import LLMGymError, check_number
 
 START_SAMPLES = 128
 """First observations that are compared before a start counts as always the same."""

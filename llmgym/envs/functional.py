@@ -7,23 +7,23 @@ vmap (vmap over one environment works too, with its axis where vmap puts it).
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from llmgym import dynamics, model
-from llmgym.arrivals import NEVER
-from llmgym.composition import Batch, View
-from llmgym.envs.actions import ActionEncoding, make_encoding
-from llmgym.envs.observations import Observation
+from llmgym.core.errors import check_number
+from llmgym.core.pytree import register
+from llmgym.core.wide import Wide
+from llmgym.engine import dynamics, model
+from llmgym.engine.view import Batch, View
+from llmgym.envs.interface.actions import ActionEncoding, make_encoding
+from llmgym.envs.interface.observations import Observation
 from llmgym.envs.rewards import Reward, Transition, make_reward
-from llmgym.errors import LLMGymError, check_number, unknown
-from llmgym.pytree import register
-from llmgym.scenario import Scenario, as_scenario
-from llmgym.wide import Wide
+from llmgym.scenario.arrivals import NEVER
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load
 
 RATE_MEMORY_S = 60.0
 """Time constant of the arrival-rate estimate."""
@@ -93,7 +93,7 @@ class FunctionalEngine:
     ) -> None:
         check_number("max_steps", max_steps, low=1, high=2**30, integer=True)
         chosen = self.default_scenario if scenario is None else scenario
-        self.scenario = as_scenario(chosen).at_load(load)
+        self.scenario = at_load(chosen, load)
         self.params = self._lower()
         self.max_steps = int(max_steps)
         self.encoding = self._encoding(action, action_settings or {})
@@ -194,35 +194,3 @@ def _seconds(clock: Wide, tick_ms: jax.Array) -> jax.Array:
     # Good for looking at; what must be exact uses the clock's two words.
     words = clock.high.astype(jnp.float32) * 2.0**32 + clock.low.astype(jnp.float32)
     return words * tick_ms / 1000
-
-
-def ids() -> dict[str, type[FunctionalEngine]]:
-    """The environments by id."""
-    from llmgym.envs.network import FunctionalNetwork
-
-    return {"llmgym/Engine-v0": FunctionalEngine, "llmgym/Network-v0": FunctionalNetwork}
-
-
-def functional(env_id: str, **settings: Any) -> FunctionalEngine:
-    """The functional form of an environment: ``functional("llmgym/Engine-v0", load=0.9)``.
-
-    Settings are those of ``gym.make``. Raises LLMGymError for an unknown id or setting.
-    """
-    known_ids = ids()
-    if env_id not in known_ids:
-        raise unknown("environment", env_id, known_ids)
-    known = inspect.signature(known_ids[env_id]).parameters
-    for name in settings:
-        if name not in known:
-            raise unknown(f"setting of {env_id}:", name, known)
-    return known_ids[env_id](**settings)
-
-
-def array_form(env_id: str, **settings: Any) -> FunctionalEngine:
-    """The same for the Gymnasium environments, whose actions are arrays."""
-    if settings.get("action") == "batch":
-        raise LLMGymError(
-            'action="batch" is for llmgym.functional; '
-            "in Gymnasium use tiles, split, tokens or scores."
-        )
-    return functional(env_id, **settings)

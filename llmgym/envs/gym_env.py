@@ -8,9 +8,11 @@ import gymnasium as gym
 import jax
 import numpy as np
 
-from llmgym.envs.functional import EnvState, TimeStep, array_form
-from llmgym.envs.rendering import Renderer
-from llmgym.errors import LLMGymError, unknown
+from llmgym.core.errors import LLMGymError, unknown
+from llmgym.envs.functional import EnvState, TimeStep
+from llmgym.envs.registration import array_form
+from llmgym.envs.rendering.network import NetworkRenderer
+from llmgym.envs.rendering.renderer import Renderer
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -18,10 +20,9 @@ RENDER_MODES = ("ansi", "rgb_array")
 class EngineEnv(gym.Env[np.ndarray, Any]):
     """An LLM inference engine: every step composes the batch of one iteration.
 
-    Action and observation: see llmgym.envs.actions and llmgym.envs.observations. Reward: see
-    llmgym.envs.rewards. Episodes are truncated after ``max_steps`` decisions, never terminated.
-    ``info`` holds ``action_mask``, simulated time, tokens run, requests completed, arrived, dropped,
-    in system.
+    Action and observation: see llmgym.envs.interface. Reward: see llmgym.envs.rewards. Episodes
+    are truncated after ``max_steps`` decisions, never terminated. ``info`` holds
+    ``action_mask``, simulated time, tokens run, requests completed, arrived, dropped, in system.
 
     Args: those of llmgym.envs.functional.FunctionalEngine, and ``render_mode``: "ansi" or
     "rgb_array".
@@ -108,6 +109,4 @@ class NetworkEnv(EngineEnv):
     env_id: ClassVar[str] = "llmgym/Network-v0"
 
     def _make_renderer(self, render_mode: str) -> Any:
-        from llmgym.envs.network_rendering import NetworkRenderer
-
         return NetworkRenderer(self.core, render_mode)

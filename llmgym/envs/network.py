@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import arrivals, network
-from llmgym.composition import Batch, View
-from llmgym.envs.actions import ActionEncoding, make_encoding
+from llmgym.engine import network
+from llmgym.engine.plan import Plan
+from llmgym.engine.view import Batch, View
 from llmgym.envs.functional import EnvState, FunctionalEngine
-from llmgym.envs.observations import Observation
-from llmgym.network_plan import Plan
-from llmgym.scenario import Scenario
-from llmgym.workload import JobType, Replay
+from llmgym.envs.interface.actions import ActionEncoding, make_encoding
+from llmgym.envs.interface.observations import Observation
+from llmgym.scenario import arrivals
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workload import JobType
 
 
 def engine_scenario(scenario: Scenario, engine: int) -> Scenario:
@@ -213,7 +215,7 @@ class NetworkObservation:
 class FunctionalNetwork(FunctionalEngine):
     """The network environment as functions: as FunctionalEngine, for scenarios of any size.
 
-    ``params`` is a ``llmgym.network.Network``. A ``Batch`` has an axis of engines behind the slots.
+    ``params`` is a ``llmgym.engine.network.Network``. A ``Batch`` has an axis of engines behind the slots.
     """
 
     default_scenario: ClassVar[str] = "rybko-stolyar"

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.errors import LLMGymError, check_number, unknown
-from llmgym.pytree import register
-from llmgym.scenario import Scenario
-from llmgym.state import Table
-from llmgym.tenants import target_ticks
+from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.pytree import register
+from llmgym.engine.state import Table
+from llmgym.scenario.request_class import target_ticks
+from llmgym.scenario.scenario import Scenario
 
 
 @register

@@ -12,8 +12,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llmgym.envs.functional import EnvState, TimeStep, array_form
-from llmgym.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.envs.functional import EnvState, TimeStep
+from llmgym.envs.registration import array_form
 
 
 class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):

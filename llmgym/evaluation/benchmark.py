@@ -21,16 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from llmgym import baselines, policies, scenario_files
-from llmgym.arrivals import Poisson
-from llmgym.errors import LLMGymError, check_number
-from llmgym.evaluation.capacity_estimate import estimate_capacity
-from llmgym.evaluation.files import to_json, write
+from llmgym import baselines
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.files import to_json, write
+from llmgym.evaluation import policies
+from llmgym.evaluation.capacity import estimate_capacity
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import stability
-from llmgym.scenario import Scenario
+from llmgym.scenario import toml_reader, toml_writer
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.stage import Paired, Stage
+from llmgym.scenario.workload import JobType
 from llmgym.theory.capacity import capacity
-from llmgym.workload import JobType, Paired, Replay, Stage
 
 DEFAULT_POLICIES = (*baselines.PAPER, "greedy_rate", "tile_align")
 DEFAULT_LOADS = (0.5, 0.7, 0.8, 0.95)
@@ -105,7 +109,7 @@ class Benchmark:
         return {
             **settings,
             **({"digests": digests} if digests else {}),
-            "scenario": scenario_files.dumps(self.scenario),
+            "scenario": toml_writer.dumps(self.scenario),
             "versions": {name: metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(),
         }
@@ -143,7 +147,7 @@ def from_config(path: Path) -> Benchmark:
     """The benchmark of a result folder or of its ``config.json``."""
     config = read_config(path)
     try:
-        scenario = scenario_files.loads(config["scenario"], source=str(path))
+        scenario = toml_reader.loads(config["scenario"], source=str(path))
         fields = ("replications", "arrivals", "capacity_requests", "seed")
         return Benchmark(
             scenario,

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmgym import policies, scenario_files
-from llmgym.errors import LLMGymError, check_number
-from llmgym.evaluation import benchmark
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import VERSIONED, Task, slug
-from llmgym.evaluation.capacity_estimate import estimate_capacity
+from llmgym.evaluation.capacity import estimate_capacity
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import hot_backlog
-from llmgym.scenario import Scenario
+from llmgym.scenario import toml_reader, toml_writer
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import capacity, mean_work
-from llmgym.workload import Replay
 
 BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
 """Token budgets that the reference is tuned over."""
@@ -87,7 +87,7 @@ class Evaluation:
         everyone = tuple(member for name in self.policies for member in members(name))
         return {
             **vars(self),
-            "scenario": scenario_files.dumps(self.scenario),
+            "scenario": toml_writer.dumps(self.scenario),
             "digests": policies.digests(everyone),
             "versions": {name: metadata.version(name) for name in VERSIONED},
         }
@@ -276,7 +276,7 @@ def from_config(path: Path) -> Evaluation:
     """The evaluation of a result folder. Raises LLMGymError where it holds none."""
     config = benchmark.read_config(path)
     try:
-        scenario = scenario_files.loads(config["scenario"], source=str(path))
+        scenario = toml_reader.loads(config["scenario"], source=str(path))
         settings: dict[str, Any] = {k: tuple(config[k]) for k in ("policies", "rates", "budgets")}
         settings |= {k: config[k] for k in ("seeds", "arrivals", "seed", "reference")}
         return Evaluation(scenario, **settings)

@@ -21,10 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmgym import model, policies
-from llmgym.errors import UnservableWarning, check_number
-from llmgym.evaluation import rollout
-from llmgym.scenario import Scenario, as_scenario
+from llmgym.core.errors import UnservableWarning, check_number
+from llmgym.engine import model
+from llmgym.evaluation import policies, rollout
+from llmgym.scenario.library import as_scenario
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load
 
 SCENARIO = "geometric"
 """Poisson arrivals, geometric prompts and outputs of 129 and 112 tokens in the mean, budget 512."""
@@ -224,7 +226,7 @@ def measure(
         if number is not None:
             check_number(name, number, low=1, high=2**20, integer=True)
     chosen = policies.resolve(policy)
-    scenario = replace(as_scenario(scenario), slots=slots).at_load(load)
+    scenario = at_load(replace(as_scenario(scenario), slots=slots), load)
     problem = policies.check(chosen, scenario)
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
@@ -259,7 +261,7 @@ def measure(
 
 def speed_scenario(slots: int, load: float = LOAD) -> Scenario:
     """What all speeds are measured on."""
-    return replace(as_scenario(SCENARIO), slots=slots).at_load(load)
+    return at_load(replace(as_scenario(SCENARIO), slots=slots), load)
 
 
 def rates(run: Callable[[], int], repeats: int, seconds: float = 0.3) -> list[float]:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import model
-from llmgym.composition import Batch
-from llmgym.fairness import Service
-from llmgym.policies import compose
-from llmgym.pytree import register
-from llmgym.wide import Wide
+from llmgym.core.pytree import register
+from llmgym.core.wide import Wide
+from llmgym.engine import model
+from llmgym.engine.service import Service
+from llmgym.engine.view import Batch
+from llmgym.evaluation.policies import compose
 
 FOREVER = 2**62
 """A horizon in ticks that no run reaches."""

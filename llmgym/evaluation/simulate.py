@@ -13,120 +13,37 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from llmgym import model, policies
-from llmgym import stream as streams
-from llmgym.errors import LLMGymError, TableFullError, UnservableWarning, check_number
+from llmgym.core.errors import LLMGymError, TableFullError, UnservableWarning, check_number
+from llmgym.engine import model
+from llmgym.engine import stream as streams
+from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
-from llmgym.evaluation.fairness import fairness
-from llmgym.evaluation.job_tables import job_table, stage_table
-from llmgym.evaluation.service_levels import service_levels
+from llmgym.evaluation.metrics.fairness import fairness
+from llmgym.evaluation.metrics.jobs import job_table, stage_table
+from llmgym.evaluation.metrics.service_levels import service_levels
+from llmgym.evaluation.run import Record
 from llmgym.evaluation.statistics import latency_summary
-from llmgym.scenario import Scenario, as_scenario
-from llmgym.workload import Replay
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load
 
 Progress = Callable[[float], None]
 """Called with the fraction of a run that is done."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """The result of ``simulate``.
-
-    Attributes:
-        scenario: what ran, at its final arrival rate.
-        policy: label of the policy.
-        seed, num_envs: replications differ in their arrivals only.
-        warmup_s: time left out of the averages of ``summary``.
-        raw: arrays behind the tables: per step ``start``, ``duration`` (ticks) and so on (steps, envs),
-            per request ``request_*`` columns, per environment ``end_*`` values.
-    """
-
-    scenario: Scenario
-    policy: str
-    seed: int
-    num_envs: int
-    warmup_s: float
-    raw: dict[str, np.ndarray]
-
-    @property
-    def tick_ms(self) -> float:
-        """Milliseconds of a clock tick."""
-        return self.scenario.tick_ms
-
-    @cached_property
-    def batches(self) -> pd.DataFrame:
-        """Every batch run: env engine start_ms duration_ms prefill_tokens decode_tokens requests."""
-        raw = {k: v[:, None] if v.ndim == 2 else v for k, v in self.raw.items() if v.ndim >= 2}
-        ran = raw["batch_ticks"] > 0
-        env, step, engine = np.nonzero(np.moveaxis(ran, -1, 0))
-        at = (step, engine, env)
-        columns: dict[str, Any] = {
-            "env": env,
-            "engine": np.array(self.scenario.engine_names)[engine],
-            "start_ms": raw["start"][step, 0, env] * self.tick_ms,
-            "duration_ms": raw["batch_ticks"][at] * self.tick_ms,
-        }
-        for name in ("prefill_tokens", "decode_tokens", "requests"):
-            columns[name] = raw[name][at]
-        return pd.DataFrame(columns)
-
-    @cached_property
-    def requests(self) -> pd.DataFrame:
-        """Every request that arrived and was not dropped, by environment and time of arrival.
-
-        Columns: env job stage engine job_type prefill_tokens decode_tokens arrival_ms first_token_ms
-        finish_ms (NaN where unfinished) preemptions. ``job`` counts within the job type. Of a network
-        every call is a request, and there are also job_arrival_ms, service_ms (start of its first
-        batch) and visit; delays are among them, with no engine and no tokens.
-        """
-        raw = self.raw
-        job_type, stage = np.array(self.scenario.classes)[raw["request_class"]].T
-        frame = pd.DataFrame(
-            {
-                "env": raw["request_env"],
-                "job": raw["request_number"],
-                "stage": stage,
-                "engine": np.array([*self.scenario.engine_names, ""])[raw["request_station"]],
-                "job_type": np.array(self.scenario.job_names)[job_type],
-                "prefill_tokens": raw["request_prefill"],
-                "decode_tokens": raw["request_decode"],
-                "arrival_ms": raw["request_arrival"] * self.tick_ms,
-                "first_token_ms": raw["request_first"] * self.tick_ms,
-                "finish_ms": raw["request_finish"] * self.tick_ms,
-                "preemptions": raw.get("request_preemptions", 0),
-            }
-        )
-        for name, what in (("job_arrival_ms", "job_arrival"), ("service_ms", "service")):
-            if f"request_{what}" in raw:
-                frame[name] = raw[f"request_{what}"] * self.tick_ms
-        if "request_visit" in raw:
-            frame["visit"] = raw["request_visit"]
-        order = np.lexsort((raw["request_number"], raw["request_arrival"], raw["request_env"]))
-        return frame.iloc[order].reset_index(drop=True)
+class Run(Record):
+    """The result of ``simulate``: its tables (see ``Record``), and what they say."""
 
     @cached_property
     def jobs(self) -> pd.DataFrame:
-        """Every job that finished, from its calls: see ``llmgym.evaluation.job_tables``."""
+        """Every job that finished, from its calls: see ``llmgym.evaluation.metrics.jobs``."""
         return job_table(self)
 
     @cached_property
     def stages(self) -> pd.DataFrame:
         """Every stage: waiting, service and its share of the critical path; see the same module."""
         return stage_table(self)
-
-    @cached_property
-    def trajectory(self) -> pd.DataFrame:
-        """The system at every decision: env time_ms in_system backlog_tokens."""
-        raw = self.raw
-        env, step = np.nonzero((raw["duration"] > 0).T)
-        return pd.DataFrame(
-            {
-                "env": env,
-                "time_ms": raw["start"][step, env] * self.tick_ms,
-                "in_system": raw["present"][step, env],
-                "backlog_tokens": raw["backlog"][step, env],
-            }
-        )
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -137,8 +54,8 @@ class Run:
         the end, per environment; dropped is a total. ttft_ms, tpot_ms, e2e_ms: {mean, p50, p90, p99,
         low, high} of the requests finished after the warm-up, low and high the 95 % interval of the
         mean over environments (NaN for one). Where the scenario has targets, also goodput_per_s,
-        slo_attainment and slo: see ``llmgym.evaluation.service_levels``. Where it weighs the service to
-        its clients, also fairness: see ``llmgym.evaluation.fairness``.
+        slo_attainment and slo: see ``metrics.service_levels``. Where it weighs the service to
+        its clients, also fairness: see ``metrics.fairness``.
         """
         raw, tick = self.raw, self.tick_ms
         elapsed_s = (raw["end_clock"] - raw["warm_clock"]).sum() * tick / 1000
@@ -228,7 +145,7 @@ def simulate(
     Raises LLMGymError on bad arguments. Warns (UnservableWarning) where the policy can never serve some
     requests of the scenario.
     """
-    scenario = as_scenario(scenario).at_load(load)
+    scenario = at_load(scenario, load)
     chosen = policies.resolve(policy)
     _check_arguments(scenario, duration_s, num_envs, seed, warmup_s)
     problem = policies.check(chosen, scenario)

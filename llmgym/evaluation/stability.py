@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmgym import model, policies
-from llmgym.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.engine import model
+from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.statistics import mean_interval
-from llmgym.scenario import Scenario, as_scenario
-from llmgym.theory.capacity import mean_work
-from llmgym.workload import Replay
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load, mean_work
 
 TOLERANCE = 0.005
 """Growth below this fraction of the arriving tokens counts as none."""
@@ -151,7 +152,7 @@ def stability(
 
     Raises LLMGymError on bad arguments, and for a replay, which is finite.
     """
-    scenario = as_scenario(scenario).at_load(load)
+    scenario = at_load(scenario, load)
     if isinstance(scenario.workload, Replay):
         raise LLMGymError("Stability is about an endless stream of arrivals; a replay is finite.")
     check_number("replications", replications, low=2, integer=True)

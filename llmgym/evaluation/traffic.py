@@ -18,14 +18,17 @@ from typing import Any
 
 import jax
 
-from llmgym import model, policies, scenario_files
-from llmgym.errors import LLMGymError, TableFullError, check_number
+from llmgym.core.errors import LLMGymError, TableFullError, check_number
+from llmgym.engine import model
+from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, slug
 from llmgym.evaluation.simulate import Run, simulate
-from llmgym.scenario import Scenario
-from llmgym.traces import read_trace
-from llmgym.workload import Replay
+from llmgym.scenario import toml_writer
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load
+from llmgym.traces.readers import read_trace
 
 TTFT_MS, TPOT_MS = 2000.0, 100.0
 """Default targets: those of MLPerf Inference 5.1 for Llama-3.1-8B, server scenario. There they are 99th
@@ -91,7 +94,7 @@ class Traffic:
             ttft_ms=self.ttft_ms,
             tpot_ms=self.tpot_ms,
         )
-        return replace(self.engine, workload=one_class, name=self.trace.stem).at_load(self.load)
+        return at_load(replace(self.engine, workload=one_class, name=self.trace.stem), self.load)
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on but the policies, as JSON."""
@@ -101,7 +104,7 @@ class Traffic:
         digest = hashlib.sha256(self.trace.read_bytes()).hexdigest()
         return {
             **settings,
-            "engine": scenario_files.dumps(self.engine),
+            "engine": toml_writer.dumps(self.engine),
             "trace": {"file": self.trace.name, "sha256": digest},
             "versions": {name: metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(),

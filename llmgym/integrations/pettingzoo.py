@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from gymnasium.utils import seeding
 
+from llmgym.core.errors import LLMGymError
 from llmgym.envs.functional import EnvState
 from llmgym.envs.network import FunctionalNetwork
-from llmgym.errors import LLMGymError
 
 try:
     from pettingzoo import ParallelEnv

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
 
 try:
     from stable_baselines3.common.vec_env import VecEnv

@@ -10,18 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import dynamics, policies
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
-from llmgym.batch_time import Affine
-from llmgym.dynamics import Physics
-from llmgym.errors import LLMGymError, unknown
+from llmgym.core.errors import LLMGymError, unknown
+from llmgym.engine import dynamics
+from llmgym.engine.dynamics import Physics
+from llmgym.engine.state import State
+from llmgym.evaluation import policies
 from llmgym.evaluation.rollout import keys, policy_key, start
-from llmgym.kv_cache import KVCache
-from llmgym.prefixes import dense
-from llmgym.scenario import Engine, Scenario
-from llmgym.state import State
-from llmgym.workload import Replay
+from llmgym.scenario.batch_time import Affine
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.kv_cache import KVCache
+from llmgym.scenario.prefixes import dense
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
 
 Step = dict[str, Any]
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmgym.errors import unknown
+from llmgym.core.errors import unknown
+from llmgym.reproduce import acyclic as networks
 from llmgym.reproduce import (
     batch_limit,
     figure_1,
     figure_8,
-    memory,
-    networks,
-    policies,
     resident_cap,
     rybko_stolyar,
     theorem_2,
     work_conservation,
 )
+from llmgym.reproduce import kv_memory as memory
+from llmgym.reproduce import policy_table as policies
 from llmgym.reproduce.items import Check, Effort, Item
 
 ITEMS: dict[str, Item] = {

@@ -9,14 +9,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llmgym import baselines, scenario_files
-from llmgym.arrivals import Poisson
-from llmgym.batch_time import CODELLAMA_34B_A100
-from llmgym.errors import UnservableWarning
-from llmgym.evaluation.capacity_estimate import estimate_capacity
-from llmgym.evaluation.palette import style
+from llmgym import baselines
+from llmgym.core.errors import UnservableWarning
+from llmgym.evaluation.capacity import estimate_capacity
 from llmgym.evaluation.simulate import simulate
-from llmgym.lengths import Geometric
+from llmgym.reporting.palette import style
 from llmgym.reproduce.items import (
     CONFIDENCE,
     Check,
@@ -28,9 +25,14 @@ from llmgym.reproduce.items import (
     near,
     record,
 )
-from llmgym.scenario import Engine, Scenario
+from llmgym.scenario import library
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.batch_time import CODELLAMA_34B_A100
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.lengths import Geometric
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workload import Workload
 from llmgym.theory.region import stability_polygon
-from llmgym.workload import Workload
 
 CORNER_RUNS = {
     "sarathi-128": 50_140,
@@ -44,7 +46,7 @@ CORNER_RUNS = {
 
 def _corner(row: str) -> Data:
     policy, _, budget = row.rpartition("-")
-    scenario = scenario_files.scenario("corner-c", token_budget=int(budget))
+    scenario = library.scenario("corner-c", token_budget=int(budget))
     with warnings.catch_warnings():  # whole prompts above the budget: that they freeze is the point
         warnings.simplefilter("ignore", UnservableWarning)
         run = simulate(scenario, policy, duration_s=140, record=False)

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llmgym import baselines, scenario_files
-from llmgym.evaluation.palette import style
+from llmgym import baselines
 from llmgym.evaluation.simulate import simulate
 from llmgym.evaluation.stability import slope_of_second_half
+from llmgym.reporting.palette import style
 from llmgym.reproduce.items import (
     Check,
     Data,
@@ -24,6 +24,7 @@ from llmgym.reproduce.items import (
     sampled,
 )
 from llmgym.reproduce.theorem_2 import paper
+from llmgym.scenario import library
 from llmgym.theory.bounds import faster_transformer_capacity
 
 RATE_PER_S = 11.1
@@ -38,7 +39,7 @@ def _run(effort: Effort, policy: str) -> Data:
     if policy == "faster_transformer":  # its table is large, and there is no doubt about it
         replications = 2
         slots, duration_s = effort.pick((slots, duration_s), (slots // 2, duration_s / 2))
-    scenario = scenario_files.scenario("paper-figure-1", arrival_rate_per_s=RATE_PER_S, slots=slots)
+    scenario = library.scenario("paper-figure-1", arrival_rate_per_s=RATE_PER_S, slots=slots)
     run = simulate(
         scenario, policy, duration_s=duration_s, warmup_s=duration_s / 6, num_envs=replications,
         seed=effort.seed, record=False,

@@ -9,13 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from llmgym import baselines
-from llmgym.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, NO_ATTENTION, Affine
-from llmgym.composition import View
-from llmgym.evaluation.palette import colour
+from llmgym.engine.view import View
+from llmgym.reporting.palette import colour
 from llmgym.reproduce.items import Check, Data, Effort, Item, Picture, equal, near
 from llmgym.reproduce.watch import watch
-from llmgym.scenario import Scenario
-from llmgym.workload import Replay
+from llmgym.scenario.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, NO_ATTENTION, Affine
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
 
 NAMES = "ABCDE"
 

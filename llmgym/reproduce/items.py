@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from llmgym import agents
-from llmgym.evaluation.capacity_estimate import CapacityEstimate
+from llmgym.evaluation.capacity import CapacityEstimate
 from llmgym.evaluation.stability import Stability
 from llmgym.evaluation.statistics import mean_interval
 

@@ -7,20 +7,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from llmgym import baselines, scenario_files
-from llmgym.evaluation.capacity_estimate import estimate_capacity
-from llmgym.evaluation.palette import style
-from llmgym.reproduce.items import (
-    CONFIDENCE,
-    Check,
-    Data,
-    Effort,
-    Item,
-    Picture,
-    at_least,
-    record,
-)
-from llmgym.scenario import Scenario
+from llmgym import baselines
+from llmgym.evaluation.capacity import estimate_capacity
+from llmgym.reporting.palette import style
+from llmgym.reproduce.items import CONFIDENCE, Check, Data, Effort, Item, Picture, at_least, record
+from llmgym.scenario import library
+from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import capacity
 
 TABLE = {
@@ -47,7 +39,7 @@ QUICK_CAP = 100
 
 def capped(most: int) -> Scenario:
     """The scenario ``capped`` with another cap, and room for large batches."""
-    found: Scenario = scenario_files.scenario("capped", max_num_seqs=most, token_budget=1024)
+    found: Scenario = library.scenario("capped", max_num_seqs=most, token_budget=1024)
     return found
 
 

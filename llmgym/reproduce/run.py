@@ -15,7 +15,7 @@ import jax
 from rich.table import Table
 
 from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, read_result, slug
-from llmgym.evaluation.report import simple_table
+from llmgym.reporting.benchmark_report import simple_table
 from llmgym.reproduce.items import FAIL, Check, Data, Effort, Item, verdict_of
 
 MARKS = {"pass": "[green]pass[/green]", "fail": "[bold red]FAIL[/bold red]", "skipped": "skipped"}

@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.signal import find_peaks
 
-from llmgym import scenario_files
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import slope_of_second_half
 from llmgym.reproduce.items import (
@@ -32,7 +31,9 @@ from llmgym.reproduce.items import (
     near,
     sampled,
 )
-from llmgym.theory.networks import virtual_station
+from llmgym.scenario import library
+from llmgym.theory.capacity import at_load
+from llmgym.theory.queueing_networks import virtual_station
 
 NETWORKS = {"exit": "rybko-stolyar", "entry": "rybko-stolyar-reversed"}
 """Which class is put first: the one that exits there (bad), or the one that enters (good)."""
@@ -65,8 +66,8 @@ def tokens_over_time(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def _at_rho(effort: Effort, priority: str) -> Data:
     slots = effort.pick(8192, 4096) if priority == "exit" else SLOTS  # it must hold every job
-    base = replace(scenario_files.scenario(NETWORKS[priority]), slots=slots)
-    scenario, horizon_ms = base.at_load(RHO), effort.pick(HORIZON_MS, QUICK_HORIZON_MS)
+    base = replace(library.scenario(NETWORKS[priority]), slots=slots)
+    scenario, horizon_ms = at_load(base, RHO), effort.pick(HORIZON_MS, QUICK_HORIZON_MS)
     run = simulate(
         scenario, "priority", duration_s=horizon_ms / 1000, num_envs=effort.pick(8, 4),
         seed=effort.seed, record=False,
@@ -93,13 +94,13 @@ def _at_rho(effort: Effort, priority: str) -> Data:
 
 def _sweep(effort: Effort, rhos: tuple[float, ...]) -> Data:
     """Peaks of a backlog of 200 jobs a type, one a second: the last over the first, for each seed."""
-    base = replace(scenario_files.scenario("rybko-stolyar"), slots=SLOTS)
+    base = replace(library.scenario("rybko-stolyar"), slots=SLOTS)
     critical = virtual_station(base)
     assert critical is not None
     found: Data = {"critical_rho": critical.critical_load, "dropped": 0, "ratio": {}}
     for rho in rhos:
         run = simulate(
-            base.at_load(rho), "priority", duration_s=WINDOWS, burst=BURST,
+            at_load(base, rho), "priority", duration_s=WINDOWS, burst=BURST,
             num_envs=4, seed=effort.seed, record=False,
         )  # fmt: skip
         time, tokens = tokens_over_time(run)

@@ -9,11 +9,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llmgym import baselines, policies, scenario_files
-from llmgym.evaluation.capacity_estimate import estimate_capacity
-from llmgym.evaluation.palette import style
+from llmgym import baselines
+from llmgym.evaluation import policies
+from llmgym.evaluation.capacity import estimate_capacity
 from llmgym.evaluation.simulate import simulate
 from llmgym.evaluation.stability import slope_of_second_half
+from llmgym.reporting.palette import style
 from llmgym.reproduce.items import (
     CONFIDENCE,
     Check,
@@ -27,13 +28,15 @@ from llmgym.reproduce.items import (
     near,
     record,
 )
-from llmgym.scenario import Scenario
+from llmgym.scenario import library
+from llmgym.scenario.scenario import Scenario
 from llmgym.theory.bounds import (
     faster_transformer_capacity,
     fluid_growth,
     rate_bound,
     theorem2_capacity,
 )
+from llmgym.theory.capacity import at_load
 
 LOADS = (0.9, 1.0, 1.1, 1.2, 1.4)
 PUBLISHED_GROWTH = {1.1: 0.334, 1.2: 0.669, 1.4: 1.337}
@@ -44,7 +47,7 @@ WORK_CONSERVING = ("sarathi", "orca")
 
 def _growth(effort: Effort, policy: str, load: float) -> Data:
     """Growth of the unprocessed tokens in every replication, and the path of the first."""
-    scenario = replace(scenario_files.scenario("theorem-2"), slots=4096).at_load(load)
+    scenario = at_load(replace(library.scenario("theorem-2"), slots=4096), load)
     run = simulate(
         scenario,
         policy,
@@ -150,7 +153,7 @@ theorem_2 = Item(
 
 def _bound(effort: Effort, names: tuple[str, ...]) -> Data:
     """Slack of the rate bound, tokens: the least over all replications of a run at load 1.2."""
-    base = scenario_files.scenario("paper-figure-1", slots=1024)
+    base = library.scenario("paper-figure-1", slots=1024)
     scenario = replace(base, lengths_known=True, service_weights=(1, 2))
     slack = {}
     for name in names:
@@ -184,7 +187,7 @@ rate_bound_item = Item(
 
 def paper() -> Scenario:
     """The engine of Figure 1, (129, 112) tokens, budget 512."""
-    found: Scenario = scenario_files.scenario("paper-figure-1")
+    found: Scenario = library.scenario("paper-figure-1")
     return found
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from llmgym import model
-from llmgym.composition import View
+from llmgym.engine import model
+from llmgym.engine.view import View
 from llmgym.evaluation import rollout
-from llmgym.policies import compose
-from llmgym.scenario import Scenario
+from llmgym.evaluation.policies import compose
+from llmgym.scenario.scenario import Scenario
 
 Look = Callable[[View, Any], dict[str, jax.Array]]
 """Given the view before the batch and what the step says of it (``StepInfo``), what is to be kept."""

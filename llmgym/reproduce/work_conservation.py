@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym import baselines, scenario_files
-from llmgym.batch_time import CODELLAMA_34B_A100
-from llmgym.composition import View
+from llmgym import baselines
+from llmgym.engine.view import View
 from llmgym.reproduce.items import Check, Data, Effort, Item, at_least, equal, near
 from llmgym.reproduce.watch import watch
-from llmgym.scenario import Scenario
-from llmgym.workload import Replay
+from llmgym.scenario import library
+from llmgym.scenario.batch_time import CODELLAMA_34B_A100
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.theory.capacity import at_load
 
 
 def look(view: View, info: Any) -> dict[str, jax.Array]:
@@ -28,7 +30,7 @@ def look(view: View, info: Any) -> dict[str, jax.Array]:
 
 def _random_load(effort: Effort, policy: str) -> Data:
     """How often a batch held less than it had to, under random lengths at load 0.9."""
-    scenario = scenario_files.scenario("geometric").at_load(0.9)
+    scenario = at_load(library.scenario("geometric"), 0.9)
     steps = effort.pick(20_000, 3_000)
     whole = not baselines.POLICIES[policy].work_conserving  # long prompts would freeze these two
     rule = baselines.make(policy, **({"prompts": "split"} if whole else {}))

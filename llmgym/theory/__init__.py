@@ -13,7 +13,7 @@ from llmgym.theory.bounds import (
 )
 from llmgym.theory.capacity import Capacity, EngineLoad, TimeShare, capacity
 from llmgym.theory.flow_control import FlowControl, flow_control, mean_waiting
-from llmgym.theory.networks import (
+from llmgym.theory.queueing_networks import (
     CyclicRoutingWarning,
     VirtualStation,
     check_routing,

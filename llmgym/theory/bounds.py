@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmgym.batch_time import Staircase
-from llmgym.errors import LLMGymError, check_number
-from llmgym.scenario import Engine, Scenario
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.scenario.batch_time import Staircase
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import batch_ms
 
 

@@ -14,10 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linprog
 
-from llmgym.errors import LLMGymError
-from llmgym.scenario import Engine, Scenario, as_scenario
-from llmgym.theory.memory import share_with_output, token_iterations, unshared
-from llmgym.workload import JobType, Replay
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.library import as_scenario
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workload import JobType
+from llmgym.theory.kv_memory import share_with_output, token_iterations, unshared
 
 
 class TimeShare(NamedTuple):
@@ -104,13 +107,13 @@ def capacity(scenario: Scenario | str) -> Capacity:
 
     KV memory of M tokens adds the row theta*E[g] <= M*sum s/t_b in the same way, with g the
     token-iterations of a request whose prompt goes in as few chunks as the budget allows
-    (:mod:`llmgym.theory.memory`): the token bound and the memory bound, solved together. Preemption
+    (:mod:`llmgym.theory.kv_memory`): the token bound and the memory bound, solved together. Preemption
     wastes work, which the row leaves out. With prefix caching prompts count without what others had
     before: the limit is that of a memory which never forgets. Where a prompt's end yields the first
     output token, one decode token less is demanded. A batch time that depends on the context counts
     as without any, so the limit is optimistic for such an engine.
 
-    Below this rate *some* policy is stable; see :mod:`llmgym.theory.networks` for whether all
+    Below this rate *some* policy is stable; see :mod:`llmgym.theory.queueing_networks` for whether all
     work-conserving ones are.
 
     Raises:
@@ -130,6 +133,15 @@ def capacity(scenario: Scenario | str) -> Capacity:
         compositions=shares,
         engines=loads,
     )
+
+
+def at_load(scenario: Scenario | str, load: float | None) -> Scenario:
+    """The scenario with arrivals at a fraction ``load`` of its capacity; unchanged where it is None."""
+    scenario = as_scenario(scenario)
+    if load is None:
+        return scenario
+    check_number("load", load, above=0)
+    return scenario.at_rate(load * capacity(scenario).requests_per_s)
 
 
 def mean_work(scenario: Scenario) -> float:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import lambertw
 
-from llmgym.batch_time import NO_ATTENTION, Attention
-from llmgym.errors import LLMGymError, check_number
-from llmgym.lengths import Fixed
-from llmgym.scenario import Engine, Scenario
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.scenario.batch_time import NO_ATTENTION, Attention
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.lengths import Fixed
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workload import JobType
 from llmgym.theory.capacity import batch_ms
-from llmgym.workload import JobType
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from llmgym import LLMGymError
 from llmgym.agents.budgets import URGENT, BudgetChoice
 from llmgym.agents.checkpoint import policy_of
 from llmgym.baselines import make
-from llmgym.composition import View
-from llmgym.kv_cache import KVCache
+from llmgym.engine.view import View
+from llmgym.scenario.kv_cache import KVCache
 
 BASE = "vllm_v1_priority"
 SCENARIO = llmgym.scenario(

@@ -15,14 +15,17 @@ import pytest
 from scipy import stats
 
 import llmgym
-from llmgym import Fixed, Geometric, Poisson, Scenario, Staircase, cli, scenario_files
+from llmgym import Fixed, Geometric, Poisson, Scenario, Staircase
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.agents.dynamic_programming import solve
 from llmgym.agents.optimality import optimality_gap, optimality_gaps
 from llmgym.agents.optimum import DynamicProgram, Optimum, load, save
-from llmgym.arrivals import MMPP
-from llmgym.errors import LLMGymError
-from llmgym.workload import JobType, Stage
+from llmgym.cli import main as cli
+from llmgym.core.errors import LLMGymError
+from llmgym.scenario import toml_writer
+from llmgym.scenario.arrivals import MMPP
+from llmgym.scenario.stage import Stage
+from llmgym.scenario.workload import JobType
 
 
 def engine(
@@ -232,7 +235,7 @@ def test_bad_arguments_are_refused() -> None:
 
 def test_the_command_gives_the_bracket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "engine.toml"
-    scenario_files.save(small(), path)
+    toml_writer.save(small(), path)
     arguments = ["optimum", "-s", str(path), "--residues", "0", "--num-envs", "64", "--json"]
     cli.app([*arguments, "--duration-s", "20", "--out", str(tmp_path)], standalone_mode=False)
     (row,) = json.loads(capsys.readouterr().out)

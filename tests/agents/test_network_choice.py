@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import LLMGymError, agents, baselines, model
+from llmgym import LLMGymError, agents, baselines
 from llmgym.agents import checkpoint
 from llmgym.agents import training as trainings
 from llmgym.agents.network_choice import NetworkChoice, jobs_arrived, left_in_network
-from llmgym.agents.networks import init_mlp
+from llmgym.agents.neural import init_mlp
 from llmgym.agents.ppo import PPO
 from llmgym.agents.training import Training, network_size
+from llmgym.engine import model
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled
+from llmgym.theory.capacity import at_load
 
-SCENARIO = llmgym.scenario("rybko-stolyar", slots=320).at_load(0.9)
+SCENARIO = at_load(llmgym.scenario("rybko-stolyar", slots=320), 0.9)
 CHOICE = NetworkChoice(decode_weight=0.05)
 ENVS = 4
 

@@ -10,9 +10,10 @@ from scipy.sparse.linalg import spsolve
 import llmgym
 from llmgym import Engine, Geometric, Poisson, Scenario, Staircase
 from llmgym.agents.ppo import PPO
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.training import Training, train
-from llmgym.workload import JobType, Stage
+from llmgym.scenario.stage import Stage
+from llmgym.scenario.workload import JobType
 
 RATE, OUTPUT, C, A, TILE, TILES = 13.0, 3, 10.0, 20.0, 2, 2
 MOST = 30

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import LLMGymError, model
+from llmgym import LLMGymError
 from llmgym.agents import checkpoint, ppo
 from llmgym.agents import training as trainings
 from llmgym.agents.ppo import PPO, Experience
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.training import Training
 from llmgym.baselines import make
+from llmgym.engine import model
 from llmgym.envs.rewards import ServiceLevels, Transition, holding_cost, tardiness
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled
-from llmgym.kv_cache import KVCache
+from llmgym.scenario.kv_cache import KVCache
 
 
 def test_advantages_equal_a_loop_in_numpy() -> None:
@@ -232,7 +233,7 @@ def test_a_checkpoint_holds_the_policy_and_where_it_comes_from(
     assert loaded == policy and hash(loaded) == hash(policy)
     assert loaded.choice == SMALL.choice and loaded.label == "agent-0"
     assert loaded.header["seed"] == 0 and loaded.header["iterations"] == 10
-    assert llmgym.policies.resolve(str(tmp_path / "agent-0.npz")) is loaded
+    assert llmgym.evaluation.policies.resolve(str(tmp_path / "agent-0.npz")) is loaded
     with np.load(tmp_path / "agent-0.npz", allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
     curve = np.genfromtxt(tmp_path / "curve-0.csv", delimiter=",", names=True)

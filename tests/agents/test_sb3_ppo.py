@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import LLMGymError, agents, model
+from llmgym import LLMGymError, agents
+from llmgym.engine import model
+from llmgym.theory.capacity import at_load
 
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("sb3_contrib")
@@ -19,9 +21,9 @@ pytest.importorskip("sb3_contrib")
 from stable_baselines3.common.callbacks import BaseCallback
 
 from llmgym.agents import sb3_ppo
-from llmgym.agents.networks import nearest_choice
+from llmgym.agents.neural import nearest_choice
 from llmgym.agents.sb3_worlds import Worlds
-from llmgym.agents.tiles import TileChoice
+from llmgym.agents.tile_choice import TileChoice
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -208,7 +210,7 @@ def test_what_is_refused() -> None:
 
 @pytest.mark.slow
 def test_split_actions_train_under_a_cap() -> None:
-    capped = llmgym.scenario("capped", slots=128).at_load(0.8)
+    capped = at_load(llmgym.scenario("capped", slots=128), 0.8)
     for algorithm in ("ppo", "maskable-ppo"):
         learned = sb3_ppo.train(capped, algorithm, action="split", **TINY | PPO)
         policy = sb3_ppo.policy_of(learned)

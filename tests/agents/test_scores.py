@@ -16,13 +16,13 @@ import views
 import llmgym
 from llmgym import LLMGymError, agents
 from llmgym.agents.checkpoint import policy_of, save_agent
-from llmgym.agents.networks import log_probs
+from llmgym.agents.neural import log_probs
 from llmgym.agents.ppo import PPO
 from llmgym.agents.scores import REQUEST_FEATURES, ScoreChoice
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.training import Training, train
 from llmgym.baselines import make
-from llmgym.composition import View
+from llmgym.engine.view import View
 
 ENVS, STEPS, SLOTS = 4, 60, 64
 CHOICE = ScoreChoice(tiles=1, requests=SLOTS, guard=None)

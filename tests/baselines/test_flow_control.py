@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from views import Slot, batch, decoding, show, tokens, waiting
 
 import llmgym
-from llmgym import baselines, dynamics
+from llmgym import baselines
 from llmgym.baselines.flow_control import _due
-from llmgym.composition import Batch, clip
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
+from llmgym.engine import dynamics
+from llmgym.engine.fill import clip
+from llmgym.engine.view import Batch
 from llmgym.evaluation import rollout
-from llmgym.kv_cache import KVCache
-from llmgym.policies import compose
+from llmgym.evaluation.policies import compose
+from llmgym.scenario.kv_cache import KVCache
 from llmgym.theory import flow_control, mean_waiting
 
 LINE = [

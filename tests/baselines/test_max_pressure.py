@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import baselines, dynamics
-from llmgym.composition import Batch, View
-from llmgym.errors import LLMGymError
+from llmgym import baselines
+from llmgym.core.errors import LLMGymError
+from llmgym.engine import dynamics
+from llmgym.engine.view import Batch, View
 from llmgym.evaluation import rollout
+from llmgym.theory.capacity import at_load
 
 CHAT = llmgym.Workload(llmgym.Poisson(6), llmgym.Geometric(100), llmgym.Geometric(80), name="chat")
 DIGEST = llmgym.Workload(
@@ -22,7 +24,7 @@ DIGEST = llmgym.Workload(
 
 def states(policy: baselines.Policy, **settings: object) -> Iterator[tuple[jax.Array, View]]:
     """What the policy sees every few steps of a run near capacity."""
-    scenario = llmgym.scenario("paper-figure-1", workload=(CHAT, DIGEST), **settings).at_load(0.97)
+    scenario = at_load(llmgym.scenario("paper-figure-1", workload=(CHAT, DIGEST), **settings), 0.97)
     physics, keys = dynamics.lower(scenario), rollout.keys(0, 16)
     state = rollout.start(physics, keys)
     for _ in range(12):

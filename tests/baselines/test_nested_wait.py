@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from views import KEY, Slot, decoding, paused, show, tokens, waiting
 
 from llmgym import baselines
-from llmgym.composition import View
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
+from llmgym.engine.view import View
 
 # Segments of 4 and 3 stages with work 4 and 1.5: of 11 requests L = (8, 3) and n = (2, 1).
 RULE: dict[str, Any] = {"cuts": (3, 6), "reach": (1.0, 0.5), "limit": 11}

@@ -16,14 +16,16 @@ from recording import start, trace
 from workloads import MIXED, POLICIES, random_workload, reference_engine
 
 import llmgym
-from llmgym import agents, baselines, dynamics, policies
-from llmgym.batch_time import CODELLAMA_34B_A100, Affine
-from llmgym.composition import Batch, View
-from llmgym.errors import LLMGymError, UnservableWarning
+from llmgym import agents, baselines
+from llmgym.core.errors import LLMGymError, UnservableWarning
+from llmgym.engine import dynamics
+from llmgym.engine.view import Batch, View
+from llmgym.evaluation import policies
 from llmgym.evaluation.rollout import keys
 from llmgym.evaluation.simulate import simulate
-from llmgym.scenario import Scenario
-from llmgym.workload import Replay
+from llmgym.scenario.batch_time import CODELLAMA_34B_A100, Affine
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
 
 STEPS, ENVS, SEEDS = 96, 3, 6
 

@@ -15,14 +15,17 @@ from request_classes import one_class
 from views import Slot, decoding, paused, show, tokens, waiting
 
 import llmgym
-from llmgym import baselines, dynamics, policies
+from llmgym import baselines
 from llmgym.baselines.exclusive_batching import theta_0
-from llmgym.batch_time import Roofline
-from llmgym.composition import Batch, View, clip
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
+from llmgym.engine import dynamics
+from llmgym.engine.fill import clip
+from llmgym.engine.view import Batch, Memory, View
+from llmgym.evaluation import policies
 from llmgym.evaluation.rollout import keys
-from llmgym.kv_cache import KVCache, Memory
-from llmgym.workload import Replay
+from llmgym.scenario.batch_time import Roofline
+from llmgym.scenario.kv_cache import KVCache
+from llmgym.scenario.replay import Replay
 
 NAMES = (
     "slai",

@@ -18,13 +18,15 @@ from reference import Engine, Plan, Request, Simulator
 from workloads import reference_engine
 
 import llmgym
-from llmgym import Affine, JobType, LLMGymError, Poisson, Stage, Uniform, baselines, dynamics, model
-from llmgym import fairness as counting
-from llmgym.evaluation.fairness import bound, service_gap
+from llmgym import Affine, JobType, LLMGymError, Poisson, Stage, Uniform, baselines
+from llmgym.engine import dynamics, model
+from llmgym.engine import service as counting
+from llmgym.engine.service import MOST_SERVICE, Service
+from llmgym.engine.state import Counters
+from llmgym.evaluation.metrics.fairness import bound, service_gap
 from llmgym.evaluation.rollout import keys
-from llmgym.fairness import MOST_SERVICE, Counters, Service
-from llmgym.kv_cache import KVCache
-from llmgym.scenario import Scenario
+from llmgym.scenario.kv_cache import KVCache
+from llmgym.scenario.scenario import Scenario
 
 STEPS, ENVS = 400, 3
 PROMPTS, OUTPUTS = 24, 8

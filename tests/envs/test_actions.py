@@ -13,8 +13,9 @@ import pytest
 from env_samples import ACTION_SETTINGS, ACTIONS, SCENARIO, random_masked, random_queues
 
 from llmgym import JobType, Poisson, Stage, baselines
-from llmgym.composition import Batch, View, clip
-from llmgym.envs.actions import make_encoding
+from llmgym.engine.fill import clip
+from llmgym.engine.view import Batch, View
+from llmgym.envs.interface.actions import make_encoding
 
 SLOTS, CASES = 24, 400
 

@@ -11,8 +11,8 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import llmgym
-from llmgym.envs.network_rendering import NetworkRenderer
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
+from llmgym.envs.rendering.network import NetworkRenderer
 
 SLOW = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings("error")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from env_samples import SCENARIO, random_queues, single_env
 
-from llmgym import JobType, LLMGymError, Poisson, Stage, dynamics
-from llmgym.envs.observations import Observation
+from llmgym import JobType, LLMGymError, Poisson, Stage
+from llmgym.engine import dynamics
+from llmgym.envs.interface.observations import Observation
+from llmgym.theory.capacity import at_load
 
 TWO_CLASSES = SCENARIO.override(
     max_num_seqs=12,
@@ -103,7 +105,7 @@ def test_the_environment_shows_the_named_vector() -> None:
 
 def test_bounds_hold_in_overload_and_the_arrival_rate_is_found() -> None:
     env = single_env("tiles")
-    scenario = SCENARIO.at_load(1.5)
+    scenario = at_load(SCENARIO, 1.5)
     params, space = dynamics.lower(scenario), env.observation_space
     rate = env.core.observation.names.index("arrival_rate")
     state, estimates = env._init(jax.random.key(1, impl="threefry2x32"), params), []

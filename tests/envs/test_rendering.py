@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from env_samples import SCENARIO, settings, single_env
 
-from llmgym.envs.picture import DECODE, PREFILL
-from llmgym.envs.rendering import Frame, Ran, Renderer, round_up, text_panel
+from llmgym.envs.rendering.picture import DECODE, PREFILL
+from llmgym.envs.rendering.renderer import Renderer
+from llmgym.envs.rendering.text import Frame, Ran, round_up, text_panel
 
 
 def frame(**changes: Any) -> Frame:

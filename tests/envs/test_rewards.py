@@ -17,7 +17,7 @@ from llmgym import JobType, LLMGymError, Poisson, Replay, Stage
 from llmgym.envs.functional import EnvState, FunctionalEngine
 from llmgym.envs.rewards import ServiceLevels, Transition, _lateness, make_reward
 from llmgym.evaluation.rollout import keys
-from llmgym.scenario import Scenario
+from llmgym.scenario.scenario import Scenario
 
 TTFT, TPOT = 80.0, 60.0  # ms; full batches take 85 ms, so a request can come and expire within one
 OVERLOADED = SCENARIO.override(

@@ -10,10 +10,11 @@ import pytest
 from html_pages import check_self_contained
 
 import llmgym
-from llmgym import policies
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
 from llmgym.evaluation import benchmark as benchmarks
-from llmgym.evaluation import benchmark_page, report
+from llmgym.evaluation import policies
+from llmgym.reporting import benchmark_page
+from llmgym.reporting import benchmark_report as report
 
 SMALL: dict[str, Any] = {
     "loads": (0.5,),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import baselines, dynamics
+from llmgym import baselines
+from llmgym.engine import dynamics
 
 FIGURE_8 = llmgym.Replay(
     # A, B and C decode already; D then E arrive during the first batch.

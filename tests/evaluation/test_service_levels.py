@@ -16,15 +16,15 @@ from workloads import reference_engine
 
 import llmgym
 from llmgym import Affine, JobType, LLMGymError, Poisson, Replay, Stage, Tenant
-from llmgym.evaluation import service_tables
 from llmgym.evaluation.benchmark import Benchmark
-from llmgym.evaluation.report import rows, tables
-from llmgym.evaluation.service_levels import service_levels, verdicts
+from llmgym.evaluation.metrics.service_levels import service_levels, verdicts
 from llmgym.evaluation.simulate import Run
-from llmgym.scenario import Scenario
-from llmgym.scenario_files import dumps, loads
-from llmgym.tenants import target_ticks
-from llmgym.traces import read_trace
+from llmgym.reporting import service_tables
+from llmgym.reporting.benchmark_report import rows, tables
+from llmgym.scenario.request_class import target_ticks
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.toml_reader import dumps, loads
+from llmgym.traces.readers import read_trace
 
 DURATION_S, WARMUP_S = 16.0, 4.0
 TENANTS = (

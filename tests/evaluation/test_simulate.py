@@ -13,7 +13,7 @@ import pytest
 
 import llmgym
 from llmgym import Affine, LLMGymError, Replay, Run, Scenario, Workload, baselines, simulate
-from llmgym.composition import Batch, View
+from llmgym.engine.view import Batch, View
 
 FIGURE_8 = [
     ("vllm", 4, "ABCd | DEp | ABCDd | BCEd | Bd"),

@@ -9,15 +9,12 @@ import pytest
 
 import llmgym
 from llmgym import baselines
-from llmgym.errors import LLMGymError
-from llmgym.evaluation.capacity_estimate import estimate_capacity
+from llmgym.core.errors import LLMGymError
+from llmgym.evaluation.capacity import estimate_capacity
 from llmgym.evaluation.stability import stability, trend
 from llmgym.evaluation.statistics import mean_interval
-from llmgym.theory.bounds import (
-    faster_transformer_capacity,
-    fluid_growth,
-    pollaczek_khinchine,
-)
+from llmgym.theory.bounds import faster_transformer_capacity, fluid_growth, pollaczek_khinchine
+from llmgym.theory.capacity import at_load
 
 FIGURE_1 = llmgym.scenario("paper-figure-1")
 
@@ -93,7 +90,7 @@ def test_a_table_that_drops_is_never_called_stable() -> None:
 @pytest.mark.parametrize("load", [0.9, 1.0, 1.1, 1.2, 1.4])
 def test_theorem_2_growth(policy: str, load: float) -> None:
     # science: 0, 0, 0.334, 0.669, 1.337 tokens/ms; the last three are the fluid line.
-    scenario = replace(llmgym.scenario("theorem-2"), slots=4096).at_load(load)
+    scenario = at_load(replace(llmgym.scenario("theorem-2"), slots=4096), load)
     expected = fluid_growth(scenario, scenario.arrival_rate_per_s) if load > 1 else 0.0
     found = trend(scenario, baselines.make(policy), 220.0, 16).growth
     assert abs(found.mean() - expected) < 4 * found.std(ddof=1) / np.sqrt(found.size)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import llmgym
-from llmgym import cli
-from llmgym.errors import LLMGymError
-from llmgym.evaluation import benchmark, traffic, traffic_tables
-from llmgym.kv_cache import KVCache
-from llmgym.scenario_files import save
+from llmgym.cli import main as cli
+from llmgym.core.errors import LLMGymError
+from llmgym.evaluation import benchmark, traffic
+from llmgym.reporting import traffic_tables
+from llmgym.scenario.kv_cache import KVCache
+from llmgym.scenario.toml_writer import save
 
 POLICIES = ("vllm", "srpt", "idle")
 
@@ -71,7 +72,7 @@ def test_every_policy_gets_what_it_asks_for(trace: Path, first: tuple[Path, list
 
 def test_the_numbers_are_those_of_simulate(trace: Path, first: tuple[Path, list[Any]]) -> None:
     record = first[1][0]
-    read = llmgym.traces.read_trace(trace)
+    read = llmgym.traces.readers.read_trace(trace)
     workload = replace(read, ttft_ms=25.0, tpot_ms=50.0)
     scenario = replace(engine(), workload=workload)
     policy = llmgym.baselines.make("vllm", prompts="split")
@@ -158,7 +159,9 @@ def test_unknown_policies(trace: Path, tmp_path: Path) -> None:
 
 
 def test_a_benchmark_names_what_never_fits(trace: Path) -> None:
-    scenario = engine(workload=llmgym.traces.read_trace(trace)).override(kv_cache=KVCache(6, 16))
+    scenario = engine(workload=llmgym.traces.readers.read_trace(trace)).override(
+        kv_cache=KVCache(6, 16)
+    )
     with pytest.raises(LLMGymError, match="and 2 more never fit into KV memory, which holds 96"):
         benchmark.servable(("sarathi",), scenario)
 

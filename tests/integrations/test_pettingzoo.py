@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
 from llmgym.integrations.pettingzoo import NetworkParallelEnv
 
 

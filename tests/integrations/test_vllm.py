@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import vllm_reference
 
-from llmgym.errors import LLMGymError
+from llmgym.core.errors import LLMGymError
 from llmgym.integrations.vllm import schedule
 
 REQUESTS = 10

@@ -14,9 +14,10 @@ from commands import run
 from html_pages import check_self_contained
 
 from llmgym import reproduce
-from llmgym.errors import LLMGymError
-from llmgym.evaluation.palette import STYLES, style
-from llmgym.reproduce import items, report
+from llmgym.core.errors import LLMGymError
+from llmgym.reporting.palette import STYLES, style
+from llmgym.reproduce import items
+from llmgym.reproduce import page as report
 from llmgym.reproduce import run as running
 from llmgym.reproduce.items import Data, Effort, Item, Picture
 

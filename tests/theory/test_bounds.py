@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmgym.arrivals import Poisson
-from llmgym.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, Affine, Staircase
-from llmgym.errors import LLMGymError
-from llmgym.scenario import Engine, Scenario
+from llmgym.core.errors import LLMGymError
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, Affine, Staircase
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workload import Workload
 from llmgym.theory import (
     best_sarathi_under_cap,
     capacity,
@@ -20,7 +22,6 @@ from llmgym.theory import (
     resident_cap_rate,
     theorem2_capacity,
 )
-from llmgym.workload import Workload
 
 ENGINE = Engine(CODELLAMA_34B_A100, 512)
 

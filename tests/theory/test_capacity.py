@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from llmgym import scenario_files
-from llmgym.arrivals import Poisson
-from llmgym.batch_time import (
+from llmgym.core.errors import LLMGymError
+from llmgym.scenario import library
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.batch_time import (
     CODELLAMA_34B_A100,
     LLAMA_3_70B,
     Affine,
@@ -19,11 +20,14 @@ from llmgym.batch_time import (
     Hinge,
     Staircase,
 )
-from llmgym.errors import LLMGymError
-from llmgym.lengths import Geometric
-from llmgym.scenario import Engine, Scenario
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.lengths import Geometric
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.stage import Paired, Stage
+from llmgym.scenario.workload import JobType, Workload
 from llmgym.theory import capacity
-from llmgym.workload import JobType, Paired, Replay, Stage, Workload
+from llmgym.theory.capacity import at_load
 
 
 def scenario(
@@ -203,7 +207,7 @@ def test_several_job_types_count_by_their_rates():
 
 def test_load_factor_is_one_at_the_capacity():
     s = scenario()
-    assert capacity(s.at_load(0.7)).load_factor == pytest.approx(0.7, rel=1e-9)
+    assert capacity(at_load(s, 0.7)).load_factor == pytest.approx(0.7, rel=1e-9)
     assert capacity(s.at_rate(capacity(s).requests_per_s)).load_factor == pytest.approx(1)
 
 
@@ -245,6 +249,6 @@ def test_batch_times_that_are_not_positive_are_refused():
 
 
 def test_a_scenario_may_be_named() -> None:
-    assert capacity("theorem-2") == capacity(scenario_files.scenario("theorem-2"))
+    assert capacity("theorem-2") == capacity(library.scenario("theorem-2"))
     with pytest.raises(LLMGymError, match="Did you mean 'theorem-2'"):
         capacity("theorem-3")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import poisson
 
 import llmgym
-from llmgym.errors import LLMGymError
-from llmgym.kv_cache import KVCache
+from llmgym.core.errors import LLMGymError
+from llmgym.scenario.kv_cache import KVCache
 from llmgym.theory import flow_control, mean_waiting
-from llmgym.theory.memory import token_iterations
+from llmgym.theory.kv_memory import token_iterations
 
 INSIDE = llmgym.scenario("flow-control")
 
@@ -111,7 +111,9 @@ def with_lengths(prompt: Any) -> llmgym.Scenario:
         ),
         (lambda: flow_control(engine(batch_time=llmgym.Affine(20, 0.1))), "from 20.1 to 122.4 ms"),
         (
-            lambda: flow_control(engine(batch_time=llmgym.batch_time.Roofline(20, 0, 0, 1.0))),
+            lambda: flow_control(
+                engine(batch_time=llmgym.scenario.batch_time.Roofline(20, 0, 0, 1.0))
+            ),
             "from 20 to 1020 ms",
         ),
         (lambda: flow_control(INSIDE, (4, 4)), "2 entries, and the scenario has 3 classes"),

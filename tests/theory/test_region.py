@@ -7,12 +7,21 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llmgym.arrivals import Poisson
-from llmgym.batch_time import CODELLAMA_34B_A100, LLAMA_3_70B, Affine, BatchTime, Hinge, Staircase
-from llmgym.errors import LLMGymError
-from llmgym.scenario import Engine, Scenario
+from llmgym.core.errors import LLMGymError
+from llmgym.scenario.arrivals import Poisson
+from llmgym.scenario.batch_time import (
+    CODELLAMA_34B_A100,
+    LLAMA_3_70B,
+    Affine,
+    BatchTime,
+    Hinge,
+    Staircase,
+)
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workload import Workload
 from llmgym.theory import capacity, stability_polygon, staircase_corners
-from llmgym.workload import Replay, Workload
 
 PUBLISHED = Engine(CODELLAMA_34B_A100, 1024, max_num_seqs=100)
 CORNERS = [(3.4707, 0), (3.1352, 0.3355), (0.6203, 2.1176), (0, 2.1390)]

@@ -1,0 +1,1 @@
+"""Batch times fitted to measurements, and simulations held against recorded runs."""

@@ -1,0 +1,117 @@
+"""What the commands share: options, scenarios from options, progress bars, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from llmgym.core.errors import LLMGymError
+from llmgym.evaluation.policies import value_of
+
+console = Console()
+messages = Console(stderr=True)
+
+ScenarioName = Annotated[
+    str, typer.Option("--scenario", "-s", help="A named scenario, or a TOML file.")
+]
+Load = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the LP capacity; by default the scenario's own rate."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
+Window = Annotated[
+    str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
+]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Measurements side by side, each in a process of its own.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: token_budget=1024. Repeatable."),
+]
+
+
+def scenario(
+    name: str, settings: list[str] | None, trace: Path | None, window: str | None = None
+) -> Any:
+    """The scenario that the options describe."""
+    from llmgym.scenario import library
+
+    changes: dict[str, Any] = {}
+    for pair in settings or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LLMGymError(f"--set {pair}: write name=value.")
+        changes[key.strip()] = parse(value.strip())
+    if window is not None and trace is None:
+        raise LLMGymError("--window is a part of a trace; name the file with --trace.")
+    if trace is not None:
+        changes |= {"workload": read_replay(trace, window), "name": trace.stem}
+        changes.setdefault("token_budget", 2048)
+        changes.setdefault("slots", 2048)
+    return library.scenario(name, **changes)
+
+
+def read_replay(trace: Path, window: str | None) -> Any:
+    """The requests of a trace, or of a part of it."""
+    from llmgym.traces.readers import read_trace
+
+    replay = read_trace(trace)
+    return replay if window is None else replay.window(*window_of(window))
+
+
+def window_of(text: str) -> tuple[float, float]:
+    """START:END in seconds."""
+    start, _, end = text.partition(":")
+    try:
+        return float(start), float(end)
+    except ValueError:
+        raise LLMGymError(f"--window {text}: write START:END in seconds, such as 60:120.") from None
+
+
+def parse(text: str) -> Any:
+    """A setting: a number, true, false, none, the text itself, or several with commas between."""
+    if "," in text:
+        return tuple(parse(part.strip()) for part in text.split(","))
+    return value_of(text)
+
+
+def bar(quiet: bool, steps: bool = False) -> Progress:
+    """A progress bar on standard error; ``steps`` shows how many of how many."""
+    counter = [MofNCompleteColumn()] if steps else []
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counter,
+        TimeElapsedColumn(),
+        console=messages,
+        disable=quiet,
+        transient=True,
+    )
+
+
+@contextmanager
+def counter(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar that counts measurements: the function to call with those done, those in all, and a label."""
+    with bar(quiet, steps=True) as shown:
+        task = shown.add_task("starting", total=None)
+
+        def progress(done: int, total: int, label: str) -> None:
+            shown.update(task, completed=done, total=total, description=label)
+
+        yield progress
+
+
+def print_json(value: Any) -> None:
+    """Print JSON."""
+    from llmgym.core.files import to_json
+
+    typer.echo(to_json(value))

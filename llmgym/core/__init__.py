@@ -1,0 +1,1 @@
+"""What everything else stands on: arrays, wide integers, pytrees, errors, files."""

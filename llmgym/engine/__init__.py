@@ -1,0 +1,1 @@
+"""The simulated engine: parameters, state, what policies see, and the step."""

@@ -1,0 +1,174 @@
+"""Jobs whose stages fork, join, branch or repeat: what is done of each, and what starts next.
+
+Where every job is a chain of calls none of this is needed: a request then carries all there is to
+know about its job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from llmgym.core.arrays import rows
+from llmgym.core.pytree import register
+from llmgym.engine.plan import Plan, Routes
+from llmgym.engine.stream import words
+from llmgym.scenario.arrivals import uniform
+
+CHOICE = 128
+"""Choices draw from the random words of class number + CHOICE, apart from lengths and loops."""
+
+
+@register
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs in the network (rows, ...), or one of them without the first axis.
+
+    ``done``, ``passed`` and ``begun`` have a bit for each stage: done or passed over, passed over, and
+    started or done. ``visits`` and ``context`` have an axis of stages in front.
+    """
+
+    live: jax.Array
+    job_type: jax.Array
+    number: jax.Array
+    arrival: jax.Array  # low clock word
+    done: jax.Array
+    passed: jax.Array
+    begun: jax.Array
+    visits: jax.Array  # how often each stage has ended
+    context: jax.Array  # prompt and output tokens of its last visit
+
+
+def no_jobs(slots: int, stages: int, shape: tuple[int, ...]) -> Jobs:
+    """An empty table of jobs."""
+    none, several = (
+        jnp.zeros((slots, *shape), jnp.int32),
+        jnp.zeros((stages, slots, *shape), jnp.int32),
+    )
+    return Jobs(none > 0, none, none, none.astype(jnp.uint32), none, none, none, several, several)
+
+
+def job_at(jobs: Jobs, row: jax.Array) -> Jobs:
+    """The job in ``row`` (...) of every environment."""
+
+    def pick(column: jax.Array) -> jax.Array:
+        axis = column.ndim - row.ndim - 1
+        index = jnp.broadcast_to(row, (*column.shape[:axis], 1, *row.shape))
+        return jnp.squeeze(jnp.take_along_axis(column, index, axis=axis), axis)
+
+    return jax.tree.map(pick, jobs)
+
+
+def put_job(jobs: Jobs, row: jax.Array, job: Jobs, wanted: jax.Array) -> Jobs:
+    """The jobs with ``job`` in ``row``, where it is ``wanted``."""
+    here = (rows(jobs.live) == row) & wanted
+
+    def write(column: jax.Array, value: jax.Array) -> jax.Array:
+        value = jnp.expand_dims(value, column.ndim - row.ndim - 1)
+        return jnp.where(here, value, column)
+
+    return jax.tree.map(write, jobs, job)
+
+
+def advance(
+    plan: Plan, key: jax.Array, job: Jobs, ended: jax.Array, context: jax.Array
+) -> tuple[Jobs, jax.Array, jax.Array]:
+    """What the end of a stage sets off.
+
+    Args:
+        job: one job of every environment.
+        ended: the stage that ended (...), within the job type; -1 where the job begins.
+        context: its prompt and output tokens.
+
+    Returns:
+        The job after it; which stages start (stages, ...); and the context that each would inherit.
+    """
+    stage = jnp.arange(plan.most_stages).reshape((-1,) + (1,) * ended.ndim)
+    here = stage == ended
+    job = replace(job, context=jnp.where(here, context, job.context))
+    starts = jnp.zeros(job.visits.shape, bool)
+    inherited = jnp.zeros_like(job.context)
+    after = job
+    for job_type, routes in enumerate(plan.routes):
+        mine = job.job_type == job_type
+        first = plan.first_class[job_type]
+        new, begins, brings = _advance_type(routes, first, key, job, ended, context)
+        after = jax.tree.map(lambda n, o, mine=mine: jnp.where(mine, n, o), new, after)
+        count = len(routes.order)
+        starts = starts.at[:count].set(jnp.where(mine, jnp.stack(begins), starts[:count]))
+        inherited = inherited.at[:count].set(jnp.where(mine, jnp.stack(brings), inherited[:count]))
+    return after, starts, inherited
+
+
+def _advance_type(
+    routes: Routes, first: int, key: jax.Array, job: Jobs, ended: jax.Array, context: jax.Array
+) -> tuple[Jobs, list[jax.Array], list[jax.Array]]:
+    count = len(routes.order)
+    done, passed, begun = job.done, job.passed, job.begun
+    stage = jnp.arange(job.visits.shape[0]).reshape((-1,) + (1,) * ended.ndim)
+    visits = job.visits + (stage == ended)
+
+    def has(bits: jax.Array, v: int) -> jax.Array:
+        return (bits >> v) & 1 > 0
+
+    def mark(bits: jax.Array, stages: tuple[int, ...], where: jax.Array) -> jax.Array:
+        return jnp.where(where, bits | sum(1 << v for v in stages), bits)
+
+    none = jnp.zeros(ended.shape, bool)
+    begins, brings, looped = [none] * count, [jnp.zeros_like(context)] * count, none
+    for v in range(count):
+        if not routes.bodies[v]:
+            continue
+        if routes.rounds[v]:
+            again = visits[v] % routes.rounds[v] != 0
+        else:
+            draw = words(key, first + v, job.number, 2, job.visits[v])[3]
+            again = uniform(draw) < routes.again[v]
+        again = again & (ended == v)
+        clear = ~sum(1 << u for u in routes.bodies[v])
+        done, passed, begun = (jnp.where(again, b & clear, b) for b in (done, passed, begun))
+        to = routes.first[v]
+        begun = mark(begun, (to,), again)
+        begins[to] = begins[to] | again
+        brings[to] = jnp.where(again, context, brings[to])
+        looped = looped | again
+    bit = jnp.left_shift(1, jnp.maximum(ended, 0))
+    done = jnp.where((ended >= 0) & ~looped, done | bit, done)
+
+    for v in routes.order:
+        parents = routes.parents[v]
+        ready = ~has(begun, v) & ~has(done, v)
+        led = jnp.ones(ended.shape, bool) if not parents else none
+        brought = jnp.zeros_like(context)
+        for u in parents:
+            ready = ready & has(done, u)
+            taken = has(done, u) & ~has(passed, u)
+            led = led | taken
+            brought = brought + jnp.where(taken, job.context[u], 0)
+        led = led & _chosen(routes, first, v, key, job.number, visits)
+        begins[v] = begins[v] | (ready & led)
+        brings[v] = jnp.where(ready & led, brought, brings[v])
+        begun = mark(begun, (v,), ready & led)
+        done, passed = (mark(bits, (v,), ready & ~led) for bits in (done, passed))
+    live = job.live & (done != (1 << count) - 1)
+    new = replace(job, live=live, done=done, passed=passed, begun=begun, visits=visits)
+    return new, begins, brings
+
+
+def _chosen(
+    routes: Routes, first: int, v: int, key: jax.Array, number: jax.Array, visits: jax.Array
+) -> jax.Array:
+    """Whether the choice that a stage belongs to, if any, falls on it."""
+    for group in routes.choices:
+        if v in group:
+            # Drawn anew whenever stages before it have ended again; some of them may be passed over.
+            before = routes.parents[group[0]]
+            visit = sum((visits[u] for u in before), jnp.zeros_like(number))
+            draw = uniform(words(key, first + group[0] + CHOICE, number, 1, visit)[0])
+            at = group.index(v)
+            low = sum(routes.probability[u] for u in group[:at])
+            high = low + routes.probability[v] if at + 1 < len(group) else 2.0
+            return (draw >= low) & (draw < high)
+    return jnp.ones(number.shape, bool)

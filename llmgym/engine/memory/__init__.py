@@ -1,0 +1,1 @@
+"""KV memory: paged, with blocks that are shared, and who gets it."""

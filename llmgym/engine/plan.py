@@ -1,0 +1,129 @@
+"""The structure of a network of engines, as the compiled step needs it: all static, all hashable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workflow import Workflow
+
+
+@dataclass(frozen=True)
+class Routes:
+    """A workflow without its lengths: stages are numbered within the job type."""
+
+    parents: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    probability: tuple[float, ...]  # of being taken, 1 outside choices
+    bodies: tuple[tuple[int, ...], ...]  # of a stage that closes a loop; else empty
+    first: tuple[int, ...]  # stage that the loop goes back to
+    again: tuple[float, ...]  # probability to go back
+    rounds: tuple[int, ...]  # or the number of rounds; 0 where there is none
+
+    @classmethod
+    def of(cls, workflow: Workflow) -> Routes:
+        """The structure of a workflow."""
+        names = [s.name for s in workflow.stages]
+        repeats = [s.repeat for s in workflow.stages]
+        return cls(
+            workflow.parents,
+            workflow.order,
+            workflow.choices,
+            tuple(1.0 if s.probability is None else s.probability for s in workflow.stages),
+            workflow.bodies,
+            tuple(0 if r is None else names.index(r.to) for r in repeats),
+            tuple(0.0 if r is None else r.probability or 0.0 for r in repeats),
+            tuple(0 if r is None else r.rounds or 0 for r in repeats),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Engines, classes and routes. A class is a stage of a job type, numbered through all of them.
+
+    Replicas are counted singly; where there are delays, one more station behind the engines holds the
+    jobs that wait in one.
+    """
+
+    engines: int
+    stations: int
+    groups: tuple[tuple[int, int], ...]  # (first engine, replicas)
+    group_of: tuple[int, ...]  # group of each class; -1 for a delay
+    first_class: tuple[int, ...]  # of each job type
+    type_of: tuple[int, ...]  # job type of each class
+    next_class: tuple[int, ...]  # where every job is a chain: the class that follows, -1 at the end
+    routes: tuple[Routes, ...]  # where some job is no chain: those of every job type
+    inherits: tuple[bool, ...]
+    is_delay: tuple[bool, ...]
+    hop: tuple[int, ...]
+    priority: tuple[int, ...]
+    router: str
+    begins_with_delay: bool = False
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.group_of)
+
+    @property
+    def most_stages(self) -> int:
+        """Stages of the longest job type."""
+        return max(len(r.order) for r in self.routes)
+
+    def engine_group(self) -> tuple[int, ...]:
+        """The group of each engine."""
+        return tuple(g for g, (_, replicas) in enumerate(self.groups) for _ in range(replicas))
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Plan:
+        """The plan of a scenario."""
+        groups, engines = [], 0
+        for engine in scenario.engines:
+            groups.append((engines, engine.replicas))
+            engines += engine.replicas
+        if isinstance(scenario.workload, Replay):
+            return cls(
+                engines, engines, tuple(groups), (0,), (0,), (0,), (-1,), (), (False,), (False,),
+                (0,), (0,), scenario.router,
+            )  # fmt: skip
+        names = [e.name for e in scenario.engines]
+        jobs = scenario.job_types
+        stages = [stage for job in jobs for stage in job.stages]
+        first, count = [], 0
+        for job in jobs:
+            first.append(count)
+            count += len(job.stages)
+        chains = all(job.workflow.is_chain for job in jobs)
+        following = []
+        for start, job in zip(first, jobs, strict=True):
+            following += [start + c[0] if c else -1 for c in job.workflow.children]
+        delays = any(s.is_delay for s in stages)
+        return cls(
+            engines=engines,
+            stations=engines + delays,
+            groups=tuple(groups),
+            group_of=tuple(-1 if s.is_delay else names.index(s.engine) for s in stages),
+            first_class=tuple(first),
+            type_of=tuple(j for j, job in enumerate(jobs) for _ in job.stages),
+            next_class=tuple(following) if chains else (),
+            routes=() if chains else tuple(Routes.of(job.workflow) for job in jobs),
+            inherits=tuple(s.inherits for s in stages),
+            is_delay=tuple(s.is_delay for s in stages),
+            hop=tuple(int(d) for job in jobs for d in job.workflow.depth),
+            priority=tuple(s.priority for s in stages),
+            router=scenario.router,
+            begins_with_delay=any(
+                job.stages[v].is_delay for job in jobs for v in job.workflow.roots
+            ),
+        )
+
+
+def rows_per_slot(scenario: Scenario) -> int:
+    """Most requests that one job can have at one engine at once."""
+    if isinstance(scenario.workload, Replay):
+        return 1
+    flows = [job.workflow for job in scenario.job_types]
+    widths = [flow.width(e.name) for flow in flows for e in scenario.engines]
+    return max(*widths, *(flow.delay_width() for flow in flows))

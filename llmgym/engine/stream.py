@@ -1,0 +1,178 @@
+"""Drawing the requests that have arrived: the next few of every job type, merged in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmgym.core.arrays import select
+from llmgym.core.pytree import register
+from llmgym.engine.state import Stream
+from llmgym.scenario.arrivals import FAR, NEVER
+
+
+@register
+@dataclass(frozen=True)
+class Drawn:
+    """Requests to come, in order of arrival (axis 0); only the first ``count`` are real."""
+
+    count: jax.Array
+    wait: jax.Array  # ticks from now until arrival, negative if overdue
+    prefill: jax.Array
+    decode: jax.Array
+    request: jax.Array
+    job_class: jax.Array
+
+
+def words(
+    key: jax.Array,
+    job_class: int | jax.Array,
+    index: jax.Array,
+    pairs: int,
+    visit: jax.Array | None = None,
+) -> jax.Array:
+    """Random words (2 * pairs, ...) of the requests ``index``: a function of seed, class and number.
+
+    ``key`` holds two words, axis 0. Counter-based (Threefry 2x32), so that any policy, in any order,
+    in any batch, meets the same requests. A job that comes back to a call draws anew: ``visit`` counts.
+    """
+    out: list[jax.Array] = []
+    source = jnp.broadcast_to(jnp.asarray(job_class, jnp.uint32), index.shape)
+    if visit is not None:
+        source = source | (visit.astype(jnp.uint32) << 8)
+    for pair in range(pairs):
+        out += threefry(key[0], key[1], index.astype(jnp.uint32), 2 * source + pair)
+    # Behind a barrier, or whatever uses them would compute them again.
+    return jax.lax.optimization_barrier(jnp.stack(out))
+
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def threefry(
+    key_0: jax.Array, key_1: jax.Array, x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Threefry 2x32 with 20 rounds (Salmon et al., SC 2011, doi:10.1145/2063384.2063405), uint32.
+
+    The words of JAX's own generator. Written out: that is compiled to a loop, which is no faster for a
+    thousand numbers than this is for ten thousand.
+    """
+    keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(0x1BD11BDA))
+    x, y = x + keys[0], y + keys[1]
+    for group in range(5):
+        for distance in ROTATIONS[group % 2]:
+            x = x + y
+            y = x ^ ((y << distance) | (y >> (32 - distance)))
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x, y
+
+
+def lengths_of(
+    lengths: tuple[Any, ...], key: jax.Array, job_class: jax.Array, request: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Prompt and output tokens of given requests: they depend on nothing but key, class and number."""
+    if len(lengths) == 1:  # a replay has several classes in one list
+        return lengths[0](request, words(key, 0, request, 2)[1:3])
+    prefill, decode = jnp.zeros_like(request), jnp.zeros_like(request)
+    for k, length in enumerate(lengths):
+        drawn = length(request, words(key, k, request, 2)[1:3])
+        prefill = jnp.where(job_class == k, drawn[0], prefill)
+        decode = jnp.where(job_class == k, drawn[1], decode)
+    return prefill, decode
+
+
+def start(processes: tuple[Any, ...], key: jax.Array, burst: jax.Array) -> Stream:
+    """The stream at time 0, from two key words (2, ...). ``burst``: see ``draw``."""
+    waits, memories = [], []
+    for job_class, process in enumerate(processes):
+        # The gap before the first arrival belongs to "arrival -1".
+        word = words(key, job_class, jnp.full(key.shape[1:], -1, jnp.int32), 1)[0]
+        wait, memory = process.first(word)
+        waits.append(jnp.where(burst > 0, 0, wait))
+        memories.append(memory)
+    wait = jnp.stack(waits)
+    return Stream(key, jnp.zeros_like(wait), wait, jnp.stack(memories))
+
+
+def pass_time(stream: Stream, ticks: jax.Array) -> Stream:
+    """Let ``ticks`` pass: waits become shorter, and negative for arrivals that are overdue."""
+    return replace(stream, wait=jnp.where(stream.wait >= NEVER, NEVER, stream.wait - ticks))
+
+
+def draw(
+    processes: tuple[Any, ...],
+    lengths: tuple[Any, ...],
+    stream: Stream,
+    burst: jax.Array,
+    most: int,
+    limit: jax.Array,
+) -> tuple[Drawn, Stream]:
+    """Take the next ``limit`` <= ``most`` requests off the stream, fewer where no more will come.
+
+    The first ``burst`` requests of each job type all arrive at time 0: a start from a backlog.
+    """
+    ahead = jnp.arange(most, dtype=jnp.int32).reshape((-1,) + (1,) * limit.ndim)
+    times, memories, fields = [], [], []
+    for k, (process, length) in enumerate(zip(processes, lengths, strict=True)):
+        index = stream.index[k] + ahead
+        random = words(stream.key, k, index, 2)
+        gaps, memory = process.gaps(stream.memory[k], stream.index[k], random[0])
+        gaps = jnp.where(index + 1 < burst, 0, gaps)
+
+        def after(time: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # Past FAR the time stands still: sums stay inside 32 bits, and such arrivals wait.
+            later = jnp.where(gap == NEVER, NEVER, time + gap)
+            time = jnp.where(time >= FAR, time, later)
+            return time, time
+
+        _, later = jax.lax.scan(after, stream.wait[k], gaps)
+        times.append(jnp.concatenate([stream.wait[k][None], later]))
+        prefill, decode = length(index, random[1:3])
+        memories.append(memory)
+        listed = getattr(length, "request_class", None) is not None
+        own_class = length.classes(index) if listed else jnp.full_like(index, k)
+        fields.append((prefill, decode, index, own_class))
+
+    if len(times) == 1:
+        taken = [jnp.sum(((times[0][:-1] < FAR) & (ahead < limit)).astype(jnp.int32), axis=0)]
+        drawn = Drawn(taken[0], times[0][:-1], *fields[0])
+    else:
+        drawn, taken = _merge(times, fields, most, limit)
+
+    def at(columns: list[jax.Array]) -> jax.Array:
+        return jnp.stack([_pick(c, n) for c, n in zip(columns, taken, strict=True)])
+
+    return drawn, Stream(stream.key, stream.index + jnp.stack(taken), at(times), at(memories))
+
+
+def _pick(column: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(column, index[None], axis=0)[0]
+
+
+def _merge(
+    times: list[jax.Array], fields: Sequence[tuple[jax.Array, ...]], most: int, limit: jax.Array
+) -> tuple[Drawn, list[jax.Array]]:
+    """The first ``limit`` requests over several job types; the lower class first at a tie."""
+    classes = range(len(times))
+
+    def pick(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+        taken, count = carry
+        heads = jnp.stack([_pick(times[k], taken[k]) for k in classes])
+        best, soonest = jnp.argmin(heads, axis=0), jnp.min(heads, axis=0)
+        rows = [
+            jnp.stack([_pick(f, jnp.minimum(taken[k], most - 1)) for f in fields[k]])
+            for k in classes
+        ]
+        row = select(jnp.stack(rows), best)
+        real = (soonest < FAR) & (count < limit)
+        taken = [taken[k] + (real & (best == k)).astype(jnp.int32) for k in classes]
+        return (taken, count + real.astype(jnp.int32)), (soonest, *row)
+
+    none = jnp.zeros(limit.shape, jnp.int32)
+    (taken, count), columns = jax.lax.scan(pick, ([none for _ in classes], none), length=most)
+    return Drawn(count, *columns), taken

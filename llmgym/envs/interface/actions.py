@@ -1,0 +1,264 @@
+"""Action encodings: what an agent chooses, and how it expands to a Batch.
+
+Every encoding has a Gymnasium ``space``, a flat boolean ``mask`` of what is feasible (the choices of
+all dimensions in a row, or one entry per request for ``scores``) and ``expand``. Arrays have batch
+axes last: an action of a batch is (dimensions, num_envs) or (num_envs,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch
+from llmgym.core.arrays import first_rows, prefix_sum, rows
+from llmgym.core.errors import check_number, unknown
+from llmgym.engine.fill import fill
+from llmgym.engine.view import Batch, View
+from llmgym.scenario.scenario import Scenario
+
+
+class ActionEncoding(Protocol):
+    """What an encoding offers; ``space`` is None where the action is a Batch itself."""
+
+    @property
+    def space(self) -> gym.Space[Any] | None:
+        """The Gymnasium space."""
+
+    def mask(self, view: View) -> jax.Array:
+        """Which choices are feasible, flat over the dimensions (choices, ...); some in each."""
+
+    def expand(self, action: Any, view: View) -> Batch:
+        """The batch that an action stands for."""
+
+
+def tile_of(scenario: Scenario) -> int:
+    """Tokens of a tile: b_0 of a staircase, else a default."""
+    return int(getattr(scenario.engine.batch_time, "tile", DEFAULT_TILE))
+
+
+def _tiles_mask(view: View, tile: int, most: int) -> jax.Array:
+    """k tiles are feasible where the last of them would hold a token; one tile always is."""
+    if view.max_num_seqs is None:
+        tokens = jnp.sum(jnp.minimum(view.demand, tile * most), axis=0)
+    else:
+        tokens = tile_batch(view, view.token_budget).size
+    count = jnp.arange(most).reshape((-1,) + (1,) * tokens.ndim)
+    return (count == 0) | (count * tile < tokens)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """``action="tiles"``: Discrete(K); action k opens k + 1 tiles, filled with decodes first.
+
+    K = ceil(b_max / tile). Decodes that do not all fit take turns; prefill is first come, first
+    served.
+    """
+
+    scenario: Scenario
+    name: ClassVar[str] = "tiles"
+
+    @property
+    def tile(self) -> int:
+        """Tokens of a tile."""
+        return tile_of(self.scenario)
+
+    @property
+    def most(self) -> int:
+        """K, the number of tiles in a full batch."""
+        return -(-self.scenario.engine.token_budget // self.tile)
+
+    @property
+    def space(self) -> gym.spaces.Discrete:
+        """The Gymnasium space."""
+        return gym.spaces.Discrete(self.most)
+
+    def mask(self, view: View) -> jax.Array:
+        return _tiles_mask(view, self.tile, self.most)
+
+    def expand(self, action: jax.Array, view: View) -> Batch:
+        return tile_batch(view, (jnp.asarray(action, jnp.int32) + 1) * self.tile)
+
+
+@dataclass(frozen=True)
+class Split:
+    """``action="split"``: MultiDiscrete([K, shares]); tiles to open, and how much prefill gets.
+
+    The second choice s reserves s / (shares - 1) of the tokens for prefill: prefill fills up to
+    that, decodes fill the rest of the tiles, and room that they leave stays empty.
+    """
+
+    scenario: Scenario
+    shares: int = 5
+    name: ClassVar[str] = "split"
+
+    def __post_init__(self) -> None:
+        check_number("shares", self.shares, low=2, high=1000, integer=True)
+
+    @property
+    def _tiles(self) -> Tiles:
+        return Tiles(self.scenario)
+
+    @property
+    def space(self) -> gym.spaces.MultiDiscrete:
+        """The Gymnasium space."""
+        return gym.spaces.MultiDiscrete(np.array([self._tiles.most, self.shares]))
+
+    def mask(self, view: View) -> jax.Array:
+        prefill, decode = jnp.any(view.prefill > 0, axis=0), jnp.any(view.decoding, axis=0)
+        share = jnp.arange(self.shares).reshape((-1,) + (1,) * prefill.ndim)
+        none, some = (share == 0) & (decode | ~prefill), (share > 0) & prefill
+        return jnp.concatenate([self._tiles.mask(view), none | some])
+
+    def expand(self, action: jax.Array, view: View) -> Batch:
+        action = jnp.asarray(action, jnp.int32)
+        tokens = jnp.minimum((action[0] + 1) * self._tiles.tile, view.token_budget)
+        reserved = tokens * action[1] // (self.shares - 1)
+        prefills = fill(view, view.empty(), view.prefill, reserved)
+        return fill(view, prefills, decodes_in_turn(view, tokens - prefills.size), tokens)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``action="tokens"``: MultiDiscrete of prefill levels of each class, then of decode levels.
+
+    Level n stands for n * quantum tokens (at most b_max), given FCFS inside class and phase. Where
+    the sum exceeds the budget decodes go first, then prefill, classes in their order.
+    """
+
+    scenario: Scenario
+    quantum: int = 16
+    name: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        check_number("quantum", self.quantum, low=1, integer=True)
+
+    @property
+    def levels(self) -> int:
+        """Choices of one dimension."""
+        return -(-self.scenario.engine.token_budget // self.quantum) + 1
+
+    @property
+    def space(self) -> gym.spaces.MultiDiscrete:
+        """The Gymnasium space."""
+        return gym.spaces.MultiDiscrete(np.full(2 * len(self.scenario.class_names), self.levels))
+
+    def _demands(self, view: View) -> list[jax.Array]:
+        classes = range(len(self.scenario.class_names))
+        return [
+            jnp.where(view.job_class == k, tokens, 0)
+            for tokens in (view.prefill, view.decode)
+            for k in classes
+        ]
+
+    def mask(self, view: View) -> jax.Array:
+        masks = []
+        for demand in self._demands(view):
+            most = self.levels * self.quantum
+            available = jnp.sum(jnp.minimum(demand, most), axis=0)
+            level = jnp.arange(self.levels).reshape((-1,) + (1,) * available.ndim)
+            masks.append((level == 0) | ((level - 1) * self.quantum < available))
+        return jnp.concatenate(masks)
+
+    def expand(self, action: jax.Array, view: View) -> Batch:
+        wanted = jnp.asarray(action, jnp.int32) * self.quantum
+        demands = self._demands(view)
+        classes, batch = len(demands) // 2, view.empty()
+        for k in (*range(classes, 2 * classes), *range(classes)):
+            batch = fill(view, batch, demands[k], batch.size + wanted[k])
+        return batch
+
+
+@dataclass(frozen=True)
+class Scores:
+    """``action="scores"``: Box of a score in [-1, 1] for each of the first M requests present.
+
+    They are filled in order of falling score, each with all it can take, while token budget and
+    seats last; what is left goes to the requests behind them, first come, first served. The mask
+    says which of the M exist.
+    """
+
+    scenario: Scenario
+    requests: int = 32
+    name: ClassVar[str] = "scores"
+
+    def __post_init__(self) -> None:
+        check_number("requests", self.requests, low=1, high=1024, integer=True)
+
+    @property
+    def space(self) -> gym.spaces.Box:
+        """The Gymnasium space."""
+        return gym.spaces.Box(-1.0, 1.0, (self.requests,), np.float32)
+
+    def mask(self, view: View) -> jax.Array:
+        count = jnp.sum(view.live.astype(jnp.int32), axis=0)
+        return rows(jnp.zeros((self.requests, *count.shape))) < count
+
+    def expand(self, action: jax.Array, view: View) -> Batch:
+        score = jnp.asarray(action, jnp.float32)
+        slot, exists = first_rows(view.live, self.requests)
+        wanted = jnp.where(exists, jnp.take_along_axis(view.demand, slot, axis=0), 0)
+        wanted = jnp.minimum(wanted, view.token_budget + 1)  # more cannot matter
+        # Position i comes before j if its score is higher, or equal and it arrived earlier.
+        i, j = jnp.arange(self.requests)[:, None], jnp.arange(self.requests)[None, :]
+        i, j = (x.reshape(x.shape + (1,) * (score.ndim - 1)) for x in (i, j))
+        ahead = (score[:, None] > score[None]) | ((score[:, None] == score[None]) & (i < j))
+        if view.max_num_seqs is not None:
+            wanted = jnp.where(self._seated(view, slot, wanted > 0, ahead), wanted, 0)
+        before = jnp.sum(jnp.where(ahead, wanted[:, None], 0), axis=0)
+        given = jnp.clip(view.token_budget - before, 0, wanted)
+        rank = prefix_sum(view.live) - 1
+        ranked = view.live & (rank < self.requests)
+        place = jnp.clip(rank, 0, self.requests - 1)
+        batch = Batch(jnp.where(ranked, jnp.take_along_axis(given, place, axis=0), 0))
+        return fill(view, batch, jnp.where(ranked, 0, view.demand))
+
+    @staticmethod
+    def _seated(view: View, slot: jax.Array, wants: jax.Array, ahead: jax.Array) -> jax.Array:
+        """Which of the scored requests have a seat, or get one in order of their scores."""
+        seated = view.started if view.resident_limit else jnp.zeros_like(view.started)
+        newcomer = wants & ~jnp.take_along_axis(seated, slot, axis=0)
+        assert view.max_num_seqs is not None
+        seats = view.max_num_seqs - jnp.sum(seated.astype(jnp.int32), axis=0)
+        earlier = jnp.sum((ahead & newcomer[:, None]).astype(jnp.int32), axis=0)
+        return ~newcomer | (earlier < seats)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """``action="batch"``: the Batch itself, for the functional environment; mask: demand > 0."""
+
+    scenario: Scenario
+    name: ClassVar[str] = "batch"
+    space: ClassVar[None] = None
+
+    def mask(self, view: View) -> jax.Array:
+        return view.demand > 0
+
+    def expand(self, action: Any, view: View) -> Batch:
+        return action if isinstance(action, Batch) else Batch(jnp.asarray(action, jnp.int32))
+
+
+ENCODINGS: dict[str, Any] = {e.name: e for e in (Tiles, Split, Tokens, Scores, Composition)}
+
+
+def make_encoding(action: str, scenario: Scenario, **settings: Any) -> ActionEncoding:
+    """The encoding ``action`` for a scenario.
+
+    Settings: shares (split), quantum (tokens), requests (scores).
+    Raises LLMGymError for an unknown encoding or setting.
+    """
+    if action not in ENCODINGS:
+        raise unknown("action encoding", action, ENCODINGS)
+    encoding = ENCODINGS[action]
+    known = [f for f in encoding.__dataclass_fields__ if f != "scenario"]
+    for setting in settings:
+        if setting not in known:
+            raise unknown(f"setting of action encoding {action!r}:", setting, known)
+    made: ActionEncoding = encoding(scenario, **settings)
+    return made

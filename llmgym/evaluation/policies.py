@@ -1,0 +1,194 @@
+"""From whatever a user calls a policy to one function on a batch of environments."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym import baselines
+from llmgym.core.errors import LLMGymError, unknown
+from llmgym.engine.view import Batch, View
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.request_size import held_tokens, likely_longest_request
+from llmgym.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where trained policies come from: the names of those that ship, and a loader of name or path."""
+
+    names: Callable[[], tuple[str, ...]]
+    load: Callable[[str], Callable[[jax.Array, View], Batch]]
+
+
+_TRAINED: list[Trained] = []
+
+
+def register_trained(
+    names: Callable[[], tuple[str, ...]], load: Callable[[str], Callable[[jax.Array, View], Batch]]
+) -> None:
+    """Let texts name trained policies; ``llmgym.agents`` registers those that ship."""
+    _TRAINED[:] = [Trained(names, load)]
+
+
+PolicyLike = str | Callable[[jax.Array, View], Batch]
+
+
+def resolve(policy: PolicyLike) -> Callable[[jax.Array, View], Batch]:
+    """The policy that a text stands for, or the policy object or function itself.
+
+    A text is the name of a baseline or of a trained policy; ``sarathi:token_budget=128`` with settings
+    (several with commas between them); ``path/agent.npz``, a checkpoint; or ``path/file.py:function``, a
+    policy of one's own.
+
+    Raises LLMGymError for an unknown name (with the nearest match) or something that cannot be called.
+    """
+    if isinstance(policy, str):
+        return _named(policy)
+    if not callable(policy):
+        raise LLMGymError(
+            f"A policy is a name or a function policy(key, view) -> Batch, got {policy!r}."
+        )
+    return policy
+
+
+def _named(text: str) -> Callable[[jax.Array, View], Batch]:
+    trained = _TRAINED[0] if _TRAINED else Trained(tuple, baselines.make)
+    if text.endswith(".npz"):
+        return trained.load(text)
+    file, is_python, function = text.partition(".py:")
+    if is_python:
+        return _from_file(Path(f"{file}.py").resolve(), function)
+    name, _, settings = text.partition(":")
+    if name not in baselines.POLICIES and name not in trained.names():
+        raise unknown("policy", name, (*baselines.names(), *trained.names()))
+    values: dict[str, Any] = {}
+    for pair in filter(None, settings.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LLMGymError(
+                f"Policy {text!r}: write settings as name:setting=value,setting=value."
+            )
+        values[key.strip()] = value_of(value.strip())
+    if name in baselines.POLICIES:
+        return baselines.make(name, **values)
+    if values:
+        raise LLMGymError(f"Policy {text!r}: a trained policy has no settings.")
+    return trained.load(name)
+
+
+def value_of(text: str) -> Any:
+    """What a text stands for: none, true, false, a number, or else the text itself."""
+    if text.lower() in ("none", "true", "false"):
+        return {"none": None, "true": True, "false": False}[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _from_file(path: Path, function: str) -> Callable[[jax.Array, View], Batch]:
+    """The policy ``function`` of a Python file."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise LLMGymError(
+            f"Cannot read {path}: {error.strerror}; name a policy of yours as path/file.py:function."
+        ) from error
+    found = _defined(str(path), text)
+    if function not in found:
+        own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
+        raise unknown(f"policy of {path.name}:", function, own)
+    return resolve(found[function])
+
+
+@cache  # the same function for the same text, so that what is compiled for it is found again
+def _defined(path: str, text: str) -> dict[str, Any]:
+    """What a file of Python defines."""
+    module = types.ModuleType(f"_own_{Path(path).stem}")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        exec(compile(text, path, "exec"), module.__dict__)
+    except Exception as error:
+        raise LLMGymError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return vars(module)
+
+
+def digests(names: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of what is in the files that some names stand for; other names are left out."""
+    found = {}
+    for name in names:
+        file, is_python, _ = name.partition(".py:")
+        if is_python:
+            found[name] = hashlib.sha256(Path(f"{file}.py").read_bytes()).hexdigest()
+        elif getattr(policy := resolve(name), "digest", ""):
+            found[name] = policy.digest  # type: ignore[attr-defined]
+    return found
+
+
+def name_of(policy: PolicyLike) -> str:
+    """A short label for tables and plots."""
+    if isinstance(policy, str):
+        return policy
+    label = getattr(policy, "label", None) or getattr(policy, "name", None)
+    return str(label or getattr(policy, "__name__", type(policy).__name__))
+
+
+def compose(policy: Callable[[jax.Array, View], Batch], keys: jax.Array, view: View) -> Batch:
+    """The policy's batch for every engine of every environment.
+
+    ``keys`` has the batch axes, none or one. A view of a network has an axis of engines before them;
+    every engine then has its own random key.
+    """
+    if getattr(policy, "batched", False):
+        return policy(keys, view)
+    if view.token_budget.ndim > keys.ndim:  # engines
+        count = jnp.arange(view.token_budget.shape[0])
+        keys = jax.vmap(lambda s: _fold(keys, s), out_axes=-1)(count)
+    for _ in range(keys.ndim):
+        policy = jax.vmap(policy, in_axes=(0, -1), out_axes=-1)
+    return policy(keys, view)
+
+
+def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
+    fold = jax.random.fold_in
+    return fold(keys, number) if keys.ndim == 0 else jax.vmap(fold, in_axes=(0, None))(keys, number)
+
+
+def check(policy: Any, scenario: Scenario) -> str | None:
+    """Why some request of the scenario can never be served under the policy; None if all can."""
+    problem = memory_problem(scenario)
+    unservable = getattr(policy, "unservable", None)
+    if problem or unservable is None:
+        return problem
+    problems = (unservable(scenario.longest_prompt(e), e.token_budget) for e in scenario.engines)
+    return next((problem for problem in problems if problem), None)
+
+
+def memory_problem(scenario: Scenario) -> str | None:
+    """Which requests never fit into the KV memory of an engine; None if all do."""
+    cache = scenario.engine.kv_cache
+    if cache is None or scenario.is_network or likely_longest_request(scenario) <= cache.tokens:
+        return None
+    who = f"Requests of up to {likely_longest_request(scenario):g} tokens"
+    if isinstance(scenario.workload, Replay):
+        held = held_tokens(scenario.workload, scenario.engine.prompt_samples)
+        number = np.flatnonzero(held > cache.tokens)
+        more = f" and {number.size - 1} more" if number.size > 1 else ""
+        who = f"Request {number[0]}, of {held[number[0]]} tokens,{more}"
+    return (
+        f"{who} never fit into KV memory, which holds {cache.tokens}: they are dropped and counted. "
+        "Use more blocks or shorter requests."
+    )

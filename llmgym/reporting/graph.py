@@ -1,0 +1,235 @@
+"""The graph of a scenario: its engines, and how the stages of each job type follow one another."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from llmgym.core.errors import LLMGymError
+from llmgym.core.files import write
+from llmgym.reporting.graph_picture import picture
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.replay import Replay
+from llmgym.scenario.scenario import Scenario
+from llmgym.scenario.workload import JobType
+from llmgym.theory.capacity import batch_ms
+
+TEXT_WIDTH = 80
+ENGINE_COLUMNS = ("engine", "replicas", "token budget", "full batch", "nominal load")
+STAGE_COLUMNS = ("stage", "engine", "prompt", "output", "visits", "when")
+FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
+"""Formats of pictures, and what each would say of when or with what it was made."""
+
+
+def draw_graph(scenario: Scenario) -> Figure:
+    """A picture of the graph, 900 pixels wide at 100 dots per inch and wider for long workflows.
+
+    Engines are boxes with their token budget, the time of a full batch, their replicas and the
+    nominal load. Below stand the job types, each with its stages from left to right: calls in the
+    colour of their engine with the mean tokens of a visit, delays as ellipses; arrows with the
+    probabilities of choices, and dashed ones for loops.
+    """
+    return picture(graph_data(scenario))
+
+
+def save_graph(scenario: Scenario, path: str | Path) -> None:
+    """Write the picture to a file whose ending says the format: png, svg or pdf.
+
+    Raises:
+        LLMGymError: another ending, or the file cannot be written.
+    """
+    kind = Path(path).suffix[1:].lower()
+    if kind not in FORMATS:
+        raise LLMGymError(f"Cannot draw {path}: let its name end in .{', .'.join(FORMATS)}.")
+    data = io.BytesIO()
+    # Without a date and with fixed ids the same scenario gives the same file.
+    with rc_context({"svg.hashsalt": "llmgym"}):
+        draw_graph(scenario).savefig(data, format=kind, metadata={FORMATS[kind]: None})
+    write(Path(path), data.getvalue())
+
+
+def graph_data(scenario: Scenario) -> dict[str, Any]:
+    """What picture and text show, in plain values.
+
+    Tokens are means of a visit, inherited context included; ``visits`` are per job; ``load`` is the
+    nominal load of ``nominal_loads``.
+    """
+    loads = nominal_loads(scenario)
+    engines = [
+        {
+            "name": engine.name,
+            "token_budget": engine.token_budget,
+            "max_num_seqs": engine.max_num_seqs,
+            "full_batch_ms": _full_batch_ms(engine),
+            "replicas": engine.replicas,
+            "load": loads[engine.name],
+        }
+        for engine in scenario.engines
+    ]
+    if isinstance(scenario.workload, Replay):
+        jobs = [_replay(scenario.workload, scenario.engine.name)]
+    else:
+        jobs = [_job_type(job) for job in scenario.workload]
+    routed = any(engine.replicas > 1 for engine in scenario.engines)
+    return {
+        "name": scenario.name,
+        "description": scenario.description,
+        "source": scenario.source,
+        "router": scenario.router if routed else None,
+        "engines": engines,
+        "job_types": jobs,
+    }
+
+
+def nominal_loads(scenario: Scenario) -> dict[str, float]:
+    """Tokens that arrive for each engine over those that it serves in full batches.
+
+    The sum over its visits of lambda*(m_p + m_d) over b_max/t_{b_max}, per replica
+    (arXiv:2504.07347v3, section 5). Below 1 everywhere is enough for stability under work-conserving
+    policies where routing is acyclic.
+    """
+    tokens_per_s = dict.fromkeys((engine.name for engine in scenario.engines), 0.0)
+    if isinstance(scenario.workload, Replay):
+        replay = scenario.workload
+        mean = replay.mean_prefill + replay.mean_decode
+        tokens_per_s[scenario.engine.name] = replay.rate_per_s * mean
+    for job in scenario.job_types:
+        tokens = job.workflow.visits * job.workflow.means.sum(axis=1)
+        for stage, of_a_job in zip(job.stages, tokens, strict=True):
+            if not stage.is_delay:
+                tokens_per_s[stage.engine] += job.rate_per_s * float(of_a_job)
+    return {
+        e.name: tokens_per_s[e.name] * _full_batch_ms(e) / (1000 * e.token_budget * e.replicas)
+        for e in scenario.engines
+    }
+
+
+def _full_batch_ms(engine: Engine) -> float:
+    return float(batch_ms(engine, np.array([engine.token_budget]))[0])
+
+
+def _job_type(job: JobType) -> dict[str, Any]:
+    flow = job.workflow
+    stages = []
+    for v, stage in enumerate(job.stages):
+        repeat = stage.repeat
+        prefill, decode = flow.means[v].tolist()
+        stages.append(
+            {
+                "name": stage.name,
+                "engine": None if stage.is_delay else stage.engine,
+                "prefill_tokens": prefill,
+                "decode_tokens": decode,
+                "delay_ms": None if stage.delay_ms is None else stage.delay_ms.mean,
+                "visits": float(flow.visits[v]),
+                "after": [job.stages[u].name for u in flow.parents[v]],
+                "probability": stage.probability,
+                "repeat": None
+                if repeat is None
+                else {"to": repeat.to, "probability": repeat.probability, "rounds": repeat.rounds},
+                "inherits": stage.inherits,
+                "priority": stage.priority,
+            }
+        )
+    arrivals = {"arrivals": job.arrivals.kind, "rate_per_s": job.rate_per_s}
+    return {"name": job.name, **arrivals, "stages": stages}
+
+
+def _replay(replay: Replay, engine: str) -> dict[str, Any]:
+    stage: dict[str, Any] = {
+        "name": "request",
+        "engine": engine,
+        "prefill_tokens": replay.mean_prefill,
+        "decode_tokens": replay.mean_decode,
+        "visits": 1.0,
+        "after": [],
+        "inherits": False,
+        "priority": 0,
+        **dict.fromkeys(("delay_ms", "probability", "repeat")),
+    }
+    arrivals = {"arrivals": replay.kind, "rate_per_s": replay.rate_per_s}
+    return {"name": replay.name, **arrivals, "stages": [stage]}
+
+
+def graph_text(scenario: Scenario) -> str:
+    """The graph as plain text of up to 80 columns: a table of the engines, then one for each job type."""
+    data = graph_data(scenario)
+    parts = [data["name"]]
+    if data["description"]:
+        parts.append(textwrap.fill(data["description"], TEXT_WIDTH))
+    engines: list[tuple[str, ...]] = [
+        (
+            e["name"],
+            str(e["replicas"]),
+            str(e["token_budget"]),
+            f"{e['full_batch_ms']:g} ms",
+            f"{e['load']:.2f}",
+        )
+        for e in data["engines"]
+    ]
+    parts.append(_table(ENGINE_COLUMNS, engines, right=(1, 2, 3, 4)))
+    if data["router"]:
+        parts.append(f"Router among replicas: {data['router']}")
+    for job in data["job_types"]:
+        parts.append(
+            f"{job['name']}: {job['rate_per_s']:g} per second, {job['arrivals']}\n\n"
+            + _table(STAGE_COLUMNS, [_row(stage) for stage in job["stages"]], right=(2, 3, 4))
+        )
+    return "\n\n".join(parts)
+
+
+def _row(stage: dict[str, Any]) -> tuple[str, ...]:
+    if stage["delay_ms"] is None:
+        served = (
+            stage["engine"],
+            f"{stage['prefill_tokens']:.0f}",
+            f"{stage['decode_tokens']:.0f}",
+        )
+    else:
+        served = ("delay", f"{stage['delay_ms']:.0f} ms", "")
+    return (stage["name"], *served, f"{stage['visits']:.2f}", _when(stage))
+
+
+def _when(stage: dict[str, Any]) -> str:
+    """When a stage runs, and what its end leads to."""
+    notes = [f"after {', '.join(stage['after'])}" if stage["after"] else "starts the job"]
+    if stage["probability"] is not None:
+        notes.append(f"with probability {stage['probability']:g}")
+    if stage["inherits"]:
+        notes.append("inherits the context")
+    if stage["priority"]:
+        notes.append(f"priority {stage['priority']}")
+    repeat = stage["repeat"]
+    if repeat and repeat["rounds"]:
+        notes.append(f"{repeat['rounds']} rounds from {repeat['to']}")
+    elif repeat:
+        notes.append(f"back to {repeat['to']} with probability {repeat['probability']:g}")
+    return "; ".join(notes)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...]) -> str:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for n, title in enumerate(head):
+        table.add_column(
+            title,
+            justify="right" if n in right else "left",
+            no_wrap=n < len(head) - 1,
+            max_width=16 if n < len(head) - 1 else None,
+            min_width=None if n in right else min(16, max(len(row[n]) for row in rows)),
+        )
+    for row in rows:
+        table.add_row(*row)
+    out = io.StringIO()
+    console = Console(
+        file=out, width=TEXT_WIDTH, color_system=None, markup=False, emoji=False, highlight=False
+    )
+    console.print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -1,0 +1,88 @@
+"""The report of a reproduction: pictures as files, the table as CSV, and all of it as one HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmgym.core.files import to_json, write
+from llmgym.reporting.benchmark_report import save_picture
+from llmgym.reporting.html import Page, inline_svg
+from llmgym.reproduce.run import Result, interval, text
+
+HEADINGS = ("figure", "published or derived", "measured", "interval", "rule", "verdict")
+
+
+def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A record for each check: the content of ``results.csv``."""
+    return [
+        {"item": result.item.name, "seconds": result.seconds, "cpu_seconds": result.cpu_seconds}
+        | {k: getattr(check, k) for k in
+           ("what", "expected", "measured", "low", "high", "rule", "verdict")}
+        for result in results
+        for check in result.checks
+    ]  # fmt: skip
+
+
+def publish(results: Sequence[Result], config: dict[str, Any], out: Path) -> list[Path]:
+    """Write results.csv, results.json, report.html and the pictures into ``out``; their paths."""
+    table = io.StringIO()
+    records = rows(results)
+    writer = csv.DictWriter(table, fieldnames=list(records[0]))
+    writer.writeheader()
+    writer.writerows(records)
+    paths = [out / name for name in ("report.html", "results.csv", "results.json")]
+    page = _page(results, config)
+    for result in results:
+        page.heading(f"{result.item.name}: {result.item.title}", _told(result))
+        page.table(HEADINGS, [_row(check) for check in result.checks])
+        for picture in result.item.pictures if result.data else ():
+            figure = picture.draw(result.data)
+            page.picture(inline_svg(figure, picture.name), picture.name, picture.caption)
+            files = [out / f"{picture.name}.{kind}" for kind in ("png", "svg")]
+            save_picture(figure, files)
+            paths += files
+    page.heading("Configuration")
+    page.listing(to_json(config))
+    write(paths[0], page.html())
+    write(paths[1], table.getvalue())
+    write(paths[2], to_json({"config": config, "items": [r.record() for r in results]}))
+    return paths
+
+
+def _page(results: Sequence[Result], config: dict[str, Any]) -> Page:
+    """The head of the report: how many pass, and a line for each item."""
+    count = {v: sum(r.verdict == v for r in results) for v in ("pass", "fail", "skipped")}
+    seconds, cpu = (sum(getattr(r, k) for r in results) for k in ("seconds", "cpu_seconds"))
+    page = Page(
+        "llmgym: published results, shown again",
+        f"{count['pass']} items pass, {count['fail']} fail, {count['skipped']} were skipped. "
+        f"A {config['reproduce']} run with seed {config['seed']} and llmgym "
+        f"{config['versions']['llmgym']}: {seconds:.0f} s, {cpu:.0f} s of processor time, "
+        "compilation included.",
+    )
+    lines = [
+        (
+            r.item.name,
+            r.item.title,
+            r.item.source,
+            r.verdict,
+            f"{r.seconds:.1f}",
+            f"{r.cpu_seconds:.1f}",
+        )
+        for r in results
+    ]
+    page.table(("item", "what", "source", "verdict", "seconds", "CPU seconds"), lines)
+    return page
+
+
+def _told(result: Result) -> str:
+    return f"{result.item.source}. {result.seconds:.1f} s, {result.cpu_seconds:.1f} s of processor time."
+
+
+def _row(check: Any) -> tuple[str, ...]:
+    measured = (text(check.expected), text(check.measured), interval(check))
+    return (check.what, *measured, check.rule, check.verdict)

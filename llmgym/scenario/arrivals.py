@@ -1,0 +1,233 @@
+"""Arrival processes: when the requests of one job type come.
+
+``llmgym.scenario.gap_samplers`` has their device forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.scenario.gap_samplers import (
+    FAR,
+    NEVER,
+    CurveGaps,
+    ExponentialGaps,
+    GammaGaps,
+    GapSampler,
+    ListedGaps,
+    ModulatedGaps,
+    RegularGaps,
+    to_ticks,
+    uniform,
+)
+
+Self = TypeVar("Self", bound="Arrivals")
+
+
+class Arrivals:
+    """Base of the arrival processes. ``rate_per_s`` is the long-run number of arrivals per second."""
+
+    kind: ClassVar[str]
+    rate_per_s: float
+
+    def at_rate(self: Self, rate_per_s: float) -> Self:
+        """The same process sped up or slowed down to ``rate_per_s``."""
+        return replace(self, rate_per_s=rate_per_s)  # type: ignore[type-var]
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        """Device form, with time in clock ticks."""
+        raise TypeError("an arrival process must define sampler(ticks_per_s)")
+
+
+def _check_rate(rate_per_s: object) -> None:
+    check_number("rate_per_s", rate_per_s, above=0)
+
+
+@dataclass(frozen=True)
+class Poisson(Arrivals):
+    """Poisson arrivals at ``rate_per_s``."""
+
+    rate_per_s: float
+    kind: ClassVar[str] = "poisson"
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate_per_s)
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        return ExponentialGaps(jnp.float32(ticks_per_s / self.rate_per_s))
+
+
+@dataclass(frozen=True)
+class Deterministic(Arrivals):
+    """One arrival every 1/rate seconds, the first after one interval, which is kept to 2**-32 ticks."""
+
+    rate_per_s: float
+    kind: ClassVar[str] = "deterministic"
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate_per_s)
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        # A rate is usually written as a rounded decimal of 1/interval: limit_denominator recovers it.
+        exact = Fraction(ticks_per_s) / Fraction(self.rate_per_s)
+        interval = exact.limit_denominator(10**6) if exact > 1 else exact
+        scaled = round(interval * 2**32)
+        return RegularGaps(jnp.int32(scaled >> 32), jnp.uint32(scaled & 0xFFFFFFFF))
+
+
+@dataclass(frozen=True)
+class GammaRenewal(Arrivals):
+    """Independent Gamma gaps with coefficient of variation ``cv``: 1 is Poisson, above it bursty."""
+
+    rate_per_s: float
+    cv: float
+    kind: ClassVar[str] = "gamma"
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate_per_s)
+        check_number("cv", self.cv, above=0, high=100)
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        return GammaGaps(jnp.float32(ticks_per_s / self.rate_per_s), jnp.float32(self.cv**-2))
+
+
+@dataclass(frozen=True)
+class MMPP(Arrivals):
+    """Two-state Markov-modulated Poisson process: bursts and lulls.
+
+    In state i requests arrive at a rate in proportion to ``weights[i]`` and the state lasts an
+    exponential time of mean ``sojourn_s[i]`` seconds. ``rate_per_s`` is the long-run mean rate.
+    Changing the rate changes the intensity, not the sojourns.
+    """
+
+    rate_per_s: float
+    weights: tuple[float, float]
+    sojourn_s: tuple[float, float]
+    kind: ClassVar[str] = "mmpp"
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate_per_s)
+        _check_states(self, "weights", "sojourn_s")
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        as_ticks = 1 / ticks_per_s
+        rates = self.rate_per_s * relative_rates(self.weights, self.sojourn_s)
+        return ModulatedGaps(
+            jnp.asarray(rates * as_ticks, jnp.float32),
+            jnp.asarray(as_ticks / np.array(self.sojourn_s), jnp.float32),
+        )
+
+
+def relative_rates(weights: tuple[float, float], sojourn_s: tuple[float, float]) -> np.ndarray:
+    """Rates of the two states of an MMPP as multiples of the mean rate."""
+    share = np.array(sojourn_s) / np.sum(sojourn_s)
+    return np.array(weights) / (weights @ share)
+
+
+def _check_states(process: Arrivals, weights: str, sojourn_s: str) -> None:
+    """Refuse bad values in the two fields that describe a process of two states; make them tuples."""
+    kind = type(process).__name__
+    for name in (weights, sojourn_s):
+        pair = tuple(getattr(process, name))
+        object.__setattr__(process, name, pair)
+        if len(pair) != 2:
+            raise LLMGymError(f"{kind} {name} needs two numbers, one per state, got {len(pair)}.")
+        for i, value in enumerate(pair):
+            if name == weights:
+                check_number(f"{name}[{i}]", value, low=0)
+            else:
+                check_number(f"{name}[{i}]", value, above=0)
+    if sum(getattr(process, weights)) <= 0:
+        raise LLMGymError(f"{kind} {weights} must not both be 0: nothing would ever arrive.")
+
+
+@dataclass(frozen=True)
+class RateCurve(Arrivals):
+    """Poisson arrivals at a rate that follows a curve and repeats: the course of a day.
+
+    The period is cut into bins of equal length; in bin i requests arrive at a rate in proportion to
+    ``weights[i]``. ``rate_per_s`` is the mean over a period, and time 0 is its beginning. Bursts and
+    lulls may come on top: then the rate is also in proportion to ``burst_weights`` of a state that
+    lasts an exponential time of mean ``burst_sojourn_s`` seconds, as in MMPP.
+
+    A bin is a whole number of clock ticks, or of a few of them where a period has more than 2**31.
+    """
+
+    rate_per_s: float
+    weights: tuple[float, ...]
+    period_s: float = 86_400.0
+    burst_weights: tuple[float, float] | None = None
+    burst_sojourn_s: tuple[float, float] | None = None
+    kind: ClassVar[str] = "rate_curve"
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate_per_s)
+        check_number("period_s", self.period_s, above=0)
+        object.__setattr__(self, "weights", tuple(self.weights))
+        for i, weight in enumerate(self.weights):
+            check_number(f"weights[{i}]", weight, low=0)
+        if sum(self.weights) <= 0:
+            raise LLMGymError("A rate curve needs a weight above 0: nothing would ever arrive.")
+        if (self.burst_weights is None) != (self.burst_sojourn_s is None):
+            raise LLMGymError(
+                "Bursts need both burst_weights and burst_sojourn_s; give both or none."
+            )
+        if self.burst_weights is not None:
+            _check_states(self, "burst_weights", "burst_sojourn_s")
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        weights, period = np.array(self.weights, float), self.period_s * ticks_per_s
+        unit = int(np.ceil(period / (2**31 - len(weights))))
+        bin_units = round(period / len(weights) / unit)
+        if bin_units < 1:
+            raise LLMGymError(
+                f"The rate curve has bins of {self.period_s / len(weights):g} s, shorter than a clock "
+                "tick; use fewer bins or a smaller tick_ms."
+            )
+        nights = "".join("x" if w else "0" for w in self.weights * 2).split("x")
+        night_s = len(max(nights, key=len)) * self.period_s / len(weights)
+        if night_s * ticks_per_s >= FAR - 128:
+            raise LLMGymError(
+                f"The rate curve has {night_s:g} s without arrivals; the longest gap is "
+                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or a small weight there."
+            )
+        states, leave = np.ones(2), np.zeros(2)
+        if self.burst_weights is not None and self.burst_sojourn_s is not None:
+            states = relative_rates(self.burst_weights, self.burst_sojourn_s)
+            leave = 1 / np.array(self.burst_sojourn_s)
+        per_unit = unit / ticks_per_s
+        rates = self.rate_per_s * weights / weights.mean()
+        return CurveGaps(
+            jnp.asarray(np.outer(rates, states) * per_unit, jnp.float32),
+            jnp.asarray(leave * per_unit, jnp.float32),
+            jnp.int32(bin_units),
+            jnp.int32(unit),
+        )
+
+
+ARRIVALS: dict[str, type[Arrivals]] = {
+    a.kind: a for a in (Poisson, Deterministic, GammaRenewal, MMPP, RateCurve)
+}
+
+__all__ = [
+    "ARRIVALS",
+    "FAR",
+    "MMPP",
+    "NEVER",
+    "Arrivals",
+    "Deterministic",
+    "GammaRenewal",
+    "GapSampler",
+    "ListedGaps",
+    "Poisson",
+    "RateCurve",
+    "relative_rates",
+    "to_ticks",
+    "uniform",
+]

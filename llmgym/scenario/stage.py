@@ -1,0 +1,262 @@
+"""Stages of a job: LLM calls with their token lengths, delays, loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.pytree import register
+from llmgym.scenario.arrivals import uniform
+from llmgym.scenario.lengths import MAX_TOKENS, Fixed, Length
+from llmgym.scenario.prefixes import SharedPrefix
+
+
+@register
+@dataclass(frozen=True)
+class IndependentLengths:
+    """Device form of independently drawn prompt and output lengths."""
+
+    prefill: Any
+    decode: Any
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Lengths (int32) of the requests ``index`` from two random words each (axis 0)."""
+        prefill = self.prefill.sample(uniform(words[0]))
+        decode = self.decode.sample(uniform(words[1]))
+        # Two distributions that both reach 0 can draw a request with nothing to do: it gets a token.
+        return jnp.where(prefill + decode == 0, 1, prefill), decode
+
+
+@register
+@dataclass(frozen=True)
+class JointLengths:
+    """Device form of paired lengths: a row of a table drawn uniformly."""
+
+    prefill: jax.Array
+    decode: jax.Array
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows = self.prefill.shape[0]
+        row = jnp.minimum((uniform(words[0]) * rows).astype(jnp.int32), rows - 1)
+        return jnp.take(self.prefill, row), jnp.take(self.decode, row)
+
+
+@register
+@dataclass(frozen=True)
+class Delays:
+    """Device form of a delay: milliseconds in the place of prompt tokens."""
+
+    ms: Any
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        drawn = self.ms.sample(uniform(words[0]))
+        return drawn, jnp.zeros_like(drawn)
+
+
+def token_column(name: str, values: Any) -> np.ndarray:
+    """Token counts as int32 (requests,). Raises LLMGymError where one is not a count."""
+    column = np.asarray(values)
+    if column.ndim != 1:
+        raise LLMGymError(f"{name} must be a flat list, got an array of shape {column.shape}.")
+    try:
+        numbers = column.astype(float)
+    except (TypeError, ValueError):
+        raise LLMGymError(f"{name} must hold numbers, got {column.dtype}.") from None
+    bad = np.flatnonzero(~np.isfinite(numbers) | (numbers < 0) | (numbers != np.rint(numbers)))
+    if bad.size:
+        at = bad[0]
+        raise LLMGymError(
+            f"{name}[{at}] is {values[at]!r}; token counts are whole numbers of 0 or more."
+        )
+    long = np.flatnonzero(numbers > MAX_TOKENS)
+    if long.size:
+        raise LLMGymError(f"{name}[{long[0]}] is {values[long[0]]!r}, above {MAX_TOKENS} tokens.")
+    return numbers.astype(np.int32)
+
+
+def check_pairs(prefill: np.ndarray, decode: np.ndarray) -> None:
+    """Raise LLMGymError unless every request has both counts, and tokens at all."""
+    if prefill.size != decode.size:
+        raise LLMGymError(
+            f"prefill_tokens has {prefill.size} entries and decode_tokens {decode.size}; "
+            "they need one each per request."
+        )
+    if prefill.size == 0:
+        raise LLMGymError("A list of requests must not be empty.")
+    empty = np.flatnonzero(prefill + decode == 0)
+    if empty.size:
+        raise LLMGymError(f"Request {empty[0]} has neither prefill nor decode tokens; drop it.")
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """Prompt and output lengths drawn together: a row of the two lists, uniformly at random."""
+
+    prefill_tokens: Sequence[int] | np.ndarray
+    decode_tokens: Sequence[int] | np.ndarray
+
+    def __post_init__(self) -> None:
+        prefill = token_column("prefill_tokens", self.prefill_tokens)
+        decode = token_column("decode_tokens", self.decode_tokens)
+        check_pairs(prefill, decode)
+        object.__setattr__(self, "prefill_tokens", prefill)
+        object.__setattr__(self, "decode_tokens", decode)
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A loop: when the stage that has it ends, the job goes back to stage ``to``, for another round.
+
+    Give ``probability`` of going back (geometric number of rounds) or ``rounds``, how often all is run.
+    """
+
+    to: str
+    probability: float | None = None
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.probability is None) == (self.rounds is None):
+            raise LLMGymError(
+                "A loop needs either the probability to repeat or a number of rounds."
+            )
+        if self.probability is not None:
+            check_number("probability to repeat", self.probability, low=0)
+            if self.probability >= 1:
+                raise LLMGymError(
+                    f"The loop back to {self.to!r} repeats with probability {self.probability:g} and "
+                    "never ends; use a probability below 1, or rounds."
+                )
+        else:
+            check_number("rounds", self.rounds, low=1, integer=True)
+
+    @property
+    def mean_rounds(self) -> float:
+        """How often the body runs on average."""
+        if self.rounds is not None:
+            return float(self.rounds)
+        assert self.probability is not None
+        return 1 / (1 - self.probability)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a job: an LLM call with its engine and token lengths, or a delay.
+
+    Give ``prefill`` and ``decode`` for independent lengths, or ``paired`` for joint ones; or only
+    ``delay_ms`` for time that passes without an engine (a tool, a person who thinks). A call that
+    draws 0 for both lengths gets one prompt token, which the means leave out.
+
+    Args:
+        engine: name of the engine, or of the group of replicas, that serves the call.
+        name: what other stages of the job call it.
+        after: names of the stages that must be done before it starts; None: the stage before it in
+            the list; empty: it starts with the job.
+        probability: of being taken. The stages with the same ``after`` that have one are a choice:
+            exactly one of them runs, and their probabilities add up to 1.
+        repeat: a loop that this stage closes.
+        inherits: the prompt begins with the context (prompt and output) of the stages before.
+        priority: of its requests, for policies that heed it; more is served first.
+        shared_prefix: what its prompts begin with, a part of their tokens; engines with prefix caching
+            compute it once.
+    """
+
+    prefill: Length | None = None
+    decode: Length | None = None
+    paired: Paired | None = None
+    engine: str = "engine"
+    name: str = ""
+    after: tuple[str, ...] | None = None
+    probability: float | None = None
+    repeat: Repeat | None = None
+    inherits: bool = False
+    priority: int = 0
+    delay_ms: Length | None = None
+    shared_prefix: SharedPrefix | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prefill", "decode", "delay_ms"):
+            length = getattr(self, name)
+            if isinstance(length, (int, np.integer)) and not isinstance(length, bool):
+                object.__setattr__(self, name, Fixed(int(length)))
+            elif length is not None and not isinstance(length, Length):
+                raise LLMGymError(
+                    f"{name} must be a length distribution or a whole number, got {length!r}."
+                )
+        if isinstance(self.after, str):
+            object.__setattr__(self, "after", (self.after,))
+        elif self.after is not None:
+            object.__setattr__(self, "after", tuple(self.after))
+        if self.probability is not None:
+            check_number("probability", self.probability, low=0, high=1)
+        check_number("priority", self.priority, low=-(2**20), high=2**20, integer=True)
+        lengths = (self.prefill, self.decode, self.paired)
+        if self.delay_ms is not None:
+            if any(length is not None for length in lengths):
+                raise LLMGymError(
+                    f"Stage {self.name!r} has both a delay and token lengths: make it two stages."
+                )
+            return
+        separate = self.prefill is not None and self.decode is not None
+        if separate == (self.paired is not None) or (self.prefill is None) != (self.decode is None):
+            raise LLMGymError("A stage needs either prefill and decode lengths, or paired ones.")
+        if self.mean_prefill + self.mean_decode <= 0:
+            raise LLMGymError(
+                "A stage with neither prefill nor decode tokens has nothing to serve."
+            )
+
+    @property
+    def is_delay(self) -> bool:
+        """Whether it is a delay, which needs no engine."""
+        return self.delay_ms is not None
+
+    @property
+    def mean_prefill(self) -> float:
+        """Mean prompt length m_p in tokens."""
+        if self.paired is not None:
+            return float(np.mean(self.paired.prefill_tokens))
+        return 0.0 if self.prefill is None else self.prefill.mean
+
+    @property
+    def mean_decode(self) -> float:
+        """Mean output length m_d in tokens."""
+        if self.paired is not None:
+            return float(np.mean(self.paired.decode_tokens))
+        return 0.0 if self.decode is None else self.decode.mean
+
+    @property
+    def longest_prompt(self) -> float:
+        """Largest possible prompt in tokens (infinite where there is no bound)."""
+        if self.paired is not None:
+            return float(np.max(self.paired.prefill_tokens))
+        return 0.0 if self.prefill is None else self.prefill.maximum
+
+    @property
+    def longest_output(self) -> float:
+        """Largest possible output in tokens (infinite where there is no bound)."""
+        if self.paired is not None:
+            return float(np.max(self.paired.decode_tokens))
+        return 0.0 if self.decode is None else self.decode.maximum
+
+    def sampler(self) -> IndependentLengths | JointLengths | Delays:
+        """Device form of the stage's lengths, or of its delay."""
+        if self.delay_ms is not None:
+            return Delays(_arrays(self.delay_ms.sampler()))
+        if self.paired is not None:
+            prefill, decode = self.paired.prefill_tokens, self.paired.decode_tokens
+            return JointLengths(jnp.asarray(prefill), jnp.asarray(decode))
+        assert self.prefill is not None
+        assert self.decode is not None
+        return IndependentLengths(_arrays(self.prefill.sampler()), _arrays(self.decode.sampler()))
+
+
+def _arrays(sampler: Any) -> Any:
+    def leaf(x: Any) -> jax.Array:
+        return jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32)
+
+    return jax.tree.map(leaf, sampler)

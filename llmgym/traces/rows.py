@@ -1,0 +1,243 @@
+"""Rows of request files: the columns of a CSV or of JSON lines, each fault named by its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any, TextIO
+
+import numpy as np
+import pandas as pd
+
+from llmgym.core.errors import LLMGymError
+from llmgym.scenario.lengths import MAX_TOKENS
+
+DATE = re.compile(r"(19|20)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of request file.
+
+    Args:
+        columns: accepted names of each column; the first three are arrival, prefill and decode.
+        tenant: accepted names of a column that need not be there, and says whose request it is.
+        units_per_s: of arrivals.
+        dates: whether arrivals are dates.
+        json_lines: whether a row is a JSON object; else the file is a CSV with a header.
+        in_order: whether rows come in order of arrival.
+        least_tokens: fewest tokens of a prompt, and of an output.
+        prefix: name of a column, if a file has it, that lists what the prompt begins with.
+        prefix_tokens: tokens of each of its entries.
+    """
+
+    columns: tuple[tuple[str, ...], ...]
+    units_per_s: float = 1
+    dates: bool = False
+    json_lines: bool = False
+    in_order: bool = True
+    least_tokens: int = 0
+    prefix: str = ""
+    prefix_tokens: int = 0
+    tenant: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(
+            " or ".join(names) if self.json_lines else names[0] for names in self.columns
+        )
+
+
+@dataclass
+class Rows:
+    """The columns as read, with the line of the file that each row stands on."""
+
+    path: Path
+    names: list[str]
+    lines: list[int] = field(default_factory=list)
+    prefixes: list[list[Any]] = field(default_factory=list)
+    cells: list[list[Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = [[] for _ in self.names]
+
+    def add(self, line: int, cells: list[Any]) -> None:
+        """Append a row."""
+        self.lines.append(line)
+        for column, cell in zip(self.cells, cells, strict=True):
+            column.append(cell)
+
+    def refuse(self, bad: np.ndarray, column: int, text: str) -> None:
+        """Raise LLMGymError for the first row that is ``bad``."""
+        rows = np.flatnonzero(bad)
+        if rows.size:
+            raise LLMGymError(
+                f"{self.path}, line {self.lines[rows[0]]}: {self.names[column]} is "
+                f"{shortened(self.cells[column][rows[0]])}{text}"
+            )
+
+    def numbers(self, column: int) -> np.ndarray:
+        """A column as finite numbers of 0 or more."""
+        values = np.array([_number(cell) for cell in self.cells[column]])
+        bad = ~((values >= 0) & (values < np.inf))
+        self.refuse(bad, column, ", not a number of 0 or more; mend or drop the row.")
+        return values
+
+    def tokens(self, column: int, least: int = 0) -> np.ndarray:
+        """A column as token counts of at least ``least``."""
+        values = self.numbers(column)
+        bad = (values != np.rint(values)) | (values > MAX_TOKENS)
+        self.refuse(bad, column, f", not a whole number of at most {MAX_TOKENS} tokens.")
+        self.refuse(values < least, column, f", below {least}: drop the row.")
+        return values.astype(np.int32)
+
+    def words(self, column: int) -> list[str]:
+        """A column of text, in which no cell is empty."""
+        words = [str(cell).strip() for cell in self.cells[column]]
+        self.refuse(np.array([not word for word in words]), column, ": name it or drop the row.")
+        return words
+
+    def nanoseconds(self, column: int) -> np.ndarray:
+        """A column of ISO dates as whole nanoseconds, so that no digit is lost."""
+        cells = self.cells[column]
+        parsed = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
+        bad = parsed.isna() | [DATE.match(cell) is None for cell in cells]
+        self.refuse(bad, column, ", not a date such as 2023-11-16 18:15:46.6805900.")
+        return parsed.as_unit("ns").asi8
+
+
+def _number(cell: Any) -> float:
+    """A cell as a number; NaN where it is none."""
+    try:
+        return np.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[TextIO]:
+    """The request file, open to read. Raises LLMGymError on a missing, unreadable or binary file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise LLMGymError(f"path must name a trace file, got {path!r}.")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except LLMGymError:
+        raise
+    except UnicodeDecodeError:
+        raise LLMGymError(f"{path} is not UTF-8 text; if it is compressed, unpack it.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LLMGymError(
+            f"Cannot read trace {path!s}: {reason}. Give one readable file."
+        ) from None
+
+
+def first_line(path: Path, file: TextIO) -> str:
+    """The first line, which must not be empty."""
+    first = file.readline()
+    if not first.strip():
+        raise LLMGymError(
+            f"{path} is empty or starts with an empty line; a trace starts on line 1."
+        )
+    return first
+
+
+def read_rows(
+    path: Path, wanted: Format, first: str, file: TextIO, limit: int | None = None
+) -> Rows:
+    """The rows of a file whose ``first`` line is read already, at most ``limit`` of them.
+
+    Raises:
+        LLMGymError: a missing column, a damaged row, or no row at all.
+    """
+    read = _read_json_lines if wanted.json_lines else _read_csv
+    rows = read(path, wanted, chain([first], file), limit)
+    if not rows.lines:
+        raise LLMGymError(f"{path} has a header but no request.")
+    return rows
+
+
+def _read_csv(path: Path, wanted: Format, lines: Iterable[str], limit: int | None) -> Rows:
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = [cell.strip() for cell in next(reader)]
+        places = [_find(path, header, names, wanted) for names in wanted.columns]
+        places += [header.index(name) for name in wanted.tenant if name in header][:1]
+        rows = Rows(path, [header[place] for place in places])
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise LLMGymError(
+                    f"{path}, line {reader.line_num}: {len(cells)} columns where the header has "
+                    f"{len(header)}; the row is cut or damaged: mend or drop it."
+                )
+            rows.add(reader.line_num, [cells[place] for place in places])
+            if len(rows.lines) == limit:
+                break
+    except csv.Error as error:
+        raise LLMGymError(
+            f"{path}, line {reader.line_num}: {error}; the file is cut or damaged."
+        ) from None
+    return rows
+
+
+def _find(path: Path, header: list[str], names: tuple[str, ...], wanted: Format) -> int:
+    """Where in the header the column stands that goes by one of ``names``."""
+    for name in names:
+        if name in header:
+            return header.index(name)
+    raise LLMGymError(
+        f"{path}, line 1: column {' or '.join(names)} is missing. Needed: {wanted}; "
+        f"found: {shortened(', '.join(header))}."
+    )
+
+
+def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: int | None) -> Rows:
+    rows: Rows | None = None
+    shares = False
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise LLMGymError(
+                f"{path}, line {number}: not one whole JSON object; the line is cut or damaged: "
+                "mend or drop it."
+            )
+        if rows is None:  # the names that the first row has are those of all
+            found = [[n for n in names if n in record] or names for names in wanted.columns]
+            rows = Rows(path, [names[0] for names in found])
+            shares = wanted.prefix in record
+        missing = [i for i, name in enumerate(rows.names) if name not in record]
+        if missing:
+            names = " or ".join(wanted.columns[missing[0]])
+            raise LLMGymError(f"{path}, line {number}: {names} is missing. Needed: {wanted}.")
+        rows.add(number, [record[name] for name in rows.names])
+        if shares:
+            rows.prefixes.append(_prefix(path, number, wanted.prefix, record))
+        if len(rows.lines) == limit:
+            break
+    return rows or Rows(path, [])
+
+
+def _prefix(path: Path, line: int, name: str, record: dict[str, Any]) -> list[Any]:
+    """The list of what a prompt begins with."""
+    listed = record.get(name)
+    if not isinstance(listed, list) or not all(isinstance(x, (int, str)) for x in listed):
+        raise LLMGymError(
+            f"{path}, line {line}: {name} is {shortened(listed)}, not a list of numbers or strings; "
+            "mend it, or drop the column from all rows."
+        )
+    return listed

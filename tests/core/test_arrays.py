@@ -1,0 +1,50 @@
+"""Helpers on tables, and the random words, against NumPy and against JAX's own generator."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.random import threefry2x32_p
+
+from llmgym.core.arrays import first_rows, prefix_sum, select
+from llmgym.engine.stream import threefry
+from llmgym.scenario.lengths import Poisson
+
+
+@pytest.mark.parametrize("rows", [7, 32, 100])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_first_rows(rows: int, share: float) -> None:
+    mask = np.random.default_rng(rows).random((rows, 20)) < share
+    slot, exists = map(np.asarray, first_rows(jnp.asarray(mask), 5))
+    for env in range(mask.shape[1]):
+        there = np.flatnonzero(mask[:, env])[:5]
+        assert slot[: len(there), env].tolist() == there.tolist()
+        assert exists[:, env].tolist() == [n < len(there) for n in range(5)]
+    assert (slot < rows).all()
+
+
+@pytest.mark.parametrize("rows", [1, 16, 45])
+def test_prefix_sum_and_select(rows: int) -> None:
+    values = np.random.default_rng(0).integers(-9, 9, (rows, 3, 2))
+    assert (np.asarray(prefix_sum(jnp.asarray(values))) == values.cumsum(axis=0)).all()
+    index = np.random.default_rng(1).integers(0, rows, (3, 2))
+    picked = np.take_along_axis(values, index[None], axis=0)[0]
+    assert (np.asarray(select(jnp.asarray(values), jnp.asarray(index))) == picked).all()
+
+
+def test_threefry_is_that_of_jax() -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, (4, 1000), dtype=np.uint32)
+    arguments = [jnp.asarray(w) for w in words]
+    for mine, theirs in zip(threefry(*arguments), threefry2x32_p.bind(*arguments), strict=True):
+        assert (mine == theirs).all()
+
+
+@pytest.mark.parametrize("mean", [0.3, 32, 512])
+def test_poisson_lengths_count_the_cumulative_table(mean: float) -> None:
+    table = Poisson(mean).sampler()
+    edges = np.asarray(table.cdf)
+    drawn = np.random.default_rng(0).random(5000).astype(np.float32)
+    u = np.concatenate([drawn, edges, np.nextafter(edges, 1)])
+    u = np.clip(u, np.float32(2**-24), np.float32(1 - 2**-24))  # as the draws are
+    assert (np.asarray(table.sample(jnp.asarray(u))) == (edges[:, None] < u).sum(axis=0)).all()
