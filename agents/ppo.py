@@ -32,8 +32,7 @@ from llmgym.agents.neural import init_mlp, log_probs, mlp
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
-from llmgym.engine import model
-from llmgym.engine.network import Network
+from llmgym.engine import simulator
 from llmgym.envs.rewards import ServiceLevels, Transition, came, tardiness, weighted_holding
 
 MEMORY = 0.9
@@ -211,7 +210,7 @@ def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
     Output tokens to come count among what is left. Above the average the cost to come grows with the
     square of the work. Of a network the features of all engines are seen.
     """
-    if isinstance(physics, Network):
+    if not physics.lone:
         left = left_in_network(physics, engine)
         features = features.reshape(-1, *features.shape[2:])
     else:
@@ -237,7 +236,7 @@ def cost_of(settings: PPO, step: Transition) -> jax.Array:
 
 def arrivals(physics: Any, step: Transition) -> jax.Array:
     """What arrived in a step (..., n): requests, prompt tokens and all tokens; jobs of each type."""
-    if isinstance(physics, Network):
+    if not physics.lone:
         return jnp.stack(jobs_arrived(physics, step.before, step.after), axis=-1)
     # Of the table, not of the backlog, which also grows when a request is preempted.
     table, new = step.after.table, came(step)
@@ -268,20 +267,22 @@ def collect(
         jax.random.wrap_key_data(world.key), iteration
     )  # fmt: skip
     # Engines whose table was full have lost requests: they start anew.
-    new = model.init(physics, jax.random.split(jax.random.fold_in(key, 0), settings.num_envs))
+    new = simulator.init(physics, jax.random.split(jax.random.fold_in(key, 0), settings.num_envs))
     full = world.engine.totals.dropped > 0
     engine = jax.tree.map(lambda a, b: jnp.where(full, a, b), new, world.engine)
     shared = len(choice.features)  # the critic does without those of single requests
     last_axis = partial(jnp.moveaxis, source=0, destination=-1)
 
     def decide(engine: Any, n: jax.Array) -> tuple[Any, Experience]:
-        view = model.view(physics, engine)
+        view = simulator.view(physics, engine)
         sight = choice.look(view)
         features, mask, prior = map(last_axis, (sight.features, sight.mask, sight.prior))
         log_p = log_probs(choice.parts, prior + choice.logits(actor, features), mask)
         noise = jax.random.gumbel(jax.random.fold_in(key, n + 1), log_p.shape)
         chosen = choice.choose(view, jnp.where(mask, log_p + noise, -jnp.inf))
-        after, info = model.step(physics, engine, choice.batch(view, jnp.moveaxis(chosen, -1, 0)))
+        after, info = simulator.step(
+            physics, engine, choice.batch(view, jnp.moveaxis(chosen, -1, 0))
+        )
         step = Transition(engine, info, after, physics.tick_ms)
         arrived = arrivals(physics, step)
         return after, Experience(
@@ -297,7 +298,7 @@ def collect(
         )
 
     after, experience = jax.lax.scan(decide, engine, jnp.arange(settings.steps))
-    sight = choice.look(model.view(physics, after))
+    sight = choice.look(simulator.view(physics, after))
     last = last_axis(critic_inputs(physics, after, sight.features[:shared]))
     ticks = after.totals.request_ticks.low - engine.totals.request_ticks.low
     present = jnp.sum(ticks.astype(jnp.float32)) * physics.tick_ms / 1000

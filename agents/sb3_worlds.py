@@ -19,7 +19,7 @@ from llmgym.agents.ppo import LEFT, PPO, PRODUCTS, critic_inputs
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.training import Training, worlds_of
 from llmgym.core.errors import LLMGymError, check_number
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.envs.rewards import Transition, weighted_holding
 from llmgym.scenario.scenario import Scenario
 
@@ -38,7 +38,7 @@ class _Program:
 
     def _observe(self, physics: Any, number: jax.Array, engine: Any) -> tuple[jax.Array, jax.Array]:
         """Observation and mask of a world."""
-        sight = self.choice.look(model.view(physics, engine))
+        sight = self.choice.look(simulator.view(physics, engine))
         if not self.residual:
             return sight.features, sight.mask
         work = critic_inputs(physics, engine, sight.features)[: LEFT + PRODUCTS]
@@ -85,16 +85,16 @@ class _Program:
         key: jax.Array,
     ) -> tuple[Any, ...]:  # fmt: skip
         """A step of the engines of a world."""
-        view = model.view(physics, engine)
+        view = simulator.view(physics, engine)
         allowed = nearest_choice(self.choice.parts, mask.T, chosen)
-        after, info = model.step(physics, engine, self.choice.batch(view, allowed.T))
+        after, info = simulator.step(physics, engine, self.choice.batch(view, allowed.T))
         step = Transition(engine, info, after, physics.tick_ms)
         cost = -weighted_holding(step, self.prefill_weight, 1.0)
         full = after.totals.dropped > 0
         final, next_mask = self._observe(physics, number, after)
 
         def renew(last: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
-            fresh = model.init(physics, jax.random.split(key, full.size))
+            fresh = simulator.init(physics, jax.random.split(key, full.size))
             state = jax.tree.map(lambda new, old: jnp.where(full, new, old), fresh, last[0])
             return (state, *self._observe(physics, number, state))
 

@@ -24,7 +24,7 @@ from llmgym.agents.trained import TrainedPolicy
 from llmgym.baselines.tiles import DEFAULT_TILE
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import to_json, write
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.engine.plan import Plan
 from llmgym.envs.rewards import ServiceLevels
 from llmgym.evaluation.fleet import compiled, cores
@@ -141,7 +141,7 @@ def worlds_of(training: Training, key: jax.Array) -> tuple[tuple[Any, ...], tupl
     """Physics and worlds, stacked in groups that have one compiled form."""
     groups: dict[Any, list[tuple[int, Any]]] = {}
     for n, scenario in enumerate(training.scenarios):
-        physics = jax.tree.map(jnp.asarray, model.lower(scenario))
+        physics = jax.tree.map(jnp.asarray, simulator.lower(scenario))
         leaves, structure = jax.tree.flatten(physics)
         form = (structure, tuple((x.shape, x.dtype) for x in leaves))
         groups.setdefault(form, []).append((n, physics))
@@ -167,7 +167,7 @@ def worlds_of(training: Training, key: jax.Array) -> tuple[tuple[Any, ...], tupl
 
 @partial(jax.jit, static_argnums=0)
 def _empty_engines(num_envs: int, physics: Any, keys: jax.Array) -> Any:
-    start = lambda p, key: model.init(p, jax.random.split(key, num_envs))  # noqa: E731
+    start = lambda p, key: simulator.init(p, jax.random.split(key, num_envs))  # noqa: E731
     return jax.lax.map(lambda pair: start(*pair), (physics, keys))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import cores
 from llmgym.evaluation.policies import compose
@@ -82,7 +82,7 @@ def measure(
     size = min(BLOCK, -(-total // (threads * GRAIN)) * GRAIN)
     number = np.minimum(np.arange(-(-total // size) * size), total - 1)  # fills up the last block
     trial, env = number // num_envs, number % num_envs
-    physics, keys = model.lower(scenario), rollout.keys(seed, num_envs)
+    physics, keys = simulator.lower(scenario), rollout.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms
     stops = [Wide.of(round(s * ticks_per_s)) for s in (warmup_s, warmup_s + duration_s)]
     ticks = np.array(scenario.targets_ms, float).T / scenario.tick_ms  # None becomes NaN
@@ -149,9 +149,11 @@ def _advance(
     def body(carry: tuple[Any, _Counts]) -> tuple[Any, _Counts]:
         state, counts = carry
         left = state.clock.until(stop)
-        batch = compose(policy, rollout.policy_key(key, state.steps), model.view(physics, state))
+        batch = compose(
+            policy, rollout.policy_key(key, state.steps), simulator.view(physics, state)
+        )
         batch = jax.tree.map(lambda x: jnp.where(left > 0, x, 0), batch)
-        after, info = model.step(physics, state, batch, left)
+        after, info = simulator.step(physics, state, batch, left)
         return after, _count(counts, info, after.clock.low, targets)
 
     return jax.lax.while_loop(running, body, (state, counts))

@@ -13,16 +13,11 @@ from network_workloads import POLICIES
 from reference import Ran
 
 from llmgym import baselines
-from llmgym.engine import stream
+from llmgym.engine import simulator, stream
 from llmgym.engine.jobs import CHOICE
-from llmgym.engine.network import (
-    Network,
-    NetworkState,
-    call_lengths,
-    init_network,
-    network_view,
-    step_network,
-)
+from llmgym.engine.params import Params
+from llmgym.engine.queues import call_lengths
+from llmgym.engine.state import State
 from llmgym.evaluation import policies
 
 Record = dict[str, np.ndarray]
@@ -46,21 +41,21 @@ class Recorded:
 
 
 def run(
-    network: Network,
-    state: NetworkState,
+    network: Params,
+    state: State,
     keys: jax.Array,
     number: jax.Array,
     token_budget: jax.Array,
     steps: int,
-) -> tuple[NetworkState, dict[str, jax.Array]]:
+) -> tuple[State, dict[str, jax.Array]]:
     """``steps`` epochs under policy ``number`` of POLICIES, and all that tests ask for (axis 0: steps)."""
     made = [baselines.make(name, **fixed, token_budget=token_budget) for name, fixed in POLICIES]
 
-    def body(state: NetworkState, _: None) -> tuple[NetworkState, dict[str, jax.Array]]:
-        seen = network_view(network, state)
+    def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
+        seen = simulator.view(network, state)
         composers = [partial(policies.compose, policy) for policy in made]
         batch = jax.lax.switch(number, composers, keys, seen)
-        after, info = step_network(network, state, batch)
+        after, info = simulator.step(network, state, batch)
         table, engines = info.table, network.plan.engines
         visit = jnp.zeros_like(table.request) if table.visit is None else table.visit
         return after, {
@@ -82,14 +77,14 @@ def run(
 
 @partial(jax.jit, static_argnames="steps")
 def trace(
-    network: Network, keys: jax.Array, number: jax.Array, token_budget: jax.Array, steps: int
-) -> tuple[NetworkState, dict[str, jax.Array]]:
+    network: Params, keys: jax.Array, number: jax.Array, token_budget: jax.Array, steps: int
+) -> tuple[State, dict[str, jax.Array]]:
     """The same from the start. One compiled program holds every policy: compiling is what costs time."""
-    return run(network, init_network(network, keys), keys, number, token_budget, steps)
+    return run(network, simulator.init(network, keys), keys, number, token_budget, steps)
 
 
 def record(
-    network: Network, keys: jax.Array, number: int, token_budget: int, steps: int
+    network: Params, keys: jax.Array, number: int, token_budget: int, steps: int
 ) -> list[Recorded]:
     """Run policy ``number`` of POLICIES from the start; one record for each of the keys."""
     numbers = jnp.int32(number), jnp.int32(token_budget)
@@ -97,7 +92,7 @@ def record(
     return [_environment(network, out, state, env) for env in range(keys.size)]
 
 
-def _environment(network: Network, out: Record, state: NetworkState, env: int) -> Recorded:
+def _environment(network: Params, out: Record, state: State, env: int) -> Recorded:
     column = {name: values[..., env] for name, values in out.items()}
     served = state.totals.prefill_tokens, state.totals.decode_tokens
     batches: list[list[Ran]] = [[] for _ in range(network.plan.engines)]
@@ -131,7 +126,7 @@ def _environment(network: Network, out: Record, state: NetworkState, env: int) -
     )
 
 
-def _name(network: Network, column: Record, index: tuple[int, ...]) -> Any:
+def _name(network: Params, column: Record, index: tuple[int, ...]) -> Any:
     """(job type, job number, stage, visit) of the call in a row of the table."""
     job_class, request, visit = (int(column[k][index]) for k in ("job_class", "request", "visit"))
     job_type = network.plan.type_of[job_class]
@@ -139,7 +134,7 @@ def _name(network: Network, column: Record, index: tuple[int, ...]) -> Any:
 
 
 @partial(jax.jit, static_argnames="count")
-def _drawn(network: Network, keys: jax.Array, count: int) -> stream.Drawn:
+def _drawn(network: Params, keys: jax.Array, count: int) -> stream.Drawn:
     words = jnp.moveaxis(jax.random.key_data(keys).astype(jnp.uint32), -1, 0)
     begun = stream.start(network.arrivals, words, network.burst)
     nothing = tuple(lambda index, words: (index, index) for _ in network.arrivals)
@@ -147,7 +142,7 @@ def _drawn(network: Network, keys: jax.Array, count: int) -> stream.Drawn:
     return stream.draw(network.arrivals, nothing, begun, network.burst, count, limit)[0]
 
 
-def jobs(network: Network, keys: jax.Array, count: int) -> list[list[tuple[int, int, int]]]:
+def jobs(network: Params, keys: jax.Array, count: int) -> list[list[tuple[int, int, int]]]:
     """The first ``count`` jobs (arrival, type, number) of each environment, in order of arrival."""
     drawn = jax.device_get(_drawn(network, keys, count))
     columns = np.stack([drawn.wait, drawn.job_class, drawn.request])
@@ -158,7 +153,7 @@ def jobs(network: Network, keys: jax.Array, count: int) -> list[list[tuple[int, 
 
 
 @partial(jax.jit, static_argnames=("count", "visits"))
-def _tables(network: Network, keys: jax.Array, count: int, visits: int) -> tuple[jax.Array, ...]:
+def _tables(network: Params, keys: jax.Array, count: int, visits: int) -> tuple[jax.Array, ...]:
     words = jnp.moveaxis(jax.random.key_data(keys).astype(jnp.uint32), -1, 0)
     shape = (network.plan.classes, count, visits, keys.size)
     job_class, number, visit = (
@@ -195,7 +190,7 @@ class Table:
         return ((int(words[word, *self._at(job, stage, visit)]) >> 9) + 0.5) * 2.0**-23
 
 
-def draws(network: Network, keys: jax.Array, count: int, visits: int) -> list[Table]:
+def draws(network: Params, keys: jax.Array, count: int, visits: int) -> list[Table]:
     """The random numbers of the jobs below ``count`` in ``visits`` visits to each of their stages."""
     tables = jax.device_get(_tables(network, keys, count, visits))
     first = network.plan.first_class

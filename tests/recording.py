@@ -13,8 +13,9 @@ from reference import Ran, Request
 from workloads import POLICIES
 
 from llmgym import baselines
-from llmgym.engine import dynamics, stream
-from llmgym.engine.dynamics import Physics, StepInfo
+from llmgym.engine import simulator, stream
+from llmgym.engine.info import StepInfo
+from llmgym.engine.params import Params
 from llmgym.engine.state import State
 from llmgym.engine.view import View
 from llmgym.evaluation import policies
@@ -44,7 +45,7 @@ def _policy(entry: tuple[str, dict[str, Any], tuple[str, ...]], settings: Settin
 
 @partial(jax.jit, static_argnames="steps")
 def trace(
-    physics: Physics,
+    physics: Params,
     state: State,
     keys: jax.Array,
     number: jax.Array,
@@ -58,10 +59,10 @@ def trace(
     made = [_policy(entry, settings) for entry in POLICIES]
 
     def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
-        seen = dynamics.view(physics, state)
+        seen = simulator.view(physics, state)
         composers = [partial(policies.compose, policy) for policy in made]
         batch = jax.lax.switch(number, composers, keys, seen)
-        after, info = dynamics.step(physics, state, batch)
+        after, info = simulator.step(physics, state, batch)
         return after, facts(state, seen, info)
 
     return jax.lax.scan(body, state, None, length=steps)
@@ -86,11 +87,11 @@ def facts(state: State, seen: View, info: StepInfo) -> dict[str, jax.Array]:
     }
 
 
-start = jax.jit(dynamics.init)
+start = jax.jit(simulator.init)
 
 
 def record(
-    physics: Physics, keys: jax.Array, number: int, settings: dict[str, int], steps: int
+    physics: Params, keys: jax.Array, number: int, settings: dict[str, int], steps: int
 ) -> list[Recorded]:
     """Run policy ``number`` of POLICIES from the start; one record for each of the keys."""
     traced = {name: jnp.int32(value) for name, value in settings.items()}
@@ -130,14 +131,14 @@ def environment(out: dict[str, np.ndarray], state: State, env: int) -> Recorded:
 
 
 @partial(jax.jit, static_argnames="count")
-def _drawn(physics: Physics, keys: jax.Array, count: int) -> stream.Drawn:
+def _drawn(physics: Params, keys: jax.Array, count: int) -> stream.Drawn:
     words = jnp.moveaxis(jax.random.key_data(keys).astype(jnp.uint32), -1, 0)
     begun = stream.start(physics.arrivals, words, physics.burst)
     limit = jnp.full(keys.shape, count)
     return stream.draw(physics.arrivals, physics.lengths, begun, physics.burst, count, limit)[0]
 
 
-def requests(physics: Physics, keys: jax.Array, count: int) -> list[list[Request]]:
+def requests(physics: Params, keys: jax.Array, count: int) -> list[list[Request]]:
     """The first ``count`` requests of each environment's stream, in order of arrival."""
     drawn = jax.device_get(_drawn(physics, keys, count))
     columns = (drawn.job_class, drawn.request, drawn.wait, drawn.prefill, drawn.decode)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym import Scenario, baselines
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.engine.view import Batch, Classes, Memory, View
 from llmgym.evaluation import rollout
 from llmgym.scenario.batch_time import Affine, BatchTime
@@ -115,11 +115,11 @@ def tokens(name: str, view: View, **chosen: Any) -> list[int]:
 
 def seen(scenario: Scenario, envs: int, steps: int, burst: int = 20) -> View:
     """Views of many states of an engine, from a backlog down, with one batch axis."""
-    physics, policy = model.lower(scenario, burst=burst), baselines.make("sarathi")
+    physics, policy = simulator.lower(scenario, burst=burst), baselines.make("sarathi")
 
     def step(state: Any, _: Any) -> tuple[Any, View]:
-        view = model.view(physics, state)
-        return model.step(physics, state, policy(KEY, view))[0], view
+        view = simulator.view(physics, state)
+        return simulator.step(physics, state, policy(KEY, view))[0], view
 
     state = rollout.start(physics, rollout.keys(0, envs))
     found = jax.jit(lambda s: jax.lax.scan(step, s, length=steps)[1])(state)

@@ -70,6 +70,25 @@ def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array
     return jnp.stack([jnp.sum(m.astype(jnp.int32), axis=0) for m in mine])
 
 
+def compacted(live: jax.Array) -> jax.Array:
+    """For each row of the compacted table the row it comes from; -1 past the last request.
+
+    Every request moves up by the number of empty rows before it, one bit of that number at a time:
+    lowest bit first no two requests ever meet (the parallel "compress" of bit manipulation).
+    """
+    count, row = live.shape[0], rows(live)
+    shift = prefix_sum(~live)
+    packed = jnp.where(live, (shift << 16) | (row + 1), 0)
+    for bit in range((count - 1).bit_length()):
+        distance = 1 << bit
+        padded = jnp.concatenate([packed, jnp.zeros((distance, *live.shape[1:]), jnp.int32)])
+        padded = jax.lax.optimization_barrier(padded)  # else every pass recomputes those before it
+        here, ahead = padded[:count], padded[distance:]
+        moves, arrives = (here >> 16) & distance, (ahead >> 16) & distance
+        packed = jnp.where(arrives > 0, ahead, jnp.where(moves > 0, 0, here))
+    return jnp.where(packed > 0, (packed & 0xFFFF) - 1, -1)
+
+
 def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Slots of the first ``count`` rows where ``mask`` holds (count, ...), and whether each exists."""
     row, size = rows(mask), mask.shape[0]

@@ -45,6 +45,11 @@ class Wide:
         high = total.high + a_high * b_high + (middle_1 >> 16) + (middle_2 >> 16)
         return Wide(high, total.low)
 
+    def add_sum(self, amounts: jax.Array) -> Wide:
+        """Add all entries of axis 0 exactly: up to 2**15 of them, non-negative and below 2**31."""
+        total = self + jnp.sum(amounts & 0xFFFF, axis=0)
+        return total.add_product(jnp.sum(amounts >> 16, axis=0), jnp.int32(1 << 16))
+
     def until(self, later: Wide) -> jax.Array:
         """``later - self`` as int32, cut to 0 .. 2**30 - 1."""
         most = jnp.uint32(2**30 - 1)

@@ -6,39 +6,16 @@ know about its job.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
 from llmgym.core.arrays import rows
-from llmgym.core.pytree import register
-from llmgym.engine.plan import Plan, Routes
+from llmgym.engine.plan import CHOICE, Plan, Routes
+from llmgym.engine.state import Jobs
 from llmgym.engine.stream import words
 from llmgym.scenario.arrivals import uniform
-
-CHOICE = 128
-"""Choices draw from the random words of class number + CHOICE, apart from lengths and loops."""
-
-
-@register
-@dataclass(frozen=True)
-class Jobs:
-    """The jobs in the network (rows, ...), or one of them without the first axis.
-
-    ``done``, ``passed`` and ``begun`` have a bit for each stage: done or passed over, passed over, and
-    started or done. ``visits`` and ``context`` have an axis of stages in front.
-    """
-
-    live: jax.Array
-    job_type: jax.Array
-    number: jax.Array
-    arrival: jax.Array  # low clock word
-    done: jax.Array
-    passed: jax.Array
-    begun: jax.Array
-    visits: jax.Array  # how often each stage has ended
-    context: jax.Array  # prompt and output tokens of its last visit
 
 
 def no_jobs(slots: int, stages: int, shape: tuple[int, ...]) -> Jobs:
@@ -51,25 +28,28 @@ def no_jobs(slots: int, stages: int, shape: tuple[int, ...]) -> Jobs:
 
 
 def job_at(jobs: Jobs, row: jax.Array) -> Jobs:
-    """The job in ``row`` (...) of every environment."""
+    """The jobs in the rows (several, ...) of every environment."""
 
     def pick(column: jax.Array) -> jax.Array:
-        axis = column.ndim - row.ndim - 1
-        index = jnp.broadcast_to(row, (*column.shape[:axis], 1, *row.shape))
-        return jnp.squeeze(jnp.take_along_axis(column, index, axis=axis), axis)
+        axis = column.ndim - row.ndim
+        index = jnp.broadcast_to(row, (*column.shape[:axis], *row.shape))
+        return jnp.take_along_axis(column, index, axis=axis)
 
     return jax.tree.map(pick, jobs)
 
 
-def put_job(jobs: Jobs, row: jax.Array, job: Jobs, wanted: jax.Array) -> Jobs:
-    """The jobs with ``job`` in ``row``, where it is ``wanted``."""
-    here = (rows(jobs.live) == row) & wanted
+def put_jobs(jobs: Jobs, row: jax.Array, new: Jobs, wanted: jax.Array) -> Jobs:
+    """The jobs with those of ``new`` (several, ...) in their rows, where they are ``wanted``."""
+    here = [(rows(jobs.live) == row[n]) & wanted[n] for n in range(len(row))]
 
-    def write(column: jax.Array, value: jax.Array) -> jax.Array:
-        value = jnp.expand_dims(value, column.ndim - row.ndim - 1)
-        return jnp.where(here, value, column)
+    def write(column: jax.Array, values: jax.Array) -> jax.Array:
+        axis = column.ndim - row.ndim
+        for n, mine in enumerate(here):
+            value = jax.lax.slice_in_dim(values, n, n + 1, axis=axis)
+            column = jnp.where(mine, value, column)
+        return column
 
-    return jax.tree.map(write, jobs, job)
+    return jax.tree.map(write, jobs, new)
 
 
 def advance(
@@ -78,12 +58,14 @@ def advance(
     """What the end of a stage sets off.
 
     Args:
-        job: one job of every environment.
-        ended: the stage that ended (...), within the job type; -1 where the job begins.
+        plan: the structure of the network.
+        key: two words (2, ...) of the random numbers.
+        job: jobs (several, ...) of every environment.
+        ended: the stage that ended (several, ...), within the job type; -1 where the job begins.
         context: its prompt and output tokens.
 
     Returns:
-        The job after it; which stages start (stages, ...); and the context that each would inherit.
+        The job after it; which stages start (stages, several, ...); and the context that each would inherit.
     """
     stage = jnp.arange(plan.most_stages).reshape((-1,) + (1,) * ended.ndim)
     here = stage == ended

@@ -1,4 +1,4 @@
-"""What policies see of an engine; ``network_view`` has the same for a network."""
+"""What policies see of every engine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,60 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmgym.engine import stream as streams
 from llmgym.engine.memory.paged import cached_tokens
-from llmgym.engine.params import Physics
+from llmgym.engine.params import Params
+from llmgym.engine.plan import CHOICE, Plan
 from llmgym.engine.state import State, Table
 from llmgym.engine.view import Classes, Memory, View
 from llmgym.scenario.prefixes import Contents
+
+
+def view(params: Params, state: State) -> View:
+    """What policies see; of a network every array has an axis of engines before the batch axes."""
+    table, shape = engine_table(params.plan, state.table), state.busy.shape
+
+    def spread(x: jax.Array) -> jax.Array:
+        return _spread(x, shape)
+
+    seqs, memory = params.max_num_seqs, _memory(params, state, table)
+    started = table.started if memory is None else memory.resident
+    if table.planned is not None:
+        started = started | (table.planned > 0)
+    job_arrival = table.arrival if table.job_arrival is None else table.job_arrival
+    return View(
+        **request_columns(table, state.clock.low, job_arrival, params.lengths_known),
+        started=started,
+        token_budget=spread(params.token_budget),
+        max_num_seqs=None if seqs is None else spread(seqs),
+        batch_time=jax.tree.map(spread, params.batch_time),
+        tick_ms=spread(params.tick_ms),
+        batches=state.batches,
+        resident_limit=params.resident_limit,
+        classes=_classes(params, state, table),
+        free=state.busy == 0,
+        memory=memory,
+    )
+
+
+def engine_table(plan: Plan, table: Table) -> Table:
+    """The stations that are engines."""
+    if plan.stations == plan.engines:
+        return table
+    return jax.tree.map(lambda c: c[:, : plan.engines], table)
+
+
+def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A parameter () or (engines,) for every engine and environment."""
+    return jnp.broadcast_to(x.reshape(*x.shape, *[1] * (len(shape) - x.ndim)), shape)
+
+
+def _over(x: Any, shape: tuple[int, ...]) -> jax.Array:
+    """A parameter (classes,) or of other leading axes for every engine and environment."""
+    x = jnp.asarray(x)
+    return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
 
 
 def request_columns(
@@ -37,6 +84,41 @@ def request_columns(
     }
 
 
+def _memory(params: Params, state: State, table: Table) -> Memory | None:
+    """The KV memory of every engine, where any is limited."""
+    if params.kv_blocks is None:
+        return None
+    assert table.admitted is not None
+    return Memory(
+        cached=cached_tokens(table, params.prompt_samples),
+        admitted=table.admitted,
+        blocks=_spread(params.kv_blocks, state.busy.shape),
+        block_size=params.block_size,
+        prompt_samples=params.prompt_samples,
+        swapped=table.swapped,
+        pool=state.pool,
+        contents=_contents(params, state, table),
+    )
+
+
+def _contents(params: Params, state: State, table: Table) -> Contents | None:
+    """What the blocks of every request hold, with prefix caching."""
+    if params.prefixes is None:
+        return None
+    key, drawn, closes = state.stream.key, params.prefixes.drawn, params.plan.closes_loop
+    listed = len(drawn) < params.classes  # a replay: its classes have one source
+    source = jnp.zeros_like(table.job_class) if listed else table.job_class
+    word = jnp.zeros(table.request.shape, jnp.uint32)
+    for k in range(len(drawn)):
+        if closes[k]:  # the words of its class say whether it goes round again
+            own = streams.words(key, k + CHOICE, table.request, 1, table.visit)[1]
+        else:
+            own = streams.words(key, k, table.request, 2, table.visit)[3]
+        word = jnp.where(source == k, own, word)
+    sources = jax.tree.map(lambda x: _over(x, state.busy.shape), params.prefixes)
+    return Contents(sources, table.request, source, word, table.prompt, table.visit)
+
+
 def class_columns(table: Table, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of each class (classes, ...): requests in prefill, in decode, and prompt tokens left (float32)."""
     mine = [table.job_class == k for k in range(count)]
@@ -49,85 +131,32 @@ def class_columns(table: Table, count: int) -> tuple[jax.Array, jax.Array, jax.A
     return in_prefill, in_decode, tally(table.prefill).astype(jnp.float32)
 
 
-def view(physics: Physics, state: State) -> View:
-    """What a policy sees of the state."""
-    table, shape = state.table, state.present.shape
-
-    def spread(x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x, shape)
-
-    seqs = physics.max_num_seqs
-    memory = None
-    if physics.kv_blocks is not None:
-        cached = cached_tokens(table, physics.prompt_samples)
-        assert table.admitted is not None
-        blocks = spread(physics.kv_blocks)
-        memory = Memory(
-            cached,
-            table.admitted,
-            blocks,
-            physics.block_size,
-            physics.prompt_samples,
-            table.swapped,
-            state.pool,
-            _contents(physics, state),
-        )
-    return View(
-        **request_columns(table, state.clock.low, table.arrival, physics.lengths_known),
-        started=table.started if memory is None else memory.resident,
-        token_budget=spread(physics.token_budget),
-        max_num_seqs=None if seqs is None else spread(seqs),
-        batch_time=jax.tree.map(spread, physics.batch_time),
-        tick_ms=spread(physics.tick_ms),
-        batches=state.totals.batches,
-        resident_limit=physics.resident_limit,
-        classes=_classes(physics, state),
-        free=jnp.ones(shape, bool),
-        memory=memory,
-    )
-
-
-def _contents(physics: Physics, state: State) -> Contents | None:
-    """What the blocks of every request hold, with prefix caching."""
-    if physics.prefixes is None:
-        return None
-    table, key, shape = state.table, state.stream.key, state.present.shape
-    drawn = physics.prefixes.drawn
-    replay = len(drawn) < physics.means.shape[1]  # its classes have one source
-    source = jnp.zeros_like(table.job_class) if replay else table.job_class
-    word = jnp.zeros(table.request.shape, jnp.uint32)
-    for k in range(len(drawn)):
-        word = jnp.where(source == k, streams.words(key, k, table.request, 2)[3], word)
-
-    def spread(x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
-
-    sources = jax.tree.map(spread, physics.prefixes)
-    return Contents(sources, table.request, source, word, table.prompt)
-
-
-def _classes(physics: Physics, state: State) -> Classes:
-    """The request classes and how many requests of each are present."""
-    table, weights = state.table, physics.service_weights
-    shape, count = table.prefill.shape[1:], physics.means.shape[1]
-
-    def spread(x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
-
-    none = spread(jnp.zeros(count, jnp.int32))
+def _classes(params: Params, state: State, table: Table) -> Classes:
+    """The request classes, and how many requests of each are at each engine and on their way there."""
+    plan, shape, count = params.plan, state.busy.shape, params.classes
     in_prefill, in_decode, prompt_tokens = class_columns(table, count)
+    serves = np.array(plan.group_of)[:, None] == np.array(plan.engine_group())[None]
+    batch_axes = len(state.present.shape)
+
+    def behind(here: jax.Array) -> jax.Array:
+        total = params.total(here, axis=1).astype(jnp.float32)
+        ahead = jnp.tensordot(params.follows, total, axes=1)
+        return jnp.broadcast_to(ahead if params.lone else ahead[:, None], (count, *shape))
+
+    here = serves[:, 0] if params.lone else serves
+    weights = params.service_weights
     return Classes(
-        mean_prefill=spread(physics.means[0]),
-        mean_decode=spread(physics.means[1]),
+        mean_prefill=_over(params.means[0], shape),
+        mean_decode=_over(params.means[1], shape),
         in_prefill=in_prefill,
         in_decode=in_decode,
-        requests_behind=none,
+        requests_behind=behind(in_prefill),
         prompt_tokens=prompt_tokens,
-        tokens_behind=none,
-        hop=none,
-        priority=spread(physics.priority),
-        here=none == 0,
-        most=count,
+        tokens_behind=behind(prompt_tokens),
+        hop=_over(np.array(plan.hop, np.int32), shape),
+        priority=_over(params.priority, shape),
+        here=jnp.broadcast_to(here.reshape(*here.shape, *[1] * batch_axes), (count, *shape)),
+        most=int(serves.sum(axis=0).max()),
         counter=None if state.counters is None else state.counters.value,
-        service_weights=None if weights is None else spread(weights),
+        service_weights=None if weights is None else _over(weights, shape),
     )

@@ -1,4 +1,4 @@
-"""An engine as arrays: its parameters, and what a step of it tells."""
+"""A scenario as arrays: the parameters of its engines, of what arrives, and of how calls go on."""
 
 from __future__ import annotations
 
@@ -12,138 +12,219 @@ import numpy as np
 from llmgym.core.arrays import GROUP
 from llmgym.core.errors import LLMGymError
 from llmgym.core.pytree import register
-from llmgym.engine.service import Service
-from llmgym.engine.state import Table
-from llmgym.engine.view import Batch
+from llmgym.engine.mixed_times import stacked_times
+from llmgym.engine.plan import CHOICE, Plan, rows_per_slot
 from llmgym.scenario.batch_time import BatchTime
+from llmgym.scenario.engine import Engine
 from llmgym.scenario.prefixes import Sources, no_prefix
 from llmgym.scenario.replay import Replay
-from llmgym.scenario.request_size import longest_request
+from llmgym.scenario.request_size import longest_call
 from llmgym.scenario.scenario import Scenario
 
 COMPACT_EVERY = 16
 """Steps between compactions of the table. Empty rows are inert, so when it happens changes no result."""
 
+JOBS_TAKEN, CALLS_TAKEN = 4, 4
+"""Jobs that begin, and calls of an engine that are passed on, in one round; more only cost another."""
+
+NO_LIMIT = 2**20
+"""Requests in a batch of an engine without a limit, where other engines have one."""
+
+NO_MEMORY_LIMIT = 2**30
+"""Blocks of an engine without KV memory, where other engines have one."""
+
 
 @register
 @dataclass(frozen=True)
-class Physics:
-    """A scenario lowered to arrays. Every number is traced; sizes and structure are static."""
+class Params:
+    """A scenario lowered to arrays. Every number is traced; sizes and structure are static.
+
+    Arrays of engines have shape (engines,), or () where one engine serves all by itself (``lone``):
+    tables, views and batches then have no axis of engines either.
+    """
 
     batch_time: BatchTime
     token_budget: jax.Array
     max_num_seqs: jax.Array | None
-    tick_ms: jax.Array
-    burst: jax.Array  # requests of each job type that arrive at time 0
-    arrivals: tuple[Any, ...]
-    lengths: tuple[Any, ...]
+    kv_blocks: jax.Array | None  # of KV memory; None: no engine has a limit
+    swap_tokens_per_ms: jax.Array | None  # 0: preemption is by recompute; None: everywhere
+    tick_ms: jax.Array  # ()
+    burst: jax.Array  # () requests or jobs of each type that are there at time 0
+    arrivals: tuple[Any, ...]  # of each job type
+    lengths: tuple[Any, ...]  # of each job type; of a network the different ones
     means: jax.Array  # (2, classes) mean prompt and output tokens
-    priority: jax.Array  # of each class
-    kv_blocks: jax.Array | None  # of KV memory; None: no limit
+    priority: jax.Array  # (classes,)
+    follows: jax.Array  # (classes, classes) calls that a call brings on, delays skipped
     service_weights: jax.Array | None  # (2,) of a prompt and of an output token; None: not counted
-    swap_tokens_per_ms: jax.Array | None  # None: preemption is by recompute
     prefixes: Sources | None  # with prefix caching: what requests begin with
+    plan: Plan = field(metadata={"static": True})
+    lone: bool = field(metadata={"static": True})
+    length_of: tuple[int, ...] = field(metadata={"static": True})  # of each class, in ``lengths``
+    slots: int = field(metadata={"static": True})  # most requests of a lone engine; most jobs
+    rows: int = field(metadata={"static": True})  # of the table of an engine
+    fresh: int = field(metadata={"static": True})  # rows behind them, for requests that join
+    coming: int = field(metadata={"static": True})  # jobs drawn in advance
     pool_size: int = field(metadata={"static": True})  # room for kv_blocks, with prefix caching
     block_size: int = field(metadata={"static": True})
     prompt_samples: bool = field(metadata={"static": True})  # the end of a prompt yields a token
-    slots: int = field(metadata={"static": True})
-    fresh: int = field(metadata={"static": True})  # rows behind the slots, for requests to come
     resident_limit: bool = field(metadata={"static": True})
     lengths_known: bool = field(metadata={"static": True})
 
+    @property
+    def classes(self) -> int:
+        """Number of request classes."""
+        return self.means.shape[1]
 
-def lower(scenario: Scenario, burst: int = 0) -> Physics:
+    @property
+    def joining(self) -> int:
+        """Most calls that join the queues in one round."""
+        return max(self.plan.most_begun, JOBS_TAKEN + CALLS_TAKEN)
+
+    def total(self, x: jax.Array, axis: int = 0) -> jax.Array:
+        """The sum over the engines, which stand in ``axis``."""
+        return x if self.lone else jnp.sum(x, axis=axis)
+
+
+def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Params:
     """The scenario as traced parameters: one compilation serves every load and every constant.
 
-    With ``burst`` the first requests of each job type, that many, are there at time 0: a hot start.
+    Args:
+        scenario: one engine or a network of them.
+        burst: the first requests (jobs) of each type, that many, are there at time 0: a hot start.
+        as_network: give one engine the queues of a network too: slower, and with the same results.
+
+    Raises LLMGymError for what a network of engines cannot have.
     """
-    if scenario.is_network:
-        raise LLMGymError(
-            f"Scenario {scenario.name!r} is a network of engines; use llmgym/Network-v0."
-        )
-    engine, workload, weights = scenario.engine, scenario.workload, scenario.service_weights
-    ticks_per_s = 1000.0 / scenario.tick_ms
-    if isinstance(workload, Replay):
-        arrivals: tuple[Any, ...] = (workload.gap_sampler(ticks_per_s),)
-        lengths: tuple[Any, ...] = (workload.length_sampler(),)
-    else:
-        arrivals = tuple(j.arrivals.sampler(ticks_per_s) for j in workload)
-        lengths = tuple(j.stages[0].sampler() for j in workload)
-    cache = engine.kv_cache
-    caching = cache is not None and cache.prefix_caching
-    swap = None if cache is None else cache.swap_tokens_per_ms
-    # Room for the arrivals that full batches bring between two compactions; more only cost a pass.
-    per_batch = engine.token_budget / max(scenario.mean_prefill + scenario.mean_decode, 1.0)
-    fresh = int(np.clip(np.ceil(1.25 * COMPACT_EVERY * per_batch), 16, 256))
-    fresh += -(scenario.slots + fresh) % GROUP
-    return Physics(
-        batch_time=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), engine.batch_time),
-        token_budget=jnp.int32(engine.token_budget),
-        max_num_seqs=None if engine.max_num_seqs is None else jnp.int32(engine.max_num_seqs),
+    plan, lone = Plan.of(scenario), not (scenario.is_network or as_network)
+    engines = [e for e in scenario.engines for _ in range(e.replicas)]
+    _check(scenario, plan, engines)
+    arrivals, lengths, length_of = _samplers(scenario, lone)
+    capped = [e for e in engines if e.max_num_seqs is not None]
+    caches = [e.kv_cache for e in engines]
+    limited = [c for c in caches if c is not None]
+    swaps = [0.0 if c is None else c.swap_tokens_per_ms or 0.0 for c in caches]
+
+    def each(values: list[Any], kind: Any) -> jax.Array:
+        return jnp.asarray(values[0] if lone else values, kind)
+
+    seqs = [e.max_num_seqs or NO_LIMIT for e in engines]
+    blocks = [NO_MEMORY_LIMIT if c is None else c.blocks for c in caches]
+    weights = scenario.service_weights
+    return Params(
+        batch_time=stacked_times([e.batch_time for e in engines], lone),
+        token_budget=each([e.token_budget for e in engines], jnp.int32),
+        max_num_seqs=each(seqs, jnp.int32) if capped else None,
+        kv_blocks=each(blocks, jnp.int32) if limited else None,
+        swap_tokens_per_ms=each(swaps, jnp.float32) if any(swaps) else None,
         tick_ms=jnp.float32(scenario.tick_ms),
         burst=jnp.int32(burst),
         arrivals=arrivals,
         lengths=lengths,
         means=jnp.asarray(scenario.class_means, jnp.float32).T,
         priority=jnp.asarray(scenario.class_priorities, jnp.int32),
-        kv_blocks=None if cache is None else jnp.int32(cache.blocks),
-        swap_tokens_per_ms=None if swap is None else jnp.float32(swap),
-        prefixes=_prefixes(scenario) if caching else None,
-        pool_size=0 if cache is None else -(-cache.blocks // 64) * 64,
+        follows=jnp.asarray(_follows(scenario, plan), jnp.float32),
         service_weights=None if weights is None else jnp.asarray(weights, jnp.int32),
-        block_size=1 if cache is None else cache.block_size,
-        prompt_samples=engine.prompt_samples,
-        slots=scenario.slots,
-        fresh=fresh,
-        resident_limit=engine.seq_limit == "resident",
+        prefixes=_prefixes(scenario, plan) if any(c.prefix_caching for c in limited) else None,
+        plan=plan,
+        lone=lone,
+        length_of=length_of,
+        pool_size=-(-max((c.blocks for c in limited), default=0) // 64) * 64,
+        block_size=limited[0].block_size if limited else 1,
+        prompt_samples=engines[0].prompt_samples,
+        resident_limit=bool(capped) and capped[0].seq_limit == "resident",
         lengths_known=scenario.lengths_known,
+        **_sizes(scenario, plan, lone),
     )
 
 
-def _prefixes(scenario: Scenario) -> Sources:
-    """What requests begin with, for prefix caching."""
-    cache = scenario.engine.kv_cache
-    assert cache is not None
-    longest = min(longest_request(scenario), cache.tokens)
-    # In steps, so that engines of about the same size share what was compiled.
-    most = -(-int(-(-longest // cache.block_size)) // 8) * 8
-    sources, counts = [], []
-    if isinstance(scenario.workload, Replay):
-        sources.append(scenario.workload.prefix_sampler(cache.block_size))
-        ids, tokens = scenario.workload.prefix_ids, scenario.workload.prefix_tokens
-        counts.append(0 if ids is None else (np.max(ids) + 1) * (tokens // cache.block_size))
-    for job in scenario.job_types:
-        shared = job.stages[0].shared_prefix
-        sources.append(no_prefix() if shared is None else shared.sampler())
-        counts.append(
-            0 if shared is None else shared.variants * (shared.tokens // cache.block_size)
+def _check(scenario: Scenario, plan: Plan, engines: list[Engine]) -> None:
+    if plan.classes > CHOICE and scenario.is_network:
+        raise LLMGymError(f"A network has at most {CHOICE} stages in all, got {plan.classes}.")
+    caching = [e.kv_cache is not None and e.kv_cache.prefix_caching for e in engines]
+    if any(caching) and not all(caching):
+        raise LLMGymError(
+            "Either all engines have prefix caching or none: give every engine a kv_cache with it."
         )
+
+
+def _samplers(
+    scenario: Scenario, lone: bool
+) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]:
+    """Device forms of arrivals and lengths, and which lengths each class has."""
+    ticks_per_s, workload = 1000.0 / scenario.tick_ms, scenario.workload
+    if isinstance(workload, Replay):
+        gaps, listed = workload.gap_sampler(ticks_per_s), workload.length_sampler()
+        return (gaps,), (listed,), (0,) * len(scenario.classes)
+    arrivals = tuple(j.arrivals.sampler(ticks_per_s) for j in workload)
+    stages = [stage for j in workload for stage in j.stages]
+    if lone:
+        return arrivals, tuple(s.sampler() for s in stages), tuple(range(len(stages)))
+    # Classes of equal lengths share a sampler: each costs in every draw.
+    drawn = [(s.prefill, s.decode, s.paired, s.delay_ms) for s in stages]
+    different = list(dict.fromkeys(drawn))
+    samplers = tuple(stages[drawn.index(one)].sampler() for one in different)
+    return arrivals, samplers, tuple(different.index(one) for one in drawn)
+
+
+def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
+    """Rows of the tables and of the queue of jobs to come."""
+    # Room for what full batches bring between two compactions; more only cost a pass.
+    per_batch = COMPACT_EVERY * _calls_per_batch(scenario)
+    rows = scenario.slots * (1 if lone else rows_per_slot(scenario))
+    if rows > 2**15:
+        raise LLMGymError(f"{scenario.slots} slots make tables of {rows} rows; at most {2**15}.")
+    fresh = int(np.clip(np.ceil((1.25 if lone else 2) * per_batch), 16, 256))
+    if not lone:
+        fresh = max(fresh, plan.most_begun, JOBS_TAKEN + CALLS_TAKEN)
+    fresh += -(rows + fresh) % GROUP
+    coming = 0 if lone else int(np.clip(np.ceil(1.25 * per_batch), 16, 256))
+    return {"slots": scenario.slots, "rows": rows, "fresh": fresh, "coming": coming}
+
+
+def _calls_per_batch(scenario: Scenario) -> float:
+    """Calls that join an engine in the time of a full batch, about."""
+    calls = 1.0
+    if not isinstance(scenario.workload, Replay):
+        rates = [j.rate_per_s for j in scenario.job_types]
+        calls = float(
+            np.average([j.workflow.visits.sum() for j in scenario.job_types], weights=rates)
+        )
+    tokens = (scenario.mean_prefill + scenario.mean_decode) / calls
+    return max(e.token_budget for e in scenario.engines) / max(tokens, 1.0)
+
+
+def _follows(scenario: Scenario, plan: Plan) -> np.ndarray:
+    """R over all classes, with delays skipped."""
+    found = np.zeros((plan.classes, plan.classes))
+    for first, job in zip(plan.first_class, scenario.job_types, strict=False):
+        size = len(job.stages)
+        found[first : first + size, first : first + size] = job.workflow.follows
+    delay = np.array(plan.is_delay)
+    if delay.any():
+        through = np.linalg.inv(np.eye(delay.sum()) - found[np.ix_(delay, delay)])
+        skipped = found[:, delay] @ through @ found[delay, :]
+        found = np.where(delay[None, :] | delay[:, None], 0, found + skipped)
+    return found
+
+
+def _prefixes(scenario: Scenario, plan: Plan) -> Sources:
+    """What requests begin with, for prefix caching: a source for each class, or for a replay one."""
+    caches = [e.kv_cache for e in scenario.engines if e.kv_cache is not None]
+    size = caches[0].block_size
+    longest = min(
+        max(longest_call(scenario, e) for e in scenario.engines), max(c.tokens for c in caches)
+    )
+    # In steps, so that engines of about the same size share what was compiled.
+    most = -(-int(-(-longest // size)) // 8) * 8
+    sources: list[Any] = []
+    counts = []
+    if isinstance(scenario.workload, Replay):
+        sources.append(scenario.workload.prefix_sampler(size))
+        ids, tokens = scenario.workload.prefix_ids, scenario.workload.prefix_tokens
+        counts.append(0 if ids is None else (np.max(ids) + 1) * (tokens // size))
+    for stage in (stage for job in scenario.job_types for stage in job.stages):
+        shared = stage.shared_prefix
+        sources.append(no_prefix() if shared is None else shared.sampler())
+        counts.append(0 if shared is None else shared.variants * (shared.tokens // size))
     first = np.concatenate([[0], np.cumsum(counts)])
-    return Sources(tuple(sources), jnp.asarray(first, jnp.int32), most, cache.block_size)
-
-
-@register
-@dataclass(frozen=True)
-class StepInfo:
-    """What happened in one step. Per-slot arrays refer to ``table``, the requests at the batch's end."""
-
-    duration: jax.Array  # ticks, int32
-    batch_ticks: jax.Array  # of the batch; 0 if none ran
-    prefill_tokens: jax.Array  # in the batch
-    decode_tokens: jax.Array
-    requests: jax.Array  # in the batch
-    completed: jax.Array  # requests
-    arrived: jax.Array  # requests, those dropped included
-    dropped: jax.Array  # requests
-    clipped: jax.Array  # whether the batch asked for had to be cut
-    preempted: jax.Array  # requests that lost their KV memory; ``batch.preempt`` says who
-    lost: jax.Array  # tokens that they have to compute again
-    found: jax.Array  # (slots, ...) tokens that prefix caching found in memory
-    swapped: jax.Array  # tokens that went to the host or back
-    free_blocks: jax.Array  # of KV memory while the batch ran
-    idle: jax.Array  # whether no token ran
-    request_ticks: jax.Array  # integral of the number present over the step, float32
-    batch: Batch  # that ran
-    finished: jax.Array  # (slots, ...) whether the request completed
-    table: Table  # after crediting, before arrivals; finished rows still carry their times
-    service: Service | None  # of each client, where the scenario weighs it
+    return Sources(tuple(sources), jnp.asarray(first, jnp.int32), most, size)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
+
 from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.workflow import Workflow
+
+CHOICE = 128
+"""Choices draw from the random words of class number + CHOICE, apart from lengths and loops."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,17 @@ class Plan:
     inherits: tuple[bool, ...]
     is_delay: tuple[bool, ...]
     hop: tuple[int, ...]
-    priority: tuple[int, ...]
     router: str
+    most_begun: int = 1  # calls and delays of one job that can begin at one instant
+    closes_loop: tuple[bool, ...] = ()  # with a chance: the classes that may go round again
     begins_with_delay: bool = False
+
+    def at_engines(self, x: jax.Array, axis: int = 0) -> jax.Array:
+        """The array over engines with zeros for the station of delays, if there is one."""
+        if self.stations == self.engines:
+            return x
+        one = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
+        return jnp.concatenate([x, one], axis=axis)
 
     @property
     def classes(self) -> int:
@@ -84,10 +98,23 @@ class Plan:
             groups.append((engines, engine.replicas))
             engines += engine.replicas
         if isinstance(scenario.workload, Replay):
+            classes = tuple(range(len(scenario.classes)))
+            none = (0,) * len(classes)
             return cls(
-                engines, engines, tuple(groups), (0,), (0,), (0,), (-1,), (), (False,), (False,),
-                (0,), (0,), scenario.router,
-            )  # fmt: skip
+                engines=engines,
+                stations=engines,
+                groups=tuple(groups),
+                group_of=none,
+                first_class=classes,  # each is a job type of its own
+                type_of=classes,
+                next_class=(-1,) * len(classes),
+                routes=(),
+                inherits=(False,) * len(classes),
+                is_delay=(False,) * len(classes),
+                hop=none,
+                router=scenario.router,
+                closes_loop=(False,) * len(classes),
+            )
         names = [e.name for e in scenario.engines]
         jobs = scenario.job_types
         stages = [stage for job in jobs for stage in job.stages]
@@ -112,8 +139,9 @@ class Plan:
             inherits=tuple(s.inherits for s in stages),
             is_delay=tuple(s.is_delay for s in stages),
             hop=tuple(int(d) for job in jobs for d in job.workflow.depth),
-            priority=tuple(s.priority for s in stages),
             router=scenario.router,
+            most_begun=max(_most_begun(job.workflow, names) for job in jobs),
+            closes_loop=tuple(s.repeat is not None for s in stages),
             begins_with_delay=any(
                 job.stages[v].is_delay for job in jobs for v in job.workflow.roots
             ),
@@ -127,3 +155,8 @@ def rows_per_slot(scenario: Scenario) -> int:
     flows = [job.workflow for job in scenario.job_types]
     widths = [flow.width(e.name) for flow in flows for e in scenario.engines]
     return max(*widths, *(flow.delay_width() for flow in flows))
+
+
+def _most_begun(flow: Workflow, engines: list[str]) -> int:
+    """Most stages of a job that can be under way at once."""
+    return min(len(flow.stages), sum(flow.width(e) for e in engines) + flow.delay_width())

@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from llmgym.core.arrays import rows, select
+from llmgym.core.pytree import register
 from llmgym.engine import stream as streams
-from llmgym.engine.jobs import CHOICE
-from llmgym.engine.network_state import CallTable, Joining, Network, NetworkState
-from llmgym.engine.network_view import engine_table
-from llmgym.engine.plan import Plan
+from llmgym.engine.make_view import engine_table
+from llmgym.engine.memory.paged import cached_tokens
+from llmgym.engine.params import NO_MEMORY_LIMIT, Params
+from llmgym.engine.plan import CHOICE
+from llmgym.engine.state import Queues, State, Table
 from llmgym.scenario.arrivals import NEVER, uniform
 
 
+@register
+@dataclass(frozen=True)
+class Joining:
+    """Calls about to join, (several, ...), in order."""
+
+    valid: jax.Array
+    job_class: jax.Array
+    number: jax.Array
+    arrival: jax.Array
+    job_arrival: jax.Array
+    job_row: jax.Array
+    visit: jax.Array
+    context: jax.Array
+    early: jax.Array  # routed by the loads before the present moment
+
+
 def route(
-    network: Network,
-    state: NetworkState,
-    calls: Joining,
-    tokens: jax.Array,
-    extra: jax.Array | None,
-) -> tuple[jax.Array, NetworkState]:
-    """The station (several, ...) that each call goes to: its engine, or one of its replicas."""
-    plan = network.plan
+    params: Params, state: State, calls: Joining, tokens: jax.Array, extra: jax.Array | None
+) -> tuple[jax.Array, State]:
+    """The station (several, ...) that each call goes to: its engine, or one of its replicas.
+
+    Args:
+        params: of the scenario.
+        state: at the moment.
+        calls: that are about to join.
+        tokens: (several, ...) of each call.
+        extra: (engines, ...) what those that come ``early`` see of the loads, on top of the tables.
+    """
+    plan, inflow = params.plan, state.inflow
+    assert isinstance(inflow, Queues)
     group = jnp.asarray(plan.group_of)[calls.job_class]
     first = jnp.asarray([g for g, _ in plan.groups])[group]
     station = jnp.where(group < 0, plan.engines, first)
     if all(replicas == 1 for _, replicas in plan.groups):
         return station, state
-    load = loads(plan, state.table)
+    load = loads(params, state.table)
     member = jnp.asarray(plan.engine_group()).reshape((-1,) + (1,) * state.present.ndim)
     index = rows(load)
-    turns, chosen = state.turns, []
+    turns, chosen = inflow.turns, []
     for n in range(calls.valid.shape[0]):
         mine = member == group[n]
         count = jnp.sum(mine.astype(jnp.int32), axis=0)
@@ -42,14 +65,15 @@ def route(
             state.stream.key, calls.job_class[n] + CHOICE, calls.number[n], 2, calls.visit[n]
         )
         seen = load if extra is None else load + jnp.where(calls.early[n], extra, 0)
-        replica = _replica(plan.router, seen, mine, first[n], count, turn, draw, state, group[n])
+        named = select(inflow.route, group[n])
+        replica = _replica(plan.router, seen, mine, first[n], count, turn, draw, named)
         to = jnp.where(group[n] < 0, plan.engines, first[n] + replica)
         chosen.append(to)
         here = (index == to) & calls.valid[n]
         load = load + jnp.where(here, _weight(plan.router, tokens[n]), 0)
         groups = rows(turns) == group[n]
         turns = turns + (groups & calls.valid[n])
-    return jnp.stack(chosen), replace(state, turns=turns)
+    return jnp.stack(chosen), replace(state, inflow=replace(inflow, turns=turns))
 
 
 def _weight(router: str, tokens: jax.Array) -> jax.Array | int:
@@ -59,15 +83,27 @@ def _weight(router: str, tokens: jax.Array) -> jax.Array | int:
     return 0 if router == "least_kv" else 1
 
 
-def loads(plan: Plan, table: CallTable) -> jax.Array:
-    """What the router looks at, (engines, ...): tokens left, tokens in memory, or requests."""
-    table = engine_table(plan, table)
-    if plan.router == "fewest_tokens":
+def loads(params: Params, table: Table) -> jax.Array:
+    """What the router looks at, (engines, ...): tokens left, tokens in KV memory, or requests."""
+    table = engine_table(params.plan, table)
+    if params.plan.router == "fewest_tokens":
         return jnp.sum(table.prefill + table.decode, axis=0)
-    if plan.router == "least_kv":
-        held = table.prompt - table.prefill + table.output - table.decode
-        return jnp.sum(jnp.where(table.live, held, 0), axis=0)
+    if params.plan.router == "least_kv":
+        return jnp.sum(_held(params, table), axis=0)
     return jnp.sum(table.live.astype(jnp.int32), axis=0)
+
+
+def _held(params: Params, table: Table) -> jax.Array:
+    """Tokens of each request in KV memory; of engines without one the tokens computed so far."""
+    computed = table.prompt - table.prefill + table.output - table.decode
+    computed = jnp.where(table.live, computed, 0)
+    if params.kv_blocks is None:
+        return computed
+    cached = cached_tokens(table, params.prompt_samples)
+    if table.swapped is not None:
+        cached = jnp.where(table.swapped, 0, cached)
+    limited = params.kv_blocks < NO_MEMORY_LIMIT
+    return jnp.where(limited.reshape(-1, *[1] * (cached.ndim - 2)), cached, computed)
 
 
 def _replica(
@@ -78,8 +114,7 @@ def _replica(
     count: jax.Array,
     turn: jax.Array,
     draw: jax.Array,
-    state: NetworkState,
-    group: jax.Array,
+    named: jax.Array,
 ) -> jax.Array:
     """The number of the replica within its group; the first at a tie."""
     count = jnp.maximum(count, 1)
@@ -92,7 +127,7 @@ def _replica(
     if router == "round_robin":
         return turn % count
     if router == "action":
-        return jnp.clip(select(state.route, group), 0, count - 1)
+        return jnp.clip(named, 0, count - 1)
     if router == "power_of_two":
         one = pick(draw[2])
         other = (

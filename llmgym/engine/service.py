@@ -11,7 +11,7 @@ The engine looks when a batch ends: clients whose requests came meanwhile are li
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ MOST_SERVICE = 2**28
 @register
 @dataclass(frozen=True)
 class Service:
-    """What a batch did for each client (classes, ...)."""
+    """What a batch did for each client (classes, engines...)."""
 
     charged: jax.Array  # weighted tokens, int32
     waiting: jax.Array  # whether a request of it waited when the batch was formed
@@ -36,47 +36,72 @@ class Service:
 
 
 def start(classes: int, shape: tuple[int, ...]) -> Counters:
-    """All counters zero, for batch axes ``shape``."""
-    return Counters(jnp.zeros((classes, *shape), jnp.int32), jnp.zeros(shape, jnp.int32))
+    """All counters zero, for engines and batch axes ``shape``."""
+    none = jnp.zeros((classes, *shape), jnp.int32)
+    return Counters(none, jnp.zeros(shape, jnp.int32), none > 0, none > 0)
 
 
-def serve(
-    weights: jax.Array, seen: View, tokens: jax.Array, before: Table, after: Table
-) -> Service:
-    """The service of a batch of ``tokens`` (slots, ...), from the tables around it.
+def look(counters: Counters, seen: View, tokens: jax.Array) -> Counters:
+    """The counters as a batch of ``tokens`` (slots, engines...) is formed: who waits, and who goes on to.
 
-    ``weights``: w_p and w_q, int32 (2,).
+    Engines that are busy are not asked.
     """
-    first = (tokens > 0) & (before.last_token == before.arrival)
-    prompts = weights[0] * jnp.where(first, before.prompt, 0)
-    amount = (prompts + weights[1] * (before.decode - after.decode)).astype(jnp.float32)
     idle = seen.live & ~seen.started
-    passed_over = idle & (tokens == 0)
-    mine = [before.job_class == k for k in range(seen.classes.count)]
-    # Sums in floating point cannot overflow, and are exact up to 2**24.
-    charged = jnp.stack([jnp.sum(jnp.where(m, amount, 0), axis=0) for m in mine])
-    return Service(
-        charged=jnp.minimum(charged, MOST_SERVICE).astype(jnp.int32),
-        waiting=jnp.stack([jnp.any(m & idle, axis=0) for m in mine]),
-        stayed=jnp.stack([jnp.any(m & passed_over, axis=0) for m in mine]),
+    mine = [seen.job_class == k for k in range(seen.classes.count)]
+    waiting = jnp.stack([jnp.any(m & idle, axis=0) for m in mine])
+    stayed = jnp.stack([jnp.any(m & idle & (tokens == 0), axis=0) for m in mine])
+    return replace(
+        counters,
+        waiting=jnp.where(seen.free, waiting, counters.waiting),
+        stayed=jnp.where(seen.free, stayed, counters.stayed),
     )
 
 
-def advance(counters: Counters, service: Service, seen: View) -> Counters:
-    """The counters after a batch, at the view ``seen`` that follows it."""
-    value = counters.value + service.charged
-    left = service.waiting & ~service.stayed
+def amounts(weights: jax.Array, before: Table, after: Table, tokens: jax.Array) -> jax.Array:
+    """The service (rows, engines...) of batches of ``tokens`` that ended, float32.
+
+    Args:
+        weights: w_p and w_q, int32 (2,).
+        before: the table of the engines before the tokens were credited.
+        after: that after it.
+        tokens: (rows, engines...) that ended.
+    """
+    first = (tokens > 0) & (before.last_token == before.arrival)
+    prompts = weights[0] * jnp.where(first, before.prompt, 0)
+    return (prompts + weights[1] * (before.decode - after.decode)).astype(jnp.float32)
+
+
+def advance(
+    counters: Counters, amount: jax.Array, table: Table, idle: jax.Array, free: jax.Array
+) -> tuple[Counters, Service]:
+    """The counters at the end of a step, and what each client was served.
+
+    Args:
+        counters: as they were when the batches were formed (``look``).
+        amount: (rows, engines...) weighted tokens of the batches that ended, by row of ``table``.
+        table: of the engines, before the requests that came in the meantime.
+        idle: (classes, engines...) whether a request of the class waits now.
+        free: of engines: which look, as their batch has ended or there was none.
+    """
+    mine = [table.job_class == k for k in range(len(counters.value))]
+    # Sums in floating point cannot overflow, and are exact up to 2**24.
+    charged = jnp.stack([jnp.sum(jnp.where(m, amount, 0), axis=0) for m in mine])
+    charged = jnp.minimum(charged, MOST_SERVICE).astype(jnp.int32)
+    service = Service(charged, counters.waiting & free, counters.stayed & free)
+    value = counters.value + charged
+    left = counters.waiting & ~counters.stayed
     lowest = jnp.iinfo(jnp.int32).min
     # Of several that are served up in one batch the one with the largest counter went last.
     latest = jnp.argmax(jnp.where(left, value, lowest), axis=0).astype(jnp.int32)
     last = jnp.where(jnp.any(left, axis=0), latest, counters.last)
-    level = _level(value, service.stayed, last)
-    idle = seen.live & ~seen.started
-    mine = (seen.job_class == k for k in range(len(value)))
-    backlogged = jnp.stack([jnp.any(m & idle, axis=0) for m in mine])
-    value = jnp.where(backlogged & ~service.stayed, jnp.maximum(value, level), value)
-    value = value - _level(value, backlogged, last)
-    return Counters(jnp.clip(value, -MOST_SERVICE, MOST_SERVICE), last)
+    level = _level(value, counters.stayed, last)
+    value = jnp.where(idle & ~counters.stayed, jnp.maximum(value, level), value)
+    value = jnp.clip(value - _level(value, idle, last), -MOST_SERVICE, MOST_SERVICE)
+    return replace(
+        counters,
+        value=jnp.where(free, value, counters.value),
+        last=jnp.where(free, last, counters.last),
+    ), service
 
 
 def _level(value: jax.Array, backlogged: jax.Array, last: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
-"""The state of an engine: request table, clock, arrival stream and totals, as pytrees.
+"""The state of an engine or of a network of them: request tables, clock, arrivals and totals, as pytrees.
 
-Shapes: a table field is (slots, ...), everything else (...), where ``...`` are batch axes: none for one
-environment, (num_envs,) for a batch. Batch axes stand last (see ``llmgym.core.arrays``).
+Shapes: the table has (rows, stations, ...), engines have (engines, ...), everything else (...), where
+``...`` are batch axes: none for one environment, (num_envs,) for a batch. Batch axes stand last (see
+``llmgym.core.arrays``). A lone engine has no axis of stations or engines. A station is an engine; where
+jobs have delays one more station, the last, holds the jobs that wait in one.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from llmgym.engine.block_pool import BlockPool
 class Table:
     """The requests present, in order of arrival. A row with no tokens left is empty and inert.
 
-    The last rows are fresh: they hold requests to come, drawn in advance and without tokens until their
-    time of arrival, and those that came since the last compaction moved all requests to the top. So
-    an arrival moves no data, and what it touches is the same few rows in every environment.
+    The last rows are fresh. Those of a lone engine hold requests to come, drawn in advance and without
+    tokens until their time of arrival; in a network calls join there. Once in a while all requests move
+    to the top. So an arrival moves no data, and what it touches is the same few rows in every
+    environment.
 
     Times are the low word (uint32) of the clock in ticks; their differences are exact up to 2**31 ticks
-    (6 hours at 0.01 ms).
+    (6 hours at 0.01 ms). In the station of delays a row has one token, and ``last_token`` is when the
+    delay is over.
     """
 
     prefill: jax.Array  # prompt tokens left, int32
@@ -35,13 +39,19 @@ class Table:
     output: jax.Array  # output tokens in all, int32
     arrival: jax.Array  # time of arrival
     first_token: jax.Array  # time of the first output token; 0 before it
-    last_token: jax.Array  # time of the last service, of the arrival before it
-    request: jax.Array  # number of the request within its job type, int32
-    job_class: jax.Array  # index of the job type, int32
-    # Only of engines with KV memory:
-    preemptions: jax.Array | None  # how often it lost its memory
-    admitted: jax.Array | None  # number of the step in which it got the memory that it has
-    swapped: jax.Array | None  # whether its memory is at the host, of engines that swap
+    last_token: jax.Array  # time of the last service; the time of arrival before the first
+    request: jax.Array  # number of the request, or of the job, within its job type, int32
+    job_class: jax.Array  # index of its class: the job type, or the job type at one of its calls
+    # Only with KV memory:
+    preemptions: jax.Array | None = None  # how often it lost its memory
+    admitted: jax.Array | None = None  # number of the step in which it got the memory that it has
+    swapped: jax.Array | None = None  # whether its memory is at the host, where engines swap
+    # Only in networks:
+    job_arrival: jax.Array | None = None  # time of arrival of the job
+    service: jax.Array | None = None  # time of the start of its first batch
+    planned: jax.Array | None = None  # tokens in the batch that runs
+    job_row: jax.Array | None = None  # row in the table of jobs, where there is one
+    visit: jax.Array | None = None  # how often the job had been through this call before
 
     @property
     def live(self) -> jax.Array:
@@ -55,9 +65,11 @@ class Table:
 
     def details(self) -> dict[str, jax.Array]:
         """The columns that a record of finished requests keeps."""
-        kept = ("request", "job_class", "arrival", "first_token")
-        more = {} if self.preemptions is None else {"preemptions": self.preemptions}
-        return {k: getattr(self, k) for k in kept} | more
+        kept = ["request", "job_class", "arrival", "first_token", "preemptions"]
+        if self.planned is not None:  # the tokens of a lone engine's requests can be drawn again
+            kept += ["prompt", "output", "job_arrival", "service", "visit"]
+        found = {name: getattr(self, name) for name in kept}
+        return {name: column for name, column in found.items() if column is not None}
 
 
 @register
@@ -76,42 +88,96 @@ class Stream:
 class Totals:
     """Exact running totals since the start."""
 
-    arrived: jax.Array  # requests, those dropped included, int32
-    dropped: jax.Array  # requests that found the table full, int32
-    completed: jax.Array  # requests, int32
+    arrived: jax.Array  # requests or jobs, those dropped included, int32
+    dropped: jax.Array  # requests or jobs without a place, or too large for memory, int32
+    completed: jax.Array  # requests or jobs, int32
     batches: jax.Array  # batches run, int32
     prefill_tokens: Wide  # tokens served
     decode_tokens: Wide
     request_ticks: Wide  # integral of the number of requests present over time
-    dropped_of_class: (
-        jax.Array | None
-    )  # (classes, ...) the dropped by class, where there are several
+    dropped_of_class: jax.Array | None  # (classes, ...) where there are several
 
 
 @register
 @dataclass(frozen=True)
 class Counters:
-    """The counters of an engine's clients.
+    """The virtual token counters of the clients of every engine (see ``llmgym.engine.service``).
 
     Only differences matter, so the smallest of the backlogged is always 0 and nothing overflows. One
     that is far below it has long been idle and would be lifted.
     """
 
-    value: jax.Array  # (classes, ...) int32
-    last: jax.Array  # (...) the client that was backlogged last, where none is
+    value: jax.Array  # (classes, engines...) int32
+    last: jax.Array  # of engines: the client that was backlogged last, where none is
+    waiting: jax.Array  # (classes, engines...) whether a request waited when the batch was formed
+    stayed: jax.Array  # (classes, engines...) whether one of those was left out of the batch
+
+
+@register
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs in a network (rows, ...), or one of them without the first axis.
+
+    ``done``, ``passed`` and ``begun`` have a bit for each stage: done or passed over, passed over, and
+    started or done. ``visits`` and ``context`` have an axis of stages in front.
+    """
+
+    live: jax.Array
+    job_type: jax.Array
+    number: jax.Array
+    arrival: jax.Array  # low clock word
+    done: jax.Array
+    passed: jax.Array
+    begun: jax.Array
+    visits: jax.Array  # how often each stage has ended
+    context: jax.Array  # prompt and output tokens of its last visit
+
+
+@register
+@dataclass(frozen=True)
+class Coming:
+    """Jobs drawn in advance, axis 0; those from ``joined`` to ``drawn`` have not arrived yet."""
+
+    joined: jax.Array
+    drawn: jax.Array
+    arrival: jax.Array  # low clock word
+    number: jax.Array
+    job_type: jax.Array
+
+
+@register
+@dataclass(frozen=True)
+class FreshRows:
+    """How requests arrive at a lone engine: in the fresh rows of its table."""
+
+    joined: jax.Array  # fresh rows whose request has arrived, int32
+    drawn: jax.Array  # fresh rows that hold a request at all, int32
+
+
+@register
+@dataclass(frozen=True)
+class Queues:
+    """How calls arrive in a network."""
+
+    coming: Coming
+    tail: jax.Array  # fresh rows that are used, whether or not they hold a call
+    jobs: Jobs | None  # where jobs are no chains of calls
+    route: jax.Array  # (groups, ...) replica that the agent named last
+    turns: jax.Array  # (groups, ...) calls routed so far
 
 
 @register
 @dataclass(frozen=True)
 class State:
-    """Everything that ``dynamics.step`` carries."""
+    """Everything that ``simulator.step`` carries."""
 
     table: Table
-    joined: jax.Array  # fresh rows whose request has arrived, int32
-    drawn: jax.Array  # fresh rows that hold a request at all, int32
-    present: jax.Array  # requests in the table, int32
+    busy: jax.Array  # of engines: ticks until the batch ends; 0: free
+    batches: jax.Array  # of engines: run so far
+    present: jax.Array  # requests in the table, or jobs in the network, int32
     backlog: jax.Array  # tokens left over all requests in the table, int32
     clock: Wide  # ticks
+    inflow: FreshRows | Queues
     stream: Stream
     totals: Totals
     steps: jax.Array  # int32
@@ -120,13 +186,34 @@ class State:
 
 
 def empty_table(
-    slots: int, shape: tuple[int, ...], memory: bool = False, swaps: bool = False
+    rows: int,
+    shape: tuple[int, ...],
+    memory: bool = False,
+    swaps: bool = False,
+    calls: bool = False,
+    jobs: bool = False,
 ) -> Table:
-    """A table with no request; ``memory``: whether preemptions are counted, ``swaps``: who is out."""
-    none, never = jnp.zeros((slots, *shape), jnp.int32), jnp.zeros((slots, *shape), jnp.uint32)
-    count = none if memory else None
-    swapped = jnp.zeros((slots, *shape), bool) if swaps else None
-    return Table(none, none, none, none, never, never, never, none, none, count, count, swapped)
+    """A table without a request.
+
+    Args:
+        rows: that it has.
+        shape: stations and batch axes.
+        memory: whether preemptions are counted.
+        swaps: whether memory may be at the host.
+        calls: whether its requests are calls in a network.
+        jobs: whether those point into a table of jobs.
+    """
+    none, never = jnp.zeros((rows, *shape), jnp.int32), jnp.zeros((rows, *shape), jnp.uint32)
+    more: dict[str, jax.Array] = {}
+    if memory:
+        more |= {"preemptions": none, "admitted": none}
+    if swaps:
+        more |= {"swapped": none > 0}
+    if calls:
+        more |= {"job_arrival": never, "service": never, "planned": none}
+    if jobs:
+        more |= {"job_row": none, "visit": none}
+    return Table(none, none, none, none, never, never, never, none, none, **more)
 
 
 def empty_totals(shape: tuple[int, ...], classes: int = 1) -> Totals:

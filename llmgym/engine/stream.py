@@ -28,6 +28,28 @@ class Drawn:
     job_class: jax.Array
 
 
+@register
+@dataclass(frozen=True)
+class Unsized:
+    """Requests without lengths, as those of jobs, whose calls have them; of a list each has its class."""
+
+    request_class: jax.Array | None
+
+    @classmethod
+    def of(cls, lengths: Any) -> Unsized:
+        """The classes that lengths tell apart, if they are listed."""
+        return cls(getattr(lengths, "request_class", None))
+
+    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Nothing to prefill, nothing to decode."""
+        return jnp.zeros_like(index), jnp.zeros_like(index)
+
+    def classes(self, index: jax.Array) -> jax.Array:
+        """The class of each request."""
+        assert self.request_class is not None
+        return jnp.take(self.request_class, jnp.minimum(index, len(self.request_class) - 1))
+
+
 def words(
     key: jax.Array,
     job_class: int | jax.Array,

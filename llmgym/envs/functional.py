@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from llmgym.core.errors import check_number
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
-from llmgym.engine import dynamics, model
+from llmgym.engine import simulator
 from llmgym.engine.view import Batch, View
 from llmgym.envs.interface.actions import ActionEncoding, make_encoding
 from llmgym.envs.interface.observations import Observation
@@ -103,7 +103,11 @@ class FunctionalEngine:
         self.observation_space = self.observation.space
 
     def _lower(self) -> Any:
-        return dynamics.lower(self.scenario)
+        if self.scenario.is_network:
+            raise LLMGymError(
+                f"Scenario {self.scenario.name!r} is a network of engines; use llmgym/Network-v0."
+            )
+        return simulator.lower(self.scenario)
 
     def _encoding(self, action: str, settings: dict[str, Any]) -> ActionEncoding:
         return make_encoding(action, self.scenario, **settings)
@@ -125,21 +129,21 @@ class FunctionalEngine:
 
     def init(self, key: jax.Array, params: Any = None) -> EnvState:
         """An empty engine. ``key``: a JAX random key, or an array of them for a batch."""
-        engine = model.init(self._physics(params), key)
+        engine = simulator.init(self._physics(params), key)
         none = jnp.zeros(engine.present.shape, jnp.float32)
         return EnvState(engine, none, none)
 
     def step(self, state: EnvState, action: Any, params: Any = None) -> tuple[EnvState, TimeStep]:
         """One decision epoch. Does not reset: do so where ``truncated`` is set."""
         physics = self._physics(params)
-        seen = model.view(physics, state.engine)
+        seen = simulator.view(physics, state.engine)
         engine, batch = self._act(state.engine, action, seen)
-        after, info = model.step(physics, engine, batch)
+        after, info = simulator.step(physics, engine, batch)
         transition = Transition(state.engine, info, after, physics.tick_ms)
         new = _remember(replace(state, engine=after), info.arrived, transition.duration_s)
         tick = physics.tick_ms
         # Nothing left to do and nothing to come: a replay is over.
-        over = (after.present == 0) & (model.next_arrival(physics, after) >= NEVER)
+        over = (after.present == 0) & (simulator.next_arrival(physics, after) >= NEVER)
         step_info = {
             "time_s": _seconds(after.clock, tick),
             "duration_ms": info.duration.astype(jnp.float32) * tick,
@@ -151,7 +155,7 @@ class FunctionalEngine:
             "in_system": after.present,
             "backlog_tokens": after.backlog,
             "clipped": info.clipped,
-            "action_mask": self.encoding.mask(model.view(physics, after)),
+            "action_mask": self.encoding.mask(simulator.view(physics, after)),
         }
         if getattr(physics, "kv_blocks", None) is not None:
             step_info["preempted"] = info.preempted
@@ -165,7 +169,7 @@ class FunctionalEngine:
 
     def view(self, state: EnvState, params: Any = None) -> View:
         """What a policy of llmgym.baselines sees."""
-        return model.view(self._physics(params), state.engine)
+        return simulator.view(self._physics(params), state.engine)
 
     def action_mask(self, state: EnvState, params: Any = None) -> jax.Array:
         """Feasible choices, flat (choices, ...)."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.engine import network
+from llmgym.engine import simulator
 from llmgym.engine.plan import Plan
 from llmgym.engine.view import Batch, View
 from llmgym.envs.functional import EnvState, FunctionalEngine
@@ -215,13 +215,13 @@ class NetworkObservation:
 class FunctionalNetwork(FunctionalEngine):
     """The network environment as functions: as FunctionalEngine, for scenarios of any size.
 
-    ``params`` is a ``llmgym.engine.network.Network``. A ``Batch`` has an axis of engines behind the slots.
+    ``params`` is a ``llmgym.engine.params.Params``. A ``Batch`` has an axis of engines behind the slots.
     """
 
     default_scenario: ClassVar[str] = "rybko-stolyar"
 
     def _lower(self) -> Any:
-        return network.lower_network(self.scenario)
+        return simulator.lower(self.scenario)
 
     def _encoding(self, action: str, settings: dict[str, Any]) -> ActionEncoding:
         make_encoding(action, engine_scenario(self.scenario, 0), **settings)  # refuse bad settings
@@ -233,7 +233,8 @@ class FunctionalNetwork(FunctionalEngine):
     def _act(self, engine: Any, action: Any, view: View) -> tuple[Any, Batch]:
         assert isinstance(self.encoding, NetworkEncoding)
         if self.encoding.routed:
-            engine = replace(engine, route=self.encoding.route(action, engine.route))
+            route = self.encoding.route(action, engine.inflow.route)
+            engine = replace(engine, inflow=replace(engine.inflow, route=route))
         return engine, self.encoding.expand(action, view)
 
     def _look(self, state: EnvState, view: View) -> jax.Array:

@@ -28,7 +28,7 @@ class Transition:
     """What a reward may look at: the engine before and after the step, and what happened in it."""
 
     before: Any
-    info: Any  # StepInfo, or NetworkInfo
+    info: Any  # StepInfo
     after: Any
     tick_ms: jax.Array
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
@@ -121,7 +121,7 @@ def _saturated(
     slots = int(np.clip(4 * scenario.engine.token_budget * share, 128, MOST_SLOTS))
     limit = capacity(scenario).requests_per_s
     scenario = replace(scenario.at_rate(OVERLOAD * limit), slots=slots)
-    physics, key = model.lower(scenario, burst=slots), rollouts.keys(seed, replications)
+    physics, key = simulator.lower(scenario, burst=slots), rollouts.keys(seed, replications)
     horizon = round((requests / limit + slots / limit) / (1 - WARM_SHARE) * 1000 / scenario.tick_ms)
 
     def served(state: Any, tokens: np.ndarray) -> np.ndarray:
@@ -205,7 +205,7 @@ def _slowest(
         return tokens, left[: len(group)], lost
 
     (before, start), (after, end) = _levels(
-        model.lower(scenario), policy, key, horizon, look, progress
+        simulator.lower(scenario), policy, key, horizon, look, progress
     )
     seconds = (end - start) * scenario.tick_ms / 1000
     gone, growth = (_by_group(after[n] - before[n], group) for n in (0, 1))

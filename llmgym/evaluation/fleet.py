@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from llmgym.core.errors import UnservableWarning, check_number
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.evaluation import policies, rollout
 from llmgym.scenario.library import as_scenario
 from llmgym.scenario.scenario import Scenario
@@ -50,8 +50,8 @@ def advance(physics: Any, state: Any, key: jax.Array, policy: rollout.Policy, le
 
     def body(state: Any, _: None) -> tuple[Any, None]:
         drawn = rollout.policy_key(key, state.steps)
-        batch = policies.compose(policy, drawn, model.view(physics, state))
-        return model.step(physics, state, batch)[0], None
+        batch = policies.compose(policy, drawn, simulator.view(physics, state))
+        return simulator.step(physics, state, batch)[0], None
 
     return jax.lax.scan(body, state, None, length=length)[0]
 
@@ -109,7 +109,7 @@ class Fleet:
     ) -> None:
         on_cpu = jax.default_backend() == "cpu"
         self.threads = threads or (cores() if on_cpu else 1)
-        self.physics, self.num_envs, self.steps = model.lower(scenario), num_envs, steps
+        self.physics, self.num_envs, self.steps = simulator.lower(scenario), num_envs, steps
         engines = sum(e.replicas for e in scenario.engines)
         sizes = block_sizes(
             num_envs,

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.engine.service import Service
 from llmgym.engine.view import Batch
 from llmgym.evaluation.policies import compose
@@ -83,9 +83,9 @@ def run_chunk(
 
     def body(state: Any, _: None) -> tuple[Any, Steps]:
         left = state.clock.until(horizon)
-        batch = compose(policy, policy_key(key, state.steps), model.view(physics, state))
+        batch = compose(policy, policy_key(key, state.steps), simulator.view(physics, state))
         batch = jax.tree.map(lambda x: jnp.where(left > 0, x, jnp.zeros_like(x)), batch)
-        after, info = model.step(physics, state, batch, left if bounded else None)
+        after, info = simulator.step(physics, state, batch, left if bounded else None)
         kept = Steps(
             start=state.clock,
             duration=info.duration,
@@ -107,7 +107,7 @@ def run_chunk(
     return jax.lax.scan(body, state, None, length=length)
 
 
-start = jax.jit(model.init)
+start = jax.jit(simulator.init)
 
 
 def rollout(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from llmgym.core.errors import LLMGymError, TableFullError, UnservableWarning, check_number
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.engine import stream as streams
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
@@ -152,7 +152,7 @@ def simulate(
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
     check_number("burst", burst, low=0, high=scenario.slots, integer=True)
-    physics = model.lower(scenario, burst)
+    physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms
     horizon = rollouts.FOREVER if duration_s is None else round(duration_s * ticks_per_s)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.statistics import mean_interval
@@ -77,7 +77,7 @@ def trend(
     Common random numbers: the same seed gives the same requests for every policy, and for every load
     but for their spacing.
     """
-    physics = model.lower(scenario, burst)
+    physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, replications)
     horizon = round(horizon_s * 1000 / scenario.tick_ms)
     columns: dict[str, list[np.ndarray]] = {"time": [], "backlog": [], "dropped": [], "served": []}

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from llmgym.core.errors import LLMGymError, TableFullError, check_number
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, slug
@@ -177,9 +177,9 @@ def _adapted(policy: Any, traffic: Traffic) -> tuple[Any, dict[str, Any]]:
 def _given(policy: Any, scenario: Scenario) -> dict[str, Any]:
     """The least of GIVEN with which the policy works. Raises LLMGymError if it works with none."""
     for given in GIVEN:
-        physics, keys = model.lower(replace(scenario, **given)), rollouts.keys(0, 1)
-        state = jax.eval_shape(model.init, physics, keys)
-        view = jax.eval_shape(model.view, physics, state)
+        physics, keys = simulator.lower(replace(scenario, **given)), rollouts.keys(0, 1)
+        state = jax.eval_shape(simulator.init, physics, keys)
+        view = jax.eval_shape(simulator.view, physics, state)
         try:
             jax.eval_shape(partial(policies.compose, policy), keys, view)
         except LLMGymError:

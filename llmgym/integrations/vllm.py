@@ -13,8 +13,8 @@ import numpy as np
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
 from llmgym.core.errors import LLMGymError, unknown
-from llmgym.engine import dynamics
-from llmgym.engine.dynamics import Physics
+from llmgym.engine import simulator
+from llmgym.engine.params import Params
 from llmgym.engine.state import State
 from llmgym.evaluation import policies
 from llmgym.evaluation.rollout import keys, policy_key, start
@@ -53,7 +53,7 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
         scenario, policy = _scenario(workload, config)
     except KeyError as error:
         raise LLMGymError(f"The workload or its configuration has no entry {error}.") from None
-    physics = dynamics.lower(scenario)
+    physics = simulator.lower(scenario)
     key = keys(0, 1)[0]
     state = start(physics, key)
     ids = [row["id"] for row in workload]
@@ -156,16 +156,16 @@ def _check_request(
 
 @partial(jax.jit, static_argnames="policy")
 def _run(
-    physics: Physics, state: State, key: jax.Array, policy: VLLMV1
+    physics: Params, state: State, key: jax.Array, policy: VLLMV1
 ) -> tuple[State, dict[str, jax.Array]]:
     """CHUNK steps, an empty one too taking a tick, and what there is to tell of each."""
 
     def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
-        view = dynamics.view(physics, state)
+        view = simulator.view(physics, state)
         assert view.memory is not None
         assert state.table.preemptions is not None
         batch = policies.compose(policy, policy_key(key, state.steps), view)
-        after, info = dynamics.step(physics, state, batch, jnp.int32(1))
+        after, info = simulator.step(physics, state, batch, jnp.int32(1))
         preempt = info.batch.preempt
         assert preempt is not None
         ran = info.batch.tokens
@@ -195,7 +195,7 @@ def _run(
     return jax.lax.scan(body, state, None, length=CHUNK)
 
 
-def _step(one: dict[str, Any], ids: Sequence[str], physics: Physics) -> Step:
+def _step(one: dict[str, Any], ids: Sequence[str], physics: Params) -> Step:
     """A step as vLLM's recorder writes it down."""
     row = np.arange(one["tokens"].size)
     by_urgency = np.lexsort((row, -one["urgency"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.engine.view import View
 from llmgym.evaluation import rollout
 from llmgym.evaluation.policies import compose
@@ -23,9 +23,9 @@ def _watch(
     policy: rollout.Policy, look: Look, physics: Any, state: Any, key: jax.Array, length: int
 ) -> dict[str, Any]:
     def body(state: Any, _: None) -> tuple[Any, dict[str, Any]]:
-        view = model.view(physics, state)
+        view = simulator.view(physics, state)
         batch = compose(policy, rollout.policy_key(key, state.steps), view)
-        after, info = model.step(physics, state, batch)
+        after, info = simulator.step(physics, state, batch)
         return after, {"start": state.clock} | look(view, info)
 
     return jax.lax.scan(body, state, length=length)[1]
@@ -44,7 +44,7 @@ def watch(
 
     ``start_ms`` is the time of the decision.
     """
-    physics, key = model.lower(scenario, burst), rollout.keys(seed, num_envs)
+    physics, key = simulator.lower(scenario, burst), rollout.keys(seed, num_envs)
     start = rollout.start(physics, key)
     found: dict[str, Any] = jax.device_get(_watch(policy, look, physics, start, key, steps))
     return found | {"start_ms": found.pop("start").to_numpy() * scenario.tick_ms}

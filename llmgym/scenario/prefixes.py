@@ -72,12 +72,10 @@ class Listed:
 @register
 @dataclass(frozen=True)
 class Sources:
-    """Where the beginnings of requests come from, one source for each job type."""
+    """Where the beginnings of requests come from, one source for each class, or one for a replay."""
 
     drawn: tuple[Any, ...]  # Variants or Listed
-    first: (
-        jax.Array
-    )  # (sources + 1,) the first number of each, and of blocks that are nobody else's
+    first: jax.Array  # (sources + 1,) first number of each, and of blocks nobody else has
     most: int = field(metadata={"static": True})  # blocks of a request
     block_size: int = field(metadata={"static": True})
 
@@ -89,16 +87,20 @@ class Contents:
 
     sources: Sources
     request: jax.Array  # (slots, ...) number within its job type
-    source: jax.Array  # (slots, ...) job type
+    source: jax.Array  # (slots, ...) class
     word: jax.Array  # (slots, ...) random, that chooses among variants
     prompt: jax.Array  # (slots, ...) tokens
+    visit: jax.Array | None = (
+        None  # (slots, ...) of a call: how often its job had been there before
+    )
 
     def of(self, row: jax.Array) -> jax.Array:
         """Numbers (most,), uint32, of the blocks of the request in a row, in one environment."""
         most, size = self.sources.most, self.sources.block_size
         request, source, word = self.request[row], self.source[row], self.word[row]
         block = jnp.arange(most, dtype=jnp.int32)
-        whose = (request * len(self.sources.drawn) + source).astype(jnp.uint32)
+        again = 0 if self.visit is None else self.visit[row] << 20
+        whose = ((request + again) * len(self.sources.drawn) + source).astype(jnp.uint32)
         # Numbers of long ago may come again: by then no block holds what they stood for.
         own = self.sources.first[-1].astype(jnp.uint32) + whose * most
         number = own + block.astype(jnp.uint32)

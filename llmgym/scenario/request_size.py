@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.scenario.engine import Engine
 from llmgym.scenario.lengths import Length
 from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
@@ -21,6 +22,19 @@ def longest_request(scenario: Scenario) -> float:
         return float(held_tokens(scenario.workload, scenario.engine.prompt_samples).max())
     stages = [job.stages[0] for job in scenario.workload]
     return max(_longest(stage) for stage in stages) - last
+
+
+def longest_call(scenario: Scenario, engine: Engine) -> float:
+    """Most tokens that a call of one engine ever has in memory (infinite without a bound)."""
+    if isinstance(scenario.workload, Replay):
+        return longest_request(scenario)
+    only, longest = len(scenario.engines) == 1, 0.0
+    for job in scenario.workload:
+        for stage, prompt in zip(job.stages, job.workflow.longest_prompts, strict=True):
+            if not stage.is_delay and (only or stage.engine == engine.name):
+                inherited = prompt - stage.longest_prompt if stage.inherits else 0.0
+                longest = max(longest, _longest(stage) + inherited)
+    return longest - int(engine.prompt_samples)
 
 
 def held_tokens(replay: Replay, prompt_samples: bool) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What llmgym's speed is measured against: the engine as an event loop written for one policy.
 
-One environment at a time, Sarathi-Serve in the loop, the rules of llmgym.engine.dynamics. Requests stand in
+One environment at a time, Sarathi-Serve in the loop, the rules of llmgym.engine.simulator. Requests stand in
 arrays in order of arrival, and a batch is one pass over the running ones. Sarathi-Serve prefills first
 come, first served, so the requests that decode are the first in the line and those that wait the rest:
 the loop never looks at a waiting request but the one whose prompt is next. A policy that does not

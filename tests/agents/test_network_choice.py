@@ -19,7 +19,7 @@ from llmgym.agents.network_choice import NetworkChoice, jobs_arrived, left_in_ne
 from llmgym.agents.neural import init_mlp
 from llmgym.agents.ppo import PPO
 from llmgym.agents.training import Training, network_size
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled
 from llmgym.theory.capacity import at_load
@@ -32,17 +32,17 @@ ENVS = 4
 @pytest.fixture(scope="module")
 def history() -> list[dict[str, Any]]:
     """Some epochs under the choices of a random agent; what was seen and formed in each."""
-    physics = model.lower(SCENARIO)
+    physics = simulator.lower(SCENARIO)
     max_pressure = baselines.make("max_pressure", decode_weight=CHOICE.decode_weight)
 
     @jax.jit
     def epoch(state: Any, key: jax.Array) -> tuple[Any, dict[str, Any]]:
-        view = model.view(physics, state)
+        view = simulator.view(physics, state)
         sight = CHOICE.look(view)
         noise = jnp.where(sight.mask, jax.random.gumbel(key, sight.mask.shape), -jnp.inf)
         chosen = jnp.argmax(noise, axis=0)[None].astype(jnp.int32)
         batch = CHOICE.batch(view, chosen)
-        after, info = model.step(physics, state, batch)
+        after, info = simulator.step(physics, state, batch)
         told = {
             "view": view,
             "sight": sight,
@@ -143,9 +143,9 @@ def test_arrivals_are_counted_by_type(history: list[Any]) -> None:
 
 
 def test_the_guard_lets_decodes_go_first_then_the_prompts_with_the_most_pressure() -> None:
-    physics = model.lower(SCENARIO, burst=64)
+    physics = simulator.lower(SCENARIO, burst=64)
     state = rollout.start(physics, rollout.keys(0, ENVS))
-    view = model.view(physics, state)
+    view = simulator.view(physics, state)
     assert (view.classes.prompt_tokens.sum(axis=0) > 2 * 768).all()
     guarded = replace(CHOICE, guard=2.0).look(view)
     expected = np.zeros((4, 2, ENVS), bool)
@@ -164,8 +164,8 @@ def test_bad_settings_and_other_networks_are_refused() -> None:
     ]:
         with pytest.raises(LLMGymError, match=message):
             NetworkChoice(**settings)  # type: ignore[arg-type]
-    physics = model.lower(SCENARIO)
-    view = model.view(physics, rollout.start(physics, rollout.keys(0, ENVS)))
+    physics = simulator.lower(SCENARIO)
+    view = simulator.view(physics, rollout.start(physics, rollout.keys(0, ENVS)))
     with pytest.raises(LLMGymError, match="for 3 engines of up to 2 classes each"):
         replace(CHOICE, engines=3).look(view)
     with pytest.raises(LLMGymError, match="the view has 2 of up to 2; train one on"):

@@ -19,7 +19,7 @@ from llmgym.agents.ppo import PPO, Experience
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.training import Training
 from llmgym.baselines import make
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.envs.rewards import ServiceLevels, Transition, holding_cost, tardiness
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled
@@ -62,7 +62,7 @@ def test_arrivals_count_no_request_twice_and_late_ones_cost_more() -> None:
     """Two tenants on an engine whose memory is too small: requests are preempted and late."""
     memory = KVCache(blocks=500, block_size=16)
     scenario = llmgym.scenario("multi-tenant", slots=64, kv_cache=memory).at_rate(9.0)
-    physics, envs = model.lower(scenario), 4
+    physics, envs = simulator.lower(scenario), 4
     levels = ServiceLevels.of(scenario)
     settings = PPO(late_weight=0.5, levels=levels, prefill_weight=1.0)
 
@@ -70,8 +70,8 @@ def test_arrivals_count_no_request_twice_and_late_ones_cost_more() -> None:
         return jnp.sum(jnp.where(those, table.prompt + table.output, 0), axis=0)
 
     def step(state: Any, _: Any) -> tuple[Any, tuple[jax.Array, ...]]:
-        view = model.view(physics, state)
-        after, info = model.step(physics, state, make("sarathi")(None, view))  # type: ignore[arg-type]
+        view = simulator.view(physics, state)
+        after, info = simulator.step(physics, state, make("sarathi")(None, view))  # type: ignore[arg-type]
         seen = Transition(state, info, after, physics.tick_ms)
         late = tardiness(seen, levels)
         extra = ppo.cost_of(settings, seen) + holding_cost(seen) + 0.5 * late

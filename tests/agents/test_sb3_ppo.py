@@ -12,7 +12,7 @@ import pytest
 
 import llmgym
 from llmgym import LLMGymError, agents
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.theory.capacity import at_load
 
 pytest.importorskip("stable_baselines3")
@@ -77,7 +77,7 @@ def test_the_policy_runs_an_engine_as_the_worlds_do(trained: dict[str, Any], env
     """The same batches: its choice, or the nearest that is allowed, from the same views."""
     policy = sb3_ppo.policy_of(trained["ppo"])
     observation, _ = envs.reset(seed=1)
-    view_of = jax.jit(jax.vmap(model.view, out_axes=0))
+    view_of = jax.jit(jax.vmap(simulator.view, out_axes=0))
     batch_of = jax.jit(jax.vmap(lambda view: policy(None, view).tokens))  # type: ignore[arg-type]
     chosen_of = jax.jit(
         jax.vmap(

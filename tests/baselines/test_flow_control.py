@@ -18,7 +18,7 @@ import llmgym
 from llmgym import baselines
 from llmgym.baselines.flow_control import _due
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.engine.fill import clip
 from llmgym.engine.view import Batch
 from llmgym.evaluation import rollout
@@ -138,14 +138,14 @@ SLOTS, ENVS = 1500, 8
 
 @partial(jax.jit, static_argnames=("policy", "length"))
 def watch(
-    policy: baselines.Policy, physics: dynamics.Physics, state: Any, key: jax.Array, length: int
+    policy: baselines.Policy, physics: simulator.Params, state: Any, key: jax.Array, length: int
 ) -> dict[str, jax.Array]:
     """What happens in every slot: memory held at its end, who waits, who is preempted."""
 
     def body(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
-        view = dynamics.view(physics, state)
+        view = simulator.view(physics, state)
         asked = compose(policy, rollout.policy_key(key, state.steps), view)
-        after, info = dynamics.step(physics, state, asked)
+        after, info = simulator.step(physics, state, asked)
         assert view.memory is not None
         gone = jnp.zeros_like(view.live) if info.batch.preempt is None else info.batch.preempt
         waits = view.live & ~view.memory.resident & (info.batch.tokens == 0)
@@ -164,7 +164,7 @@ def watch(
 
 def observe(policy: Any, scenario: llmgym.Scenario, burst: int = 0, length: int = SLOTS) -> Any:
     """The same as NumPy arrays, slots first, environments last."""
-    physics, key = dynamics.lower(scenario, burst), rollout.keys(0, ENVS)
+    physics, key = simulator.lower(scenario, burst), rollout.keys(0, ENVS)
     return jax.device_get(watch(policy, physics, rollout.start(physics, key), key, length))
 
 
@@ -278,10 +278,10 @@ def test_the_shipped_scenarios_lie_on_either_side(policy: Any) -> None:
 
 def test_memory_knows_whether_prompts_yield_an_output() -> None:
     for first_token, samples in (("prefill", True), ("decode", False)):
-        physics = dynamics.lower(small(1.0, first_token))
+        physics = simulator.lower(small(1.0, first_token))
 
         def look(key: jax.Array, physics: Any = physics) -> llmgym.View:
-            return dynamics.view(physics, dynamics.init(physics, key))
+            return simulator.view(physics, simulator.init(physics, key))
 
         memory = jax.eval_shape(look, rollout.keys(0, 1)).memory
         assert memory is not None

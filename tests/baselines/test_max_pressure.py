@@ -11,7 +11,7 @@ import pytest
 import llmgym
 from llmgym import baselines
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.engine.view import Batch, View
 from llmgym.evaluation import rollout
 from llmgym.theory.capacity import at_load
@@ -25,13 +25,13 @@ DIGEST = llmgym.Workload(
 def states(policy: baselines.Policy, **settings: object) -> Iterator[tuple[jax.Array, View]]:
     """What the policy sees every few steps of a run near capacity."""
     scenario = at_load(llmgym.scenario("paper-figure-1", workload=(CHAT, DIGEST), **settings), 0.97)
-    physics, keys = dynamics.lower(scenario), rollout.keys(0, 16)
+    physics, keys = simulator.lower(scenario), rollout.keys(0, 16)
     state = rollout.start(physics, keys)
     for _ in range(12):
         state, _ = rollout.run_chunk(
             physics, state, keys, rollout.Wide.of(rollout.FOREVER), policy, 40, False, False
         )
-        yield keys, dynamics.view(physics, state)
+        yield keys, simulator.view(physics, state)
 
 
 def relieved(view: View, batch: Batch, weight: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from workloads import MIXED, POLICIES, random_workload, reference_engine
 import llmgym
 from llmgym import agents, baselines
 from llmgym.core.errors import LLMGymError, UnservableWarning
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.engine.view import Batch, View
 from llmgym.evaluation import policies
 from llmgym.evaluation.rollout import keys
@@ -54,7 +54,7 @@ def observed(number: int) -> list[Observed]:
     runs = []
     for seed in range(SEEDS):
         workload = random_workload(MIXED, seed)
-        physics = replace(dynamics.lower(workload.scenario, workload.burst), fresh=MIXED.fresh)
+        physics = replace(simulator.lower(workload.scenario, workload.burst), fresh=MIXED.fresh)
         traced = {name: jnp.int32(value) for name, value in workload.settings.items()}
         key = keys(seed, ENVS)
         begin = start(physics, key)
@@ -137,7 +137,7 @@ def first_violation(number: int) -> tuple[int, int, int] | None:
     The workload of two (290, 990) requests 467.5 ms apart.
     """
     workload = Replay([0.4675, 0.935], [290, 290], [990, 990])
-    physics = dynamics.lower(Scenario.single_engine(CODELLAMA_34B_A100, 128, workload, slots=4))
+    physics = simulator.lower(Scenario.single_engine(CODELLAMA_34B_A100, 128, workload, slots=4))
     settings = {"token_budget": jnp.int32(128), "k": jnp.int32(4), "threshold": jnp.int32(0)}
     key = keys(0, 1)
     out = trace(physics, start(physics, key), key, jnp.int32(number), settings, 40)[1]
@@ -169,11 +169,11 @@ def test_no_witness_against_orca_and_sarathi(name: str) -> None:
 def busy_view() -> View:
     """What three engines show in the middle of a run: requests in all phases."""
     workload = random_workload(MIXED, 3)
-    physics = replace(dynamics.lower(workload.scenario, burst=4), fresh=MIXED.fresh)
+    physics = replace(simulator.lower(workload.scenario, burst=4), fresh=MIXED.fresh)
     settings = {name: jnp.int32(9) for name in workload.settings}
     key = keys(3, ENVS)
     state, _ = trace(physics, start(physics, key), key, jnp.int32(6), settings, STEPS)
-    seen = dynamics.view(physics, state)
+    seen = simulator.view(physics, state)
     assert (jnp.sum(seen.prefill > 0, axis=0) > 1).all()
     assert (jnp.sum(seen.decoding, axis=0) > 1).all()
     return seen
@@ -234,8 +234,8 @@ def test_greedy_rate_prefers_a_full_tile_to_a_started_one() -> None:
     for waiting, expected in ((130, 128), (225, 128), (226, 226), (240, 240)):
         workload = Replay([0.0, 0.0], [waiting - 1, 1], [1, 1])
         scenario = Scenario.single_engine(CODELLAMA_34B_A100, 512, workload, slots=4)
-        physics, key = dynamics.lower(scenario), keys(0, 1)
-        seen = dynamics.view(physics, start(physics, key))
+        physics, key = simulator.lower(scenario), keys(0, 1)
+        seen = simulator.view(physics, start(physics, key))
         assert int(baselines.make("greedy_rate")(key, seen).size[0]) == expected
 
 

@@ -18,7 +18,7 @@ import llmgym
 from llmgym import baselines
 from llmgym.baselines.exclusive_batching import theta_0
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.engine.fill import clip
 from llmgym.engine.view import Batch, Memory, View
 from llmgym.evaluation import policies
@@ -394,24 +394,24 @@ def served(blocks: int, gap_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarra
         slots=REQUESTS,
         lengths_known=True,
     )
-    done, lost = _run(dynamics.lower(scenario))
+    done, lost = _run(simulator.lower(scenario))
     return np.asarray(done), np.asarray(lost), prompts + outputs
 
 
 @jax.jit
-def _run(physics: dynamics.Physics) -> tuple[jax.Array, jax.Array]:
+def _run(physics: simulator.Params) -> tuple[jax.Array, jax.Array]:
     key = keys(0, 1)
     made = [baselines.make(n, **CHOSEN.get(n, {})) for n in SHORT]
     composers = [lambda *seen, p=policy: named(policies.compose(p, *seen)) for policy in made]
 
     def run(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         def body(state: Any, _: None) -> tuple[Any, jax.Array]:
-            batch = jax.lax.switch(number, composers, key, dynamics.view(physics, state))
+            batch = jax.lax.switch(number, composers, key, simulator.view(physics, state))
             # An engine that waits looks again after a second: WAIT ends by its timeout.
-            state, info = dynamics.step(physics, state, batch, jnp.int32(100_000))
+            state, info = simulator.step(physics, state, batch, jnp.int32(100_000))
             return state, info.preempted
 
-        state, lost = jax.lax.scan(body, dynamics.init(physics, key), length=STEPS)
+        state, lost = jax.lax.scan(body, simulator.init(physics, key), length=STEPS)
         return state.totals.completed[0], jnp.sum(lost)
 
     return jax.lax.map(run, jnp.arange(len(SHORT)))

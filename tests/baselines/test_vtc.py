@@ -19,8 +19,8 @@ from workloads import reference_engine
 
 import llmgym
 from llmgym import Affine, JobType, LLMGymError, Poisson, Stage, Uniform, baselines
-from llmgym.engine import dynamics, model
 from llmgym.engine import service as counting
+from llmgym.engine import simulator
 from llmgym.engine.service import MOST_SERVICE, Service
 from llmgym.engine.state import Counters
 from llmgym.evaluation.metrics.fairness import bound, service_gap
@@ -54,17 +54,17 @@ def trace(physics: Any, state: Any, key: jax.Array, policy: jax.Array, steps: in
     made = [partial(baselines.make(name), key) for name in NAMES]
 
     def body(state: Any, _: None) -> Any:
-        seen = dynamics.view(physics, state)
-        after, info = dynamics.step(physics, state, jax.lax.switch(policy, made, seen))
+        seen = simulator.view(physics, state)
+        after, info = simulator.step(physics, state, jax.lax.switch(policy, made, seen))
         more = {"counter": seen.classes.counter} | vars(info.service)
         return after, facts(state, seen, info) | more
 
     return jax.lax.scan(body, state, None, length=steps)
 
 
-def lower(scenario: Scenario) -> dynamics.Physics:
+def lower(scenario: Scenario) -> simulator.Params:
     """The scenario as arrays of one size: one compilation serves all."""
-    return replace(dynamics.lower(scenario), fresh=32)
+    return replace(simulator.lower(scenario), fresh=32)
 
 
 def run(scenario: Scenario, policy: str, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -303,8 +303,8 @@ def test_service_of_a_batch_stays_inside_32_bits() -> None:
 @pytest.mark.parametrize("name", ["geometric", "fork-join"])
 def test_vtc_needs_counters(name: str) -> None:
     def first_batch(key: jax.Array) -> Any:
-        physics = model.lower(llmgym.scenario(name))
-        return baselines.make("vtc")(key, model.view(physics, model.init(physics, key)))
+        physics = simulator.lower(llmgym.scenario(name))
+        return baselines.make("vtc")(key, simulator.view(physics, simulator.init(physics, key)))
 
     message = r"set service_weights=\(1, 2\) in the scenario. Networks of engines have none"
     with pytest.raises(LLMGymError, match=message):

@@ -18,9 +18,11 @@ from reference import affine, exact, hinge, staircase
 from workloads import MIXED, POLICIES, random_workload
 
 from llmgym.baselines import RandomFeasible, SarathiServe
+from llmgym.core.arrays import compacted
 from llmgym.core.wide import Wide
-from llmgym.engine import dynamics
-from llmgym.engine.dynamics import Physics, StepInfo
+from llmgym.engine import fresh_rows, simulator
+from llmgym.engine.info import StepInfo
+from llmgym.engine.params import Params
 from llmgym.engine.state import State
 from llmgym.engine.view import Batch
 from llmgym.evaluation import policies
@@ -40,10 +42,10 @@ policy_numbers = st.integers(0, len(POLICIES) - 1)
 ONE_MS = Affine(c_ms=1.0, a_ms_per_token=0.0)
 
 
-def physics_of(seed: int) -> tuple[Physics, dict[str, jax.Array]]:
+def physics_of(seed: int) -> tuple[Params, dict[str, jax.Array]]:
     """The engine of a random workload of the structure MIXED, and settings of policies."""
     workload = random_workload(MIXED, seed)
-    lowered = dynamics.lower(workload.scenario, workload.burst)
+    lowered = simulator.lower(workload.scenario, workload.burst)
     chosen = {name: jnp.int32(value) for name, value in workload.settings.items()}
     return replace(lowered, fresh=MIXED.fresh), chosen
 
@@ -123,13 +125,13 @@ WHO = ("job_class", "request")
 
 @jax.jit
 def forced(
-    physics: Physics, state: State, asked: jax.Array
+    physics: Params, state: State, asked: jax.Array
 ) -> tuple[State, tuple[State, StepInfo, jax.Array]]:
     """Steps with batches given from outside (steps, rows, envs)."""
 
     def body(state: State, tokens: jax.Array) -> tuple[State, tuple[State, StepInfo, jax.Array]]:
-        started = dynamics.view(physics, state).started
-        after, info = dynamics.step(physics, state, Batch(tokens))
+        started = simulator.view(physics, state).started
+        after, info = simulator.step(physics, state, Batch(tokens))
         return after, (state, info, started)
 
     return jax.lax.scan(body, state, asked)
@@ -206,17 +208,17 @@ def test_staircase_fixed_points() -> None:
     np.testing.assert_array_equal(batch_ticks(CODELLAMA_34B_A100, tokens), expected)
 
 
-def simple(arrival_s: list[float], prefill: list[int], decode: list[int]) -> Physics:
+def simple(arrival_s: list[float], prefill: list[int], decode: list[int]) -> Params:
     """Five requests on an engine of 3 slots whose batches, of up to 8 tokens, all take 100 ticks."""
     workload = Replay(arrival_s, prefill, decode)
-    lowered = dynamics.lower(Scenario.single_engine(ONE_MS, 8, workload, slots=3))
+    lowered = simulator.lower(Scenario.single_engine(ONE_MS, 8, workload, slots=3))
     return replace(lowered, fresh=13)
 
 
-step = jax.jit(dynamics.step)
+step = jax.jit(simulator.step)
 
 
-def run_all(physics: Physics, state: State, tokens: int = 8) -> list[tuple[State, StepInfo]]:
+def run_all(physics: Params, state: State, tokens: int = 8) -> list[tuple[State, StepInfo]]:
     """Ask for everything (the engine clips it) until nothing is left; states before, infos."""
     history = []
     for _ in range(40):
@@ -293,13 +295,13 @@ def test_idling_ends_at_its_limit_or_at_an_arrival() -> None:
 
 def test_a_hot_start_has_its_requests_at_time_zero() -> None:
     scenario = random_workload(MIXED, 0).scenario
-    physics = replace(dynamics.lower(scenario, burst=5), fresh=MIXED.fresh)
+    physics = replace(simulator.lower(scenario, burst=5), fresh=MIXED.fresh)
     state = start(physics, keys(0, ENVS))
     np.testing.assert_array_equal(state.present, 10)  # of two job types
     np.testing.assert_array_equal(state.clock.low, 0)
     arrival = np.asarray(state.table.arrival)[np.asarray(state.table.live)]
     np.testing.assert_array_equal(arrival, 0)
-    assert (np.asarray(dynamics.next_arrival(physics, state)) > 0).all()
+    assert (np.asarray(simulator.next_arrival(physics, state)) > 0).all()
 
 
 def random_run(every: int, fresh: int, steps: int, offset: int = 0) -> dict[str, np.ndarray]:
@@ -308,12 +310,12 @@ def random_run(every: int, fresh: int, steps: int, offset: int = 0) -> dict[str,
     key = keys(5, 2)
 
     @jax.jit
-    def run(physics: Physics) -> dict[str, jax.Array]:
-        state = replace(dynamics.init(physics, key), clock=Wide.zeros((2,)) + jnp.uint32(offset))
+    def run(physics: Params) -> dict[str, jax.Array]:
+        state = replace(simulator.init(physics, key), clock=Wide.zeros((2,)) + jnp.uint32(offset))
 
         def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
-            batch = policies.compose(SarathiServe(), key, dynamics.view(physics, state))
-            after, info = dynamics.step(physics, state, batch)
+            batch = policies.compose(SarathiServe(), key, simulator.view(physics, state))
+            after, info = simulator.step(physics, state, batch)
             kept = {
                 "start": state.clock.low - jnp.uint32(offset),
                 "duration": info.duration,
@@ -330,7 +332,7 @@ def random_run(every: int, fresh: int, steps: int, offset: int = 0) -> dict[str,
         return jax.lax.scan(body, state, None, length=steps)[1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamics, "COMPACT_EVERY", every)
+        patch.setattr(fresh_rows, "COMPACT_EVERY", every)
         out = jax.device_get(run(physics))
     observed = {name: out[name] for name in ("start", "duration", "dropped")}
     for name in ("tokens", "finished", "waited", "latency"):
@@ -342,14 +344,14 @@ def random_run(every: int, fresh: int, steps: int, offset: int = 0) -> dict[str,
     return observed
 
 
-def mixed_physics() -> Physics:
+def mixed_physics() -> Params:
     """Two job types under load 1, so small a table that it drops."""
     jobs = (
         Workload(Poisson(95.0), Geometric(6.0), 5, name="a"),
         Workload(Deterministic(70.0), 7, Geometric(4.0), name="b"),
     )
     scenario = Scenario.single_engine(Affine(2.0, 0.5), 16, jobs, slots=14)
-    return dynamics.lower(scenario)
+    return simulator.lower(scenario)
 
 
 @cache
@@ -374,41 +376,41 @@ def test_the_clock_may_pass_32_bits() -> None:
         np.testing.assert_array_equal(values, late[name], err_msg=name)
 
 
-def noisy_physics() -> Physics:
+def noisy_physics() -> Params:
     """Floating point wherever there is some: gaps, lognormal lengths, batch times."""
     jobs = (
         Workload(Poisson(40.0), LogNormal(6.0, 1.0), Geometric(5.0), name="a"),
         Workload(Poisson(40.0), Geometric(4.0), LogNormal(3.0, 0.5), name="b"),
     )
-    return dynamics.lower(Scenario.single_engine(Affine(2.0, 0.37), 16, jobs, slots=14))
+    return simulator.lower(Scenario.single_engine(Affine(2.0, 0.37), 16, jobs, slots=14))
 
 
-def rejecting_physics() -> Physics:
+def rejecting_physics() -> Params:
     """Arrivals drawn by loops whose length varies: Gamma gaps, a modulated Poisson process."""
     jobs = (
         Workload(GammaRenewal(40.0, 2.0), 6, Geometric(5.0), name="a"),
         Workload(MMPP(40.0, (1.0, 5.0), (0.5, 0.1)), Geometric(4.0), 3, name="b"),
     )
-    return dynamics.lower(Scenario.single_engine(Affine(2.0, 0.37), 16, jobs, slots=14))
+    return simulator.lower(Scenario.single_engine(Affine(2.0, 0.37), 16, jobs, slots=14))
 
 
 RANDOM = RandomFeasible()
 
 
-def decide(physics: Physics, state: State, key: jax.Array) -> State:
+def decide(physics: Params, state: State, key: jax.Array) -> State:
     """One decision of a random policy."""
-    batch = policies.compose(RANDOM, policy_key(key, state.steps), dynamics.view(physics, state))
-    return dynamics.step(physics, state, batch)[0]
+    batch = policies.compose(RANDOM, policy_key(key, state.steps), simulator.view(physics, state))
+    return simulator.step(physics, state, batch)[0]
 
 
 @partial(jax.jit, static_argnames="steps")
-def scanned(physics: Physics, key: jax.Array, steps: int) -> State:
+def scanned(physics: Params, key: jax.Array, steps: int) -> State:
     """A run as one compiled loop."""
 
     def body(state: State, _: None) -> tuple[State, None]:
         return decide(physics, state, key), None
 
-    return jax.lax.scan(body, dynamics.init(physics, key), None, length=steps)[0]
+    return jax.lax.scan(body, simulator.init(physics, key), None, length=steps)[0]
 
 
 def same_leaves(one: Any, other: Any, pick: Any = lambda x: x) -> None:
@@ -423,7 +425,7 @@ LENGTH = 70
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make_physics", [noisy_physics, rejecting_physics])
-def test_one_result_however_it_is_run(make_physics: Callable[[], Physics]) -> None:
+def test_one_result_however_it_is_run(make_physics: Callable[[], Params]) -> None:
     physics, key = make_physics(), keys(9, 4)
     one_step = jax.jit(decide)
     looped = start(physics, key[2])
@@ -450,7 +452,7 @@ def test_one_compilation_serves_every_load_and_constant() -> None:
     ]
     sizes, jitted = set(), cast(Any, (trace, start))
     for change in changes:
-        physics = replace(dynamics.lower(base.override(**change)), fresh=MIXED.fresh)
+        physics = replace(simulator.lower(base.override(**change)), fresh=MIXED.fresh)
         chosen = {name: jnp.int32(9) for name in ("token_budget", "k", "threshold")}
         trace(physics, start(physics, key), key, jnp.int32(6), chosen, STEPS)
         sizes.add(tuple(compiled._cache_size() for compiled in jitted))
@@ -461,7 +463,7 @@ def test_one_compilation_serves_every_load_and_constant() -> None:
 @settings(max_examples=40, deadline=None)
 def test_sources_moves_the_live_rows_up_in_order(mask: list[bool]) -> None:
     padded = np.array([mask + [False] * (70 - len(mask)), [True] * 70, [False] * 70]).T
-    got = np.asarray(jax.jit(dynamics.sources)(jnp.asarray(padded)))
+    got = np.asarray(jax.jit(compacted)(jnp.asarray(padded)))
     for env in range(padded.shape[1]):
         live = np.flatnonzero(padded[:, env])
         expected = np.concatenate([live, np.full(70 - live.size, -1)])

@@ -12,7 +12,7 @@ import pytest
 import llmgym
 from llmgym import baselines
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.engine.memory.paged import cached_tokens, secure
 from llmgym.engine.view import Batch
 from llmgym.evaluation import policies, rollout
@@ -57,18 +57,18 @@ def anything(key: jax.Array, view: llmgym.View) -> Batch:
     return Batch(asked, jax.random.uniform(victims, view.prefill.shape) < 0.05)
 
 
-def used(state: dynamics.State) -> jax.Array:
+def used(state: simulator.State) -> jax.Array:
     """Blocks that somebody holds, each once."""
     assert state.pool is not None
     return jnp.sum((state.pool.users > 0).astype(jnp.int32), axis=0)
 
 
 @jax.jit
-def look(physics: dynamics.Physics, state: dynamics.State) -> dict[str, jax.Array]:
+def look(physics: simulator.Params, state: simulator.State) -> dict[str, jax.Array]:
     table, ps = state.table, physics.prompt_samples
     left = table.prefill + table.decode
     left = left - (ps & (table.prefill > 0) & (table.decode > 0))
-    view = dynamics.view(physics, state)
+    view = simulator.view(physics, state)
     assert view.memory is not None
     return {
         "left": jnp.sum(left, axis=0),
@@ -90,16 +90,16 @@ def look(physics: dynamics.Physics, state: dynamics.State) -> dict[str, jax.Arra
     ],
 )
 def test_whatever_is_asked_memory_and_tokens_are_conserved(first_token: str, cache: str) -> None:
-    physics, keys = dynamics.lower(scenario(first_token, cache=cache)), rollout.keys(0, ENVS)
+    physics, keys = simulator.lower(scenario(first_token, cache=cache)), rollout.keys(0, ENVS)
     state = rollout.start(physics, keys)
 
     @jax.jit
-    def advance(state: dynamics.State) -> tuple[dynamics.State, dict[str, jax.Array]]:
-        def body(state: dynamics.State, _: None) -> tuple[dynamics.State, dict[str, jax.Array]]:
+    def advance(state: simulator.State) -> tuple[simulator.State, dict[str, jax.Array]]:
+        def body(state: simulator.State, _: None) -> tuple[simulator.State, dict[str, jax.Array]]:
             drawn = rollout.policy_key(keys, state.steps)
-            before = dynamics.view(physics, state)
+            before = simulator.view(physics, state)
             batch = policies.compose(anything, drawn, before)
-            after, info = dynamics.step(physics, state, batch)
+            after, info = simulator.step(physics, state, batch)
             assert info.batch.preempt is not None
             assert before.memory is not None
             lost = jnp.where(info.batch.preempt, before.memory.cached, 0)
@@ -194,9 +194,9 @@ def test_what_can_never_fit_is_dropped_and_counted() -> None:
 
 
 def test_secure_preempts_the_last_and_then_admits_nobody() -> None:
-    physics = dynamics.lower(scenario(blocks=10))
-    state = dynamics.init(physics, rollout.keys(0, 1)[0])
-    memory = dynamics.view(physics, state).memory
+    physics = simulator.lower(scenario(blocks=10))
+    state = simulator.init(physics, rollout.keys(0, 1)[0])
+    memory = simulator.view(physics, state).memory
     assert memory is not None
     size = memory.cached.shape[0]
 
@@ -227,8 +227,8 @@ def test_batch_times_see_the_context() -> None:
 
 
 def test_cached_tokens_of_the_phases() -> None:
-    physics = dynamics.lower(scenario())
-    table = dynamics.init(physics, rollout.keys(0, 1)[0]).table
+    physics = simulator.lower(scenario())
+    table = simulator.init(physics, rollout.keys(0, 1)[0]).table
     set_to = {"prompt": 10, "output": 5, "prefill": 4, "decode": 5}
     for samples, rows in ((True, [6, 10, 11]), (False, [6, 11, 12])):
         for (prefill, decode), cached in zip([(4, 5), (0, 4), (0, 3)], rows, strict=True):

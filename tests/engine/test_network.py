@@ -13,7 +13,7 @@ import pytest
 import llmgym
 from llmgym import Repeat, Stage, baselines
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics, model, network
+from llmgym.engine import simulator
 from llmgym.evaluation import policies, rollout
 from llmgym.theory.capacity import at_load
 
@@ -23,8 +23,7 @@ DIGEST = llmgym.Workload(llmgym.Poisson(2), llmgym.Geometric(700), llmgym.Fixed(
 
 def everything(scenario: llmgym.Scenario, as_network: bool, policy: str, steps: int) -> list:
     """Batches, times and counts of a few environments, step by step."""
-    lower = network.lower_network if as_network else dynamics.lower
-    physics, keys = lower(scenario), rollout.keys(0, 3)
+    physics, keys = simulator.lower(scenario, as_network=as_network), rollout.keys(0, 3)
     state = rollout.start(physics, keys)
     chosen, forever = baselines.make(policy), rollout.Wide.of(rollout.FOREVER)
     state, kept = rollout.run_chunk(physics, state, keys, forever, chosen, steps, False, False)
@@ -163,7 +162,7 @@ def test_network_policies_serve_everyone_at_low_load(name: str) -> None:
 @pytest.mark.slow
 def test_priorities_come_first() -> None:
     scenario = llmgym.scenario("rybko-stolyar", slots=512)
-    physics, keys = model.lower(scenario), rollout.keys(0, 8)
+    physics, keys = simulator.lower(scenario), rollout.keys(0, 8)
     state = rollout.start(physics, keys)
     policy, forever = baselines.make("priority"), rollout.Wide.of(rollout.FOREVER)
     step = jax.jit(
@@ -172,7 +171,7 @@ def test_priorities_come_first() -> None:
     clashes = 0
     for _ in range(20):
         state = step(state)
-        view = model.view(physics, state)
+        view = simulator.view(physics, state)
         batch = np.asarray(policy(keys, view).tokens)
         first = np.isin(np.asarray(view.job_class), (1, 3))  # the second calls
         demand = np.asarray(view.demand)
@@ -190,12 +189,12 @@ def test_priorities_come_first() -> None:
 @pytest.mark.slow
 def test_the_oldest_job_comes_first() -> None:
     scenario = llmgym.scenario("lu-kumar", slots=256)
-    physics, keys = model.lower(scenario), rollout.keys(0, 8)
+    physics, keys = simulator.lower(scenario), rollout.keys(0, 8)
     policy, forever = baselines.make("global_fcfs"), rollout.Wide.of(rollout.FOREVER)
     state, _ = rollout.run_chunk(
         physics, rollout.start(physics, keys), keys, forever, policy, 800, False, False
     )
-    view = model.view(physics, state)
+    view = simulator.view(physics, state)
     tokens = np.asarray(policy(keys, view).tokens)
     prompts, age = np.asarray(view.prefill), np.asarray(view.job_age)
     whole = (prompts > 0) & (tokens == prompts)

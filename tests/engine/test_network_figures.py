@@ -9,7 +9,7 @@ import pytest
 
 import llmgym
 from llmgym import Stage, baselines, theory
-from llmgym.engine import model
+from llmgym.engine import simulator
 from llmgym.evaluation import rollout
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.theory.capacity import at_load
@@ -24,7 +24,7 @@ def at_rho(rho: float) -> llmgym.Scenario:
 def peaks(rho: float, windows: int = 5) -> np.ndarray:
     """Peaks (windows, seeds) of the tokens left, a second each, from a backlog of 200 jobs a type."""
     scenario = at_load(llmgym.scenario("rybko-stolyar", slots=2048), rho)
-    physics, keys = model.lower(scenario, burst=200), rollout.keys(0, 8)
+    physics, keys = simulator.lower(scenario, burst=200), rollout.keys(0, 8)
     horizon = round(1000 * windows / scenario.tick_ms)
     time, backlog = [], []
     start, policy = rollout.start(physics, keys), baselines.make("priority")

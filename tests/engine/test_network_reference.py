@@ -29,8 +29,9 @@ from network_workloads import (
 )
 from reference import Engine, affine
 
-from llmgym.engine.calls import tidy
-from llmgym.engine.network import Network, init_network, lower_network
+from llmgym.engine.params import Params
+from llmgym.engine.queues import tidy
+from llmgym.engine.simulator import init, lower
 from llmgym.evaluation.rollout import keys
 from llmgym.scenario import arrivals
 from llmgym.scenario.batch_time import Affine
@@ -62,11 +63,11 @@ def compare(recorded: Recorded, simulator: NetworkSimulator) -> None:
     assert recorded.served + recorded.backlog == simulator.joined
 
 
-def lowered(structure: Structure, seed: int) -> Network:
+def lowered(structure: Structure, seed: int) -> Params:
     """The network of a seed, with tables of the sizes that the structure says."""
     network = random_network(structure, seed)
     small = {"fresh": structure.fresh, "coming": structure.fresh}
-    return replace(lower_network(network.scenario, network.burst), **small)
+    return replace(lower(network.scenario, network.burst), **small)
 
 
 def cases(
@@ -164,12 +165,12 @@ def test_loop_scan_and_vmap_end_in_equal_states() -> None:
     settings = jnp.int32(0), jnp.int32(12)
     scanned, _ = trace(physics, environments, *settings, 40)
     one = jax.jit(partial(run, steps=1))
-    state = jax.jit(init_network)(physics, environments)
+    state = jax.jit(init)(physics, environments)
     for _ in range(40):
         state, _ = one(physics, state, environments, *settings)
 
     def alone(key: jax.Array) -> Any:
-        return run(physics, init_network(physics, key), key, *settings, steps=40)[0]
+        return run(physics, init(physics, key), key, *settings, steps=40)[0]
 
     mapped = jax.jit(jax.vmap(alone, out_axes=-1))(environments)
     assert (np.asarray(scanned.totals.batches) > 0).all()
@@ -185,7 +186,7 @@ def test_a_wide_fork_has_room_to_join() -> None:
     branches = [Stage(**long, name=f"branch-{n}", after=("root",)) for n in range(20)]
     job = JobType(arrivals.Poisson(1), (Stage(40, 0, engine="a", name="root"), *branches))
     engines = tuple(ScenarioEngine(Affine(1, 0), 8, name=name) for name in "ab")
-    assert lower_network(Scenario(engines, (job,), slots=4)).fresh >= len(branches)
+    assert lower(Scenario(engines, (job,), slots=4)).fresh >= len(branches)
 
 
 class NoDraws(Draws):

@@ -21,7 +21,7 @@ from workloads import (
     structures,
 )
 
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.evaluation.rollout import keys
 
 STEPS, REQUESTS, ENVS = 128, 1500, 4
@@ -50,7 +50,7 @@ def cases(
     """ENVS random workloads of a structure under one policy: what JAX did, and what to compare."""
     name, fixed, chosen = POLICIES[number]
     workload = random_workload(structure, number)
-    lowered = dynamics.lower(workload.scenario, workload.burst)
+    lowered = simulator.lower(workload.scenario, workload.burst)
     physics = replace(lowered, fresh=structure.fresh)
     environments = keys(number, ENVS)
     recorded = record(physics, environments, number, workload.settings, STEPS)

@@ -16,7 +16,7 @@ import pytest
 import llmgym
 from llmgym import baselines
 from llmgym.core.wide import Wide
-from llmgym.engine import dynamics, stream
+from llmgym.engine import simulator, stream
 from llmgym.evaluation import rollout as rollouts
 from llmgym.theory.capacity import at_load
 
@@ -44,7 +44,7 @@ def test_soak() -> None:
     envs = 1024 if steps >= 10_000_000 else 256
     chunks = -(-steps // (envs * CHUNK))
     scenario = at_load(llmgym.scenario("geometric", slots=256), 0.7)
-    physics, policy = dynamics.lower(scenario), baselines.make("sarathi")
+    physics, policy = simulator.lower(scenario), baselines.make("sarathi")
     keys = rollouts.keys(0, envs)
     horizon = Wide.of(rollouts.FOREVER)
 

@@ -12,7 +12,7 @@ from env_samples import MAX_STEPS, SCENARIO, settings, single_env
 
 import llmgym
 from llmgym import LLMGymError
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
 from llmgym.theory.capacity import at_load
 
@@ -81,7 +81,7 @@ def test_one_compilation_serves_all_loads() -> None:
     env, costs, compiled = single_env("tiles"), [], []
     init, step = env._init, env._step  # jitted, with the parameters as an argument
     for load in (0.2, 0.8, 1.4):
-        params = dynamics.lower(at_load(SCENARIO, load))
+        params = simulator.lower(at_load(SCENARIO, load))
         state, cost = init(key_of(0), params), 0.0
         for _ in range(100):
             state, result = step(state, jnp.int32(3), params)

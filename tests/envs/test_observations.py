@@ -11,7 +11,7 @@ import pytest
 from env_samples import SCENARIO, random_queues, single_env
 
 from llmgym import JobType, LLMGymError, Poisson, Stage
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.envs.interface.observations import Observation
 from llmgym.theory.capacity import at_load
 
@@ -106,7 +106,7 @@ def test_the_environment_shows_the_named_vector() -> None:
 def test_bounds_hold_in_overload_and_the_arrival_rate_is_found() -> None:
     env = single_env("tiles")
     scenario = at_load(SCENARIO, 1.5)
-    params, space = dynamics.lower(scenario), env.observation_space
+    params, space = simulator.lower(scenario), env.observation_space
     rate = env.core.observation.names.index("arrival_rate")
     state, estimates = env._init(jax.random.key(1, impl="threefry2x32"), params), []
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 
 import llmgym
 from llmgym import baselines
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 
 FIGURE_8 = llmgym.Replay(
     # A, B and C decode already; D then E arrive during the first batch.
@@ -30,11 +30,11 @@ def batches_by_name(policy: str, token_budget: int) -> str:
     scenario = llmgym.Scenario.single_engine(
         llmgym.Affine(c_ms=1.0, a_ms_per_token=0.0), token_budget, FIGURE_8, slots=8
     )
-    physics, rule = dynamics.lower(scenario), baselines.make(policy)
-    step, key = jax.jit(dynamics.step), jax.random.key(0)
-    state, batches = dynamics.init(physics, key), []
+    physics, rule = simulator.lower(scenario), baselines.make(policy)
+    step, key = jax.jit(simulator.step), jax.random.key(0)
+    state, batches = simulator.init(physics, key), []
     while int(state.present):
-        view = dynamics.view(physics, state)
+        view = simulator.view(physics, state)
         state_before = state
         state, info = step(physics, state, rule(key, view))
         parts = []

@@ -15,7 +15,7 @@ from recording import requests
 from scipy import stats
 
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics, stream
+from llmgym.engine import simulator, stream
 from llmgym.evaluation.rollout import keys
 from llmgym.scenario.arrivals import (
     ARRIVALS,
@@ -251,7 +251,7 @@ def test_a_gap_is_cut_just_below_what_a_clock_can_hold() -> None:
 def arrivals_of(workload: Any, count: int, envs: int = 1, **fields: Any) -> list[list[Any]]:
     """The first requests of a scenario, environment by environment."""
     scenario = Scenario.single_engine(Affine(1.0, 0.0), 64, workload, **fields)
-    return requests(dynamics.lower(scenario), keys(0, envs), count)
+    return requests(simulator.lower(scenario), keys(0, envs), count)
 
 
 def test_replay_has_the_listed_requests_and_no_others() -> None:
@@ -277,13 +277,13 @@ def test_replay_times_are_rounded_one_by_one(tick_ms: float) -> None:
 
 def run_through(workload: Any, steps: int) -> tuple[int, int]:
     """Requests that arrived and the clock in ticks after so many steps of idling."""
-    physics = dynamics.lower(Scenario.single_engine(Affine(1.0, 0.0), 64, workload, slots=8))
-    begin = dynamics.init(physics, keys(1, 1)[0])
+    physics = simulator.lower(Scenario.single_engine(Affine(1.0, 0.0), 64, workload, slots=8))
+    begin = simulator.init(physics, keys(1, 1)[0])
 
     @jax.jit
     def idle(state: Any) -> Any:
         def body(state: Any, _: None) -> tuple[Any, None]:
-            return dynamics.step(physics, state, dynamics.view(physics, state).empty())[0], None
+            return simulator.step(physics, state, simulator.view(physics, state).empty())[0], None
 
         return jax.lax.scan(body, state, None, length=steps)[0]
 

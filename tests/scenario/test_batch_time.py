@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import llmgym
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics
-from llmgym.engine.network_state import MixedTimes, _batch_time
+from llmgym.engine import simulator
+from llmgym.engine.mixed_times import MixedTimes, stacked_times
 from llmgym.scenario.batch_time import (
     BATCH_TIMES,
     CODELLAMA_34B_A100,
@@ -177,7 +177,7 @@ def test_faults_of_a_roofline_are_named(change: dict[str, Any], fault: str) -> N
 def test_an_engine_carries_every_kind(kind: str) -> None:
     """Lowered and spread over a batch of environments it gives what it gave before."""
     model = MODELS[kind]
-    physics = dynamics.lower(llmgym.scenario("paper-figure-1", batch_time=model))
+    physics = simulator.lower(llmgym.scenario("paper-figure-1", batch_time=model))
     spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (3,)), physics.batch_time)
     assert type(spread) is type(model)
     ms = spread.formula(jnp.array([1.0, 100.0, 700.0]), jnp)
@@ -187,11 +187,11 @@ def test_an_engine_carries_every_kind(kind: str) -> None:
 def test_a_network_carries_every_kind_beside_the_others() -> None:
     """Also two tables of different lengths, which have different numbers of constants."""
     models = [*MODELS.values(), MeasuredTable((1, 9), (3.0, 4.0)), Affine(1.0, 1.0)]
-    mixed = _batch_time(models)
+    mixed = stacked_times(models)
     assert isinstance(mixed, MixedTimes)
     assert len(mixed.models) == 6
     assert mixed.needs_attention
-    assert not _batch_time([models[0], models[1]]).needs_attention
+    assert not stacked_times([models[0], models[1]]).needs_attention
     shape = (len(models), 4)
     spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], shape), mixed)
     sizes = np.broadcast_to([1.0, 60.0, 300.0, 2000.0], shape)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.scenario.arrivals import ARRIVALS
 from llmgym.scenario.arrivals import Poisson as PoissonArrivals
 from llmgym.scenario.batch_time import BATCH_TIMES, CODELLAMA_34B_A100, Hinge
@@ -613,7 +613,7 @@ def test_shipped_scenario(name):
     assert shipped.source.endswith(".")
     if shipped.is_network:
         return
-    physics = dynamics.lower(shipped)
+    physics = simulator.lower(shipped)
     assert physics.slots == shipped.slots
     assert len(physics.arrivals) == len(physics.lengths) == len(shipped.class_names)
 
@@ -621,7 +621,7 @@ def test_shipped_scenario(name):
 def test_shipped_numbers():
     critical = scenario("theorem-2")
     assert critical.arrival_rate_per_s == pytest.approx(512 / 0.15316 / 200, rel=1e-7)
-    corner = dynamics.lower(scenario("corner-c")).arrivals[0]
+    corner = simulator.lower(scenario("corner-c")).arrivals[0]
     assert (int(corner.whole), int(corner.fraction)) == (46750, 0)
     assert scenario("two-class").targets_ms == ((1000.0, 200.0), (60000.0, 1000.0))
     assert scenario("md1").arrival_rate_per_s * 0.04675 == pytest.approx(0.8, rel=1e-5)

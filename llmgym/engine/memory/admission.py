@@ -4,41 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llmgym.core.arrays import one_by_one
-from llmgym.engine.block_pool import BlockPool
+from llmgym.engine.block_pool import BlockPool, empty_pool
 from llmgym.engine.memory import prefix_cache
-from llmgym.engine.params import Physics
+from llmgym.engine.memory.paged import cached_tokens
+from llmgym.engine.params import Params
 from llmgym.engine.state import State, Table
 from llmgym.engine.view import Batch, View
 
 
 @dataclass(frozen=True)
 class Admission:
-    """A batch that fits into memory, and what it changes before it runs. Counts are in tokens."""
+    """Batches that fit into memory, and what they change before they run. Counts are in tokens."""
 
     batch: Batch
     table: Table
     pool: BlockPool | None
-    cut: jax.Array  # whether less runs than was asked for
-    found: jax.Array  # (slots, ...) that prefix caching found in memory
-    lost: jax.Array  # to be computed again
-    swapped: jax.Array  # moved to the host or back
-    held: jax.Array  # (slots, ...) blocks of each request
-    free: jax.Array  # blocks
+    cut: jax.Array  # of engines: whether less runs than was asked for
+    found: jax.Array  # (slots, engines...) that prefix caching found in memory
+    lost: jax.Array  # of engines: to be computed again
+    swapped: jax.Array  # of engines: moved to the host or back
+    free: jax.Array  # of engines: blocks
+    preempted: jax.Array  # of engines: requests
 
 
-def admit(physics: Physics, state: State, seen: View, batch: Batch) -> Admission:
-    """Let requests into memory and others lose it, as ``composition.clip`` or the pool says."""
-    memory, table, pool = seen.memory, state.table, state.pool
-    assert memory is not None
+def empty_memory(params: Params, rows: int, shape: tuple[int, ...]) -> BlockPool | None:
+    """The blocks of every engine, all free, where prefix caching needs them one by one."""
+    if params.prefixes is None:
+        return None
+    assert params.kv_blocks is not None
+    size, most = params.pool_size, params.prefixes.most
+    if params.lone:
+        return empty_pool(params.kv_blocks, size, rows, most, shape)
+    pools = [empty_pool(blocks, size, rows, most, shape) for blocks in params.kv_blocks]
+    batch = len(shape)
+    return jax.tree.map(lambda *one: jnp.stack(one, axis=one[0].ndim - batch), *pools)
+
+
+def admit(params: Params, state: State, seen: View, table: Table, batch: Batch) -> Admission:
+    """Let requests into memory and others lose it, as ``fill.clip`` or the pool says.
+
+    Args:
+        params: of the scenario.
+        state: at the decision.
+        seen: the view of it.
+        table: of the engines.
+        batch: what ``fill.clip`` left of the batches; nothing of engines that are busy.
+    """
+    memory, pool = seen.memory, state.pool
+    none, nothing = jnp.zeros_like(state.busy), jnp.zeros_like(batch.tokens)
+    if memory is None:
+        return Admission(batch, table, None, none > 0, nothing, none, none, none, none)
     assert batch.preempt is not None
-    found, cut = jnp.zeros_like(batch.tokens), jnp.zeros(state.present.shape, bool)
+    found, cut = nothing, none > 0
     if pool is not None:
         asked = jnp.where(batch.preempt, 0, batch.tokens)
         served = _each(prefix_cache.serve, state)(
@@ -51,43 +74,73 @@ def admit(physics: Physics, state: State, seen: View, batch: Batch) -> Admission
     assert batch.preempt is not None
     enters = (batch.tokens > 0) & ~seen.started
     table = replace(table, admitted=jnp.where(enters, state.steps, table.admitted))
-    table, lost, swapped = _preempt(physics, seen, table, batch.tokens, batch.preempt)
+    table, lost, swapped = _preempt(params, seen, table, batch.tokens, batch.preempt)
     inside = (memory.resident & ~batch.preempt) | (batch.tokens > 0)
     held = jnp.where(inside, memory.needed(found + batch.tokens), 0)
     free = memory.blocks - jnp.sum(held, axis=0) if pool is None else pool.free
-    return Admission(batch, table, pool, cut, found, lost, swapped, held, free)
+    preempted = jnp.sum(batch.preempt.astype(jnp.int32), axis=0)
+    return Admission(batch, table, pool, cut, found, lost, swapped, free, preempted)
 
 
 def _preempt(
-    physics: Physics, seen: View, table: Table, tokens: jax.Array, preempt: jax.Array
+    params: Params, seen: View, table: Table, tokens: jax.Array, preempt: jax.Array
 ) -> tuple[Table, jax.Array, jax.Array]:
     """The table after some lost their memory; the tokens to compute again, and those swapped."""
     assert table.preemptions is not None
     assert seen.memory is not None
     table = replace(table, preemptions=table.preemptions + preempt)
-    if table.swapped is not None:
-        returns = (tokens > 0) & table.swapped
-        moved = jnp.sum(jnp.where(preempt | returns, seen.memory.cached, 0), axis=0)
-        swapped = (table.swapped & ~returns) | preempt
-        return replace(table, swapped=swapped), jnp.zeros_like(moved), moved
     known = table.prompt + table.output - table.decode
     # With prompt_samples the token that ends a prompt counts as one of the prompt.
-    ends = physics.prompt_samples & (table.prefill == 0) & (table.decode > 0)
-    lost = jnp.sum(jnp.where(preempt, known - table.prefill - ends.astype(jnp.int32), 0), axis=0)
-    table = replace(table, prefill=jnp.where(preempt, known, table.prefill))
-    return table, lost, jnp.zeros_like(lost)
+    ends = params.prompt_samples & (table.prefill == 0) & (table.decode > 0)
+    again, moved = preempt, jnp.zeros_like(seen.free, jnp.int32)
+    if table.swapped is not None:
+        assert params.swap_tokens_per_ms is not None
+        swaps = params.swap_tokens_per_ms > 0
+        swaps = swaps.reshape(*swaps.shape, *[1] * (seen.free.ndim - swaps.ndim))
+        again = preempt & ~swaps
+        returns = (tokens > 0) & table.swapped
+        moves = (preempt & swaps) | returns
+        moved = jnp.sum(jnp.where(moves, seen.memory.cached, 0), axis=0)
+        table = replace(table, swapped=(table.swapped & ~returns) | (preempt & swaps))
+    lost = jnp.sum(jnp.where(again, known - table.prefill - ends.astype(jnp.int32), 0), axis=0)
+    return replace(table, prefill=jnp.where(again, known, table.prefill)), lost, moved
 
 
-def leave(state: State, seen: View, admission: Admission, finished: jax.Array) -> BlockPool | None:
-    """The pool after the requests that finished gave back their blocks."""
-    if admission.pool is None:
+def leave(
+    params: Params, state: State, pool: BlockPool | None, table: Table, finished: jax.Array
+) -> BlockPool | None:
+    """The pool after the requests that finished gave back their blocks.
+
+    Args:
+        params: of the scenario.
+        state: the decision before.
+        pool: the blocks while the batches ran.
+        table: of the engines before the batches were credited, with their tokens ``planned``.
+        finished: (rows, engines...) requests.
+    """
+    if pool is None:
         return None
-    assert seen.memory is not None
-    return _each(prefix_cache.leave, state)(
-        admission.pool, seen.memory, finished, admission.held, seen.urgency
-    )
+    assert table.planned is not None
+    cached = cached_tokens(table, params.prompt_samples)
+    held = -(-(cached + table.planned) // params.block_size)
+    assert table.admitted is not None
+    urgency = jnp.zeros_like(table.job_class)
+    for k in range(params.classes):
+        urgency = jnp.where(table.job_class == k, params.priority[k], urgency)
+    return _each(prefix_cache.leave, state)(pool, table.admitted, finished, held, urgency)
 
 
 def _each(function: Callable[..., Any], state: State) -> Callable[..., Any]:
-    """A function of one environment for all of them."""
-    return partial(one_by_one, function) if state.present.ndim else function
+    """A function of one engine for all of them."""
+    shape = state.busy.shape
+    if not shape:
+        return function
+
+    def every(*arguments: Any) -> Any:
+        def flat(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[: x.ndim - len(shape)], -1)
+
+        found = one_by_one(function, *jax.tree.map(flat, arguments))
+        return jax.tree.map(lambda x: x.reshape(*x.shape[:-1], *shape), found)
+
+    return every

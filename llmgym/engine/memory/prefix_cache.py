@@ -139,14 +139,17 @@ def _enter(
 
 
 def leave(
-    pool: BlockPool, memory: Memory, finished: jax.Array, held: jax.Array, urgency: jax.Array
+    pool: BlockPool,
+    admitted: jax.Array,
+    finished: jax.Array,
+    held: jax.Array,
+    urgency: jax.Array,
 ) -> BlockPool:
     """The pool after the finished requests gave back the blocks they ``held``, in order of admission."""
 
     def one(carry: tuple[BlockPool, jax.Array]) -> tuple[BlockPool, jax.Array]:
         pool, todo = carry
-        entered = jnp.where(memory.resident, memory.admitted, jnp.iinfo(jnp.int32).max - 1)
-        me = first_of(todo, entered, -urgency)
+        me = first_of(todo, admitted, -urgency)
         return release(pool, me, held[me]), todo.at[me].set(False)
 
     return jax.lax.while_loop(lambda c: jnp.any(c[1]), one, (pool, finished))[0]

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmgym.core.arrays import first_rows
 from llmgym.core.errors import check_number
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.engine.view import View
 from llmgym.envs.interface.actions import tile_of
 from llmgym.scenario.scenario import Scenario
@@ -186,5 +186,5 @@ def _class_features(
 
 def _blank_view(scenario: Scenario) -> View:
     """A view of an empty engine: the layout needs shapes only."""
-    physics = dynamics.lower(scenario)
-    return dynamics.view(physics, dynamics.init(physics, jax.random.key(0)))
+    physics = simulator.lower(scenario)
+    return simulator.view(physics, simulator.init(physics, jax.random.key(0)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from llmgym.engine import dynamics
+from llmgym.engine import simulator
 from llmgym.envs.functional import EnvState, FunctionalEngine
 from llmgym.envs.rendering.picture import Picture
 from llmgym.envs.rendering.text import Frame, Ran, text_panel
@@ -56,7 +56,7 @@ class Renderer:
         return Frame(
             scenario=self._core.scenario,
             load=self._load,
-            time_s=float(dynamics.clock_ms(self._core.params, state.engine)) / 1000,
+            time_s=float(simulator.clock_ms(self._core.params, state.engine)) / 1000,
             arrival_rate=float(state.arrival_rate),
             completed=int(state.engine.totals.completed),
             dropped=int(state.engine.totals.dropped),

@@ -1,0 +1,177 @@
+"""Batches begin and end: what they hold, how long they run, and what their end credits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from llmgym.engine.block_pool import BlockPool
+from llmgym.engine.make_view import engine_table
+from llmgym.engine.memory.admission import admit
+from llmgym.engine.memory.paged import cached_tokens
+from llmgym.engine.params import Params
+from llmgym.engine.state import State, Table
+from llmgym.engine.view import Batch, View
+from llmgym.scenario.batch_time import NO_ATTENTION, Attention
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The batches that start. Arrays are of engines unless they say otherwise."""
+
+    batch: Batch
+    table: Table  # of the engines: after preemption, and after what was found in memory
+    pool: BlockPool | None
+    ticks: jax.Array  # that the batch takes; 0 where none starts
+    prefill_tokens: jax.Array
+    decode_tokens: jax.Array
+    clipped: jax.Array  # whether less runs than was asked for
+    preempted: jax.Array  # requests
+    lost: jax.Array  # tokens to be computed again
+    found: jax.Array  # (slots, engines...) tokens that prefix caching found
+    swapped: jax.Array  # tokens to the host or back
+    free_blocks: jax.Array  # of KV memory
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The batches and delays that end."""
+
+    all: jax.Array  # (rows, stations...) requests and delays that are done
+    requests: jax.Array  # (rows, engines...) those at engines
+    before: Table  # of the engines before the credit; ``planned`` are the tokens that ended
+    prefill_tokens: jax.Array  # credited, over all engines
+    decode_tokens: jax.Array
+
+
+def begin(params: Params, state: State, seen: View, batch: Batch, clipped: jax.Array) -> Begun:
+    """Start feasible batches: memory admits and preempts, and the batch time follows from the rest."""
+    admission = admit(params, state, seen, engine_table(params.plan, state.table), batch)
+    batch, table = admission.batch, admission.table
+    tokens = batch.tokens
+    prefill_tokens = jnp.sum(jnp.where(seen.decoding, 0, tokens), axis=0)
+    decode_tokens = jnp.sum(jnp.where(seen.decoding, tokens, 0), axis=0)
+    size = prefill_tokens + decode_tokens
+    ticks = seen.batch_time.ticks(size, seen.tick_ms, _attention(params, seen, table, tokens))
+    if params.swap_tokens_per_ms is not None:
+        rate = params.swap_tokens_per_ms
+        rate = rate.reshape(*rate.shape, *[1] * (size.ndim - rate.ndim))
+        moving = admission.swapped / jnp.where(rate > 0, rate, 1) / params.tick_ms
+        ticks = ticks + jnp.ceil(moving).astype(jnp.int32)
+    return Begun(
+        batch=batch,
+        table=table,
+        pool=admission.pool,
+        ticks=jnp.where(size > 0, ticks, 0),
+        prefill_tokens=prefill_tokens,
+        decode_tokens=decode_tokens,
+        clipped=clipped | admission.cut,
+        preempted=admission.preempted,
+        lost=admission.lost,
+        found=admission.found,
+        swapped=admission.swapped,
+        free_blocks=admission.free,
+    )
+
+
+def running(params: Params, state: State, seen: View, begun: Begun) -> Table:
+    """The table (rows, stations...) while the batches run."""
+    plan, table = params.plan, begun.table
+    if params.lone:
+        return table
+    if plan.stations > plan.engines:  # with the delays behind the engines again
+        table = jax.tree.map(
+            lambda new, old: jnp.concatenate([new, old[:, plan.engines :]], axis=1),
+            table,
+            state.table,
+        )
+    assert table.planned is not None
+    assert table.service is not None
+    tokens = plan.at_engines(begun.batch.tokens, axis=1)
+    starts = plan.at_engines(seen.free)
+    return replace(
+        table,
+        planned=jnp.where(starts, tokens, table.planned),
+        service=jnp.where((tokens > 0) & ~table.started, state.clock.low, table.service),
+    )
+
+
+def end(
+    params: Params, table: Table, ends: jax.Array, begun: Begun, now: jax.Array
+) -> tuple[Table, Ended]:
+    """Credit the batches that end, and end the delays that are over.
+
+    Args:
+        params: of the scenario.
+        table: while the batches run.
+        ends: of engines: whether the batch ends.
+        begun: the batches that have just begun; a lone engine's have just ended, too.
+        now: low clock word.
+    """
+    plan = params.plan
+    decoding = (table.prefill == 0) & (table.decode > 0)
+    planned = begun.batch.tokens if table.planned is None else table.planned
+    ends = ends if params.lone else plan.at_engines(ends)
+    done = jnp.where(ends, planned, 0)
+    credited, finished = credit(table, decoding, done, now, params.prompt_samples)
+    requests = finished
+    if plan.stations > plan.engines:
+        station = jnp.arange(plan.stations).reshape((1, -1) + (1,) * (table.decode.ndim - 2))
+        past = (now - table.last_token).astype(jnp.int32) >= 0
+        over = (station == plan.engines) & (table.decode > 0) & past
+        credited = replace(credited, decode=jnp.where(over, 0, credited.decode))
+        requests, finished = finished[:, : plan.engines], finished | over
+    if table.planned is not None:
+        credited = replace(credited, planned=jnp.where(ends, 0, planned))
+
+    def total(tokens: jax.Array) -> jax.Array:
+        return params.total(jnp.sum(tokens, axis=0))
+
+    before = engine_table(plan, replace(table, planned=done))
+    return credited, Ended(
+        all=finished,
+        requests=requests,
+        before=before,
+        prefill_tokens=total(jnp.where(decoding, 0, done)),
+        decode_tokens=total(jnp.where(decoding, done, 0)),
+    )
+
+
+def _attention(params: Params, seen: View, table: Table, tokens: jax.Array) -> Attention:
+    """What attention reads in the batch, where the batch time depends on it."""
+    if not params.batch_time.needs_attention:
+        return NO_ATTENTION
+    before = cached_tokens(table, params.prompt_samples).astype(jnp.float32)
+    chunk = tokens.astype(jnp.float32)
+    decodes = seen.decoding & (tokens > 0)
+    pairs = jnp.where(seen.decoding, 0.0, chunk * (before + chunk / 2))
+    return Attention(
+        decode_context=jnp.sum(jnp.where(decodes, before + 1, 0.0), axis=0),
+        prefill_pairs=jnp.sum(pairs, axis=0),
+    )
+
+
+def credit(
+    table: Table, decoding: jax.Array, tokens: jax.Array, now: jax.Array, prompt_samples: bool
+) -> tuple[Table, jax.Array]:
+    """The table after its ``tokens`` ran, and which requests they completed."""
+    ran = tokens > 0
+    prefill = jnp.where(decoding, table.prefill, table.prefill - tokens)
+    decode = jnp.where(decoding, table.decode - tokens, table.decode)
+    samples = decoding & ran
+    if prompt_samples:
+        samples = samples | (ran & (prefill == 0) & (table.decode > 0))
+        decode = table.decode - samples
+    finished = ran & (prefill == 0) & (decode == 0)
+    # A request without output tokens has its answer when its prompt is done.
+    first = (samples & (table.decode == table.output)) | (finished & (table.output == 0))
+    credited = replace(
+        table,
+        prefill=prefill,
+        decode=decode,
+        first_token=jnp.where(first, now, table.first_token),
+        last_token=jnp.where(ran, now, table.last_token),
+    )
+    return credited, finished
