@@ -19,13 +19,14 @@ from llmgym.batch_time import (
     Roofline,
     Staircase,
 )
-from llmgym.composition import Batch, View
+from llmgym.composition import Batch, View, fill
 from llmgym.envs.checker import check_vector_env
 from llmgym.envs.functional import functional
 from llmgym.errors import LLMGymError, UnservableWarning
 from llmgym.evaluation.capacity_estimate import CapacityEstimate, estimate_capacity
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import Stability, stability
+from llmgym.kv_cache import KVCache
 from llmgym.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
 from llmgym.lengths import Poisson as PoissonLength
 from llmgym.scenario import Engine, Scenario
