@@ -115,18 +115,18 @@ def azure_hour(folder: Path) -> list[str]:
             "",
             f"`llmgym replay {config['trace']['file']} --out {where}/{name}`: one hour at real time on "
             f"the engine of `{engine['name']}`. Targets are TTFT {config['ttft_ms']:g} ms and TPOT "
-            f"{config['tpot_ms']:g} ms, those of MLPerf Inference 5.1 for a server of Llama-3.1-8B, here "
-            "for each request by itself. Latencies are of finished requests; left: unfinished; "
+            f"{config['tpot_ms']:g} ms, those of MLPerf Inference 5.1 for a server of Llama-3.1-8B, applied "
+            "here to each request. Latencies are those of finished requests. Left: not finished at the end; "
             f"dropped: found the table of {engine['slots']:,} requests full; CPU s: processor time, "
-            "compilation included.",
+            "including compilation.",
             "",
         ]
         lines += (folder / name / "results.md").read_text().splitlines()
     lines += [
         "",
         f"`llmgym fit-trace TRACE --json > {where}/.../arrivals.json`: dispersion is the variance of the "
-        "number of requests in a window over its mean, 1 for Poisson arrivals; of each fitted process "
-        "the mean of replications.",
+        "number of requests in a window divided by its mean, which is 1 for Poisson arrivals. Figures of "
+        "fitted processes are means over replications.",
         "",
     ]
     return [*lines, *arrivals_table(folder), ""]
