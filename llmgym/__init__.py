@@ -9,6 +9,7 @@ import gymnasium as _gym
 
 from llmgym import agents, baselines, traces
 from llmgym.core.errors import LLMGymError, UnservableWarning
+from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 from llmgym.envs.checker import check_vector_env
 from llmgym.envs.registration import functional
@@ -27,6 +28,7 @@ from llmgym.scenario.batch_time import (
     Staircase,
 )
 from llmgym.scenario.engine import Engine
+from llmgym.scenario.kv_cache import KVCache
 from llmgym.scenario.lengths import Empirical, Fixed, Geometric, LogNormal, Uniform
 from llmgym.scenario.lengths import Poisson as PoissonLength
 from llmgym.scenario.library import scenario

@@ -19,7 +19,7 @@ from llmgym.theory.capacity import at_load
 
 ROOT = Path(__file__).parents[1]
 COLUMNS, ROWS = 60, 32
-"""Of the crowd: one square is one request."""
+"""Size of the crowd; one square is one request."""
 
 
 def present(scenario: llmgym.Scenario, policy: str, seconds: np.ndarray, seed: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def present(scenario: llmgym.Scenario, policy: str, seconds: np.ndarray, seed: i
 
 
 def crowd(count: int) -> np.ndarray:
-    """The squares of so many requests, filled from the bottom row by row."""
+    """The squares of ``count`` requests, filled from the bottom row by row."""
     return (np.arange(COLUMNS * ROWS) < count).reshape(ROWS, COLUMNS).astype(float)
 
 

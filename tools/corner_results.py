@@ -3,8 +3,8 @@
     python tools/corner_results.py [FILE]
 
 FILE is the checkpoint, by default the policy that ships. Verdicts and growth rates of the policy and of
-Sarathi-Serve with several token budgets, under Poisson arrivals at 0.98 of the corner. A row that its
-file holds already is not made again.
+Sarathi-Serve with several token budgets, under Poisson arrivals at 0.98 of the corner. Rows that the file
+already holds are not measured again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cells(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def same_numbers(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two policies did the same, by everything that was measured."""
+    """Whether two policies agree in everything that was measured."""
     return all(one[k] == other[k] for k in one if k != "took_s")
 
 
@@ -47,17 +47,17 @@ def page() -> str:
     found = read(FOLDER / "stability.json")
     rows = [cells(name, found[name]) for name in NAMES]
     alike = [n for n in NAMES if n != AGENT and same_numbers(found[n], found[AGENT])]
-    same = [f"`{AGENT}` has the very numbers of {', '.join(alike)}."] if alike else []
+    same = [f"`{AGENT}` gives exactly the same numbers as {', '.join(alike)}."] if alike else []
     return "\n".join(
         [
             "# Just inside corner C",
             "",
-            "`python tools/corner_results.py` makes every file here. Scenario "
+            "`python tools/corner_results.py` writes every file here. Scenario "
             f"`{SCENARIO}`: {scenario.description}",
             "",
-            f"`{AGENT}` saw loads of 0.90, 0.96 and 1.00 of the capacity in training. Growth of the",
-            "unprocessed tokens, per ms, with its 95 % interval over 8 replications, from an empty engine",
-            "and from a backlog.",
+            f"`{AGENT}` was trained at loads of 0.90, 0.96 and 1.00 of the capacity. The table shows how",
+            "fast the unprocessed tokens grow, in tokens per ms with a 95 % interval over 8 replications,",
+            "from an empty engine and from a backlog.",
             "",
             *table("policy | verdict | growth from empty | from a backlog | dropped", rows),
             "",
@@ -68,7 +68,7 @@ def page() -> str:
 
 
 def main() -> None:
-    """All rows that are missing, and the page."""
+    """Measure the missing rows, then write the page."""
     file = sys.argv[1] if len(sys.argv) > 1 else AGENT
     for name in NAMES:
         policy = file if name == AGENT else name

@@ -1,7 +1,7 @@
 """Pages of the documentation that are made from the code and the results, when MkDocs builds it.
 
-The front page is README; there is a page for each module of the public surface, each baseline, each
-scenario; and the navigation.
+The front page is README; CONTRIBUTING and CHANGELOG have pages too, as has each module of the public
+surface, each baseline and each scenario. SUMMARY.md is the navigation.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import csv
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import mkdocs_gen_files
 
 import llmgym
 from llmgym import baselines
-from llmgym.scenario import library, toml_writer
+from llmgym.scenario import toml_reader as scenario_files
 from llmgym.scenario.replay import Replay
 from llmgym.theory.capacity import capacity
 
@@ -24,21 +23,76 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 
 API = {
-    "The model": ("scenario.engine", "scenario.scenario", "scenario.batch_time", "scenario.batch_time_library", "scenario.stage", "scenario.workload", "scenario.replay", "scenario.arrivals", "scenario.lengths", "scenario.workflow",
-                  "scenario.kv_cache", "scenario.prefixes", "scenario.library", "scenario.toml_reader", "traces.readers", "traces.arrival_fits", "calibration.calibrate"),
-    "Environments": ("envs.registration", "envs.functional", "envs.gym_env", "envs.vector_env", "envs.network",
-                     "envs.interface.actions", "envs.interface.observations", "envs.rewards", "envs.checker"),
-    "Policies": ("engine.view", "engine.fill", "evaluation.policies", "baselines", "baselines.policy", "baselines.tiles"),
-    "Evaluation": ("evaluation.simulate", "evaluation.stability", "evaluation.capacity",
-                   "evaluation.benchmark", "evaluation.evaluate", "evaluation.comparison",
-                   "evaluation.traffic", "evaluation.statistics"),
-    "Theory": ("theory.capacity", "theory.region", "theory.bounds", "theory.kv_memory",
-               "theory.flow_control", "theory.queueing_networks"),
-    "Learning": ("agents", "agents.ppo", "agents.tile_choice", "agents.budgets", "agents.scores",
-                 "agents.training", "agents.checkpoint",
-                 "agents.index_search", "agents.dynamic_programming", "agents.optimality"),
+    "The model": (
+        "scenario.engine",
+        "scenario.scenario",
+        "scenario.batch_time",
+        "scenario.batch_time_library",
+        "scenario.stage",
+        "scenario.workload",
+        "scenario.replay",
+        "scenario.arrivals",
+        "scenario.lengths",
+        "scenario.workflow",
+        "scenario.kv_cache",
+        "scenario.prefixes",
+        "scenario.library",
+        "scenario.toml_reader",
+        "traces.readers",
+        "traces.arrival_fits",
+        "calibration.calibrate",
+    ),
+    "Environments": (
+        "envs.registration",
+        "envs.functional",
+        "envs.gym_env",
+        "envs.vector_env",
+        "envs.network",
+        "envs.interface.actions",
+        "envs.interface.observations",
+        "envs.rewards",
+        "envs.checker",
+    ),
+    "Policies": (
+        "engine.view",
+        "engine.fill",
+        "evaluation.policies",
+        "baselines",
+        "baselines.policy",
+        "baselines.tiles",
+    ),
+    "Evaluation": (
+        "evaluation.simulate",
+        "evaluation.stability",
+        "evaluation.capacity",
+        "evaluation.benchmark",
+        "evaluation.evaluate",
+        "evaluation.comparison",
+        "evaluation.traffic",
+        "evaluation.statistics",
+    ),
+    "Theory": (
+        "theory.capacity",
+        "theory.region",
+        "theory.bounds",
+        "theory.kv_memory",
+        "theory.flow_control",
+        "theory.queueing_networks",
+    ),
+    "Learning": (
+        "agents",
+        "agents.ppo",
+        "agents.tile_choice",
+        "agents.budgets",
+        "agents.scores",
+        "agents.training",
+        "agents.checkpoint",
+        "agents.index_search",
+        "agents.dynamic_programming",
+        "agents.optimality",
+    ),
     "Integrations": ("integrations.sb3", "integrations.pettingzoo", "integrations.vllm"),
-}  # fmt: skip
+}
 """Modules of the reference, by part."""
 
 
@@ -48,24 +102,23 @@ def page(path: str, *parts: str) -> None:
         file.write("\n\n".join(parts) + "\n")
 
 
-def front_page() -> None:
-    """README, with its links as they are from docs/."""
-    text = (ROOT / "README.md").read_text()
-    text = re.sub(r"\]\(docs/([^)]*)\)", r"](\1)", text)
-    text = text.replace("](llmgym/scenario/data)", "](scenarios/index.md)")
-    text = text.replace("](CITATION.cff)", "](cite.md)")
-    text = text.replace("[Notebooks](notebooks)", "The notebooks in `notebooks/`")
-    text = re.sub(r"\]\((results/[^)#]*[^/)#.]{1}/?)\)(?<!\.md\))", _folder_link, text)
-    page("index.md", text)
+FRONT = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+"""Pages that lie at the top of the repository, and their names here."""
 
 
-def _folder_link(match: re.Match[str]) -> str:
-    """A link to a folder of results leads to its page, where it has one."""
-    target = match.group(1)
-    if (ROOT / "docs" / target).is_file():
-        return match.group(0)
-    readme = ROOT / "docs" / target / "README.md"
-    return f"]({target.rstrip('/')}/README.md)" if readme.exists() else "](index.md#results)"
+def top_pages() -> None:
+    """The pages of the top folder, with their links as they are from docs/."""
+    for file, name in FRONT.items():
+        text = (ROOT / file).read_text()
+        text = re.sub(r"\]\(docs/([^)]*)\)", r"](\1)", text)
+        for target, here in (FRONT | {"CITATION.cff": "cite.md"}).items():
+            text = text.replace(f"]({target})", f"]({here})")
+        text = text.replace("[Notebooks](notebooks)", "Notebooks, in `notebooks/`")
+        page(name, text)
 
 
 def api_pages() -> list[str]:
@@ -160,7 +213,7 @@ def baseline_pages() -> list[str]:
 def scenario_pages() -> list[str]:
     """One page for each shipped scenario, and their index."""
     rows, lines = [], ["* [Scenarios](scenarios/index.md)"]
-    for name in library.names():
+    for name in scenario_files.names():
         scenario = llmgym.scenario(name)
         parts = [f"# {name}", scenario.description, f"Source: {scenario.source}"]
         graph = ROOT / "docs" / "graphs" / f"{name}.svg"
@@ -171,10 +224,10 @@ def scenario_pages() -> list[str]:
             plan = capacity(scenario)
             limit = f"{plan.requests_per_s:.4g}"
             parts.append(
-                f"No policy serves more than {limit} jobs a second (`llmgym capacity --scenario {name}`); "
+                f"No policy serves more than {limit} jobs per second (`llmgym capacity --scenario {name}`); "
                 f"its own arrivals are {plan.load_factor:.3g} of that."
             )
-        text = toml_writer.dumps(scenario)
+        text = scenario_files.dumps(scenario)
         page(f"scenarios/{name}.md", *parts, f"```toml\n{text}```")
         first = scenario.description.partition(". ")[0].rstrip(".")
         rows.append(f"| [{name}]({name}.md) | {len(scenario.engines)} | {limit} | {first} |")
@@ -184,31 +237,33 @@ def scenario_pages() -> list[str]:
     return lines
 
 
-def results_pages() -> list[str]:
-    """Lines of the navigation for the pages of results."""
-    lines = []
-    for path in sorted(RESULTS.glob("*/README.md")):
-        title = path.read_text().splitlines()[0].lstrip("# ")
-        lines.append(f"    * [{title}]({path.relative_to(ROOT / 'docs').as_posix()})")
-    return ["* Results", *lines] if lines else []
+TOPICS = (
+    "model", "policies", "real-engines", "traffic", "service-levels", "networks", "learned-policies",
+    "train", "optimum",
+)  # fmt: skip
+"""Pages written by hand, in the order of the navigation."""
 
 
-def listed(folder: str, title: str) -> list[str]:
-    """Lines of the navigation for the pages that are written by hand."""
-    lines = [f"* {title}"]
-    for path in sorted((ROOT / "docs" / folder).glob("*.md")):
-        heading = path.read_text().splitlines()[0].lstrip("# ")
-        lines.append(f"    * [{heading}]({folder}/{path.name})")
-    return lines
+def entries(*patterns: str) -> list[str]:
+    """Lines of the navigation for pages under docs/, each with its heading."""
+    docs = ROOT / "docs"
+    paths = [path for pattern in patterns for path in sorted(docs.glob(pattern))]
+    headings = [path.read_text().splitlines()[0].lstrip("# ") for path in paths]
+    links = [path.relative_to(docs).as_posix() for path in paths]
+    return [f"    * [{text}]({link})" for text, link in zip(headings, links, strict=True)]
 
 
 def main() -> None:
     """All pages, and the navigation."""
-    front_page()
-    lines: list[Any] = ["* [llmgym](index.md)", *listed("environments", "Environments")]
-    lines += [*scenario_pages(), *baseline_pages(), *listed("guides", "Guides"), *results_pages()]
-    lines.insert(lines.index("* Guides") + 1, "    * [Train a policy of your own](train.md)")
-    lines += [*api_pages(), "* [How to cite](cite.md)"]
+    top_pages()
+    lines = ["* [llmgym](index.md)"]
+    lines += ["* Topics", *entries(*(f"{name}.md" for name in TOPICS))]
+    lines += ["* Environments", *entries("environments/*.md")]
+    lines += [*scenario_pages(), *baseline_pages(), "* Guides", *entries("guides/*.md")]
+    results = entries("reproduction.md", "results/*/README.md", "speed.md")
+    lines += ["* [Results](results/README.md)", *results]
+    lines += [*api_pages(), "* [Contributing](contributing.md)", "* [Changes](changelog.md)"]
+    lines += ["* [How to cite](cite.md)"]
     page("SUMMARY.md", "\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""Write docs/environments anew: a frame of each environment, under a random policy.
+"""Draw the pictures in docs/environments again: a frame of each environment, under a random policy.
 
 python tools/draw_environments.py
 """

@@ -1,4 +1,4 @@
-"""Write docs/graphs anew: a picture of every shipped network of engines.
+"""Draw docs/graphs again: a picture of every shipped network of engines.
 
 python tools/draw_graphs.py
 """

@@ -38,7 +38,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class GPUMemory:
-    """Where the blocks of KV memory come from."""
+    """How many blocks of KV memory a GPU holds beside the weights."""
 
     gpus: str
     memory_gb: float
@@ -50,7 +50,7 @@ class GPUMemory:
 
     @property
     def token_bytes(self) -> int:
-        """Key and value of a token, in numbers of 16 bits."""
+        """Bytes of the keys and values of a token, 16 bits each."""
         return 2 * self.layers * self.kv_heads * self.head_size * 2
 
     @property
@@ -75,9 +75,9 @@ CODELLAMA_34B = {"parameters": 33_743_970_304, "layers": 48}
 
 @dataclass(frozen=True)
 class Summary:
-    """A scenario that summarises a trace on an engine with KV memory, or without.
+    """A scenario that summarises a trace on an engine with or without KV memory.
 
-    ``kind`` is that of the arrivals; with ``rate_per_s`` they come at that rate.
+    ``kind`` is the kind of the arrivals; with ``rate_per_s`` they are rescaled to that rate.
     """
 
     trace: str

@@ -22,7 +22,7 @@ NAME = "rtx4090-llama-3.1-8b"
 POINTS = 65
 SLOTS = 512
 SHARE = 0.75
-"""Arrivals as a share of the requests that the overloaded engine finished in a second."""
+"""Arrival rate as a share of the requests per second that the overloaded engine finished."""
 
 
 def make_scenario(run: VLLMRun) -> Scenario:

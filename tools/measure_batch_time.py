@@ -5,19 +5,19 @@ r"""Measure the time of batches on a CPU or a GPU, for ``llmgym calibrate``.
     llmgym calibrate times.csv --out calibrated
 
 A batch holds one token of each of ``decodes`` requests that have ``context`` tokens in their KV
-cache, and a prefill chunk of ``chunk`` tokens of one request that has ``prefix`` tokens in its. All
-combinations of the four lists are measured, each as the median of repeats after a warm-up, with the
-device synchronised before and after: what is timed is the forward pass, the attention over the
-caches, and the choice of the next token of every request that gets one.
+cache, and a prefill chunk of ``chunk`` tokens of one request that has ``prefix`` tokens in its cache. All
+combinations of the four lists are measured, each as the median of several passes after a warm-up, with
+the device synchronised before and after each. A pass is the forward pass with attention over the caches,
+and the choice of the next token for every request that gets one.
 
-Without --model it is a decoder of the Llama family with random weights (times do not depend on
+Without --model, the model is a decoder of the Llama family with random weights (times do not depend on
 their values): RMS norms, grouped-query attention, SwiGLU, no rotation of positions. The tokens of a
-batch go through its linear layers together, as in an inference engine. With --model it is a causal
-language model of Hugging Face transformers, whose forward pass takes decodes or prefill, so batches
-that mix them are left out.
+batch go through its linear layers together, as in an inference engine. With --model, it is a causal
+language model of Hugging Face transformers. Its forward pass takes either decodes or prefill, so mixed
+batches are left out.
 
-The order is random, so that a device that slows down as it warms up does so for all sizes alike.
-Rows are appended as they come, and a run that was stopped goes on where it was. Needs PyTorch.
+The order is random, so that a device that slows down as it warms up affects all sizes equally. Rows are
+appended as they come, and a run that was stopped continues where it was. Needs PyTorch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLUMNS = (
     "decodes", "context", "chunk", "prefix", "model", "device",
 )  # fmt: skip
 Pass = Callable[[], object]
-"""One pass of a batch; it may be run many times."""
+"""Runs one batch; it may be called many times."""
 
 Place = dict[str, Any]
 """Device and type of tensors."""
@@ -68,7 +68,7 @@ class Shape:
 
     @property
     def measures(self) -> dict[str, float]:
-        """What batch-time models look at."""
+        """The inputs of the batch-time models."""
         pairs = self.chunk * (self.prefix + self.chunk / 2)
         context = self.decodes * self.context
         return {"tokens": self.tokens, "decode_context": context, "prefill_pairs": pairs}
@@ -88,7 +88,7 @@ def grid(options: argparse.Namespace) -> list[Shape]:
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward network, each after a norm and added to what came in."""
+    """Attention and a feed-forward network, each after a norm and with a residual connection."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, inner: int, place: Place) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Layer(nn.Module):
     def forward(
         self, x: torch.Tensor, decodes: int, caches: list[torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
-        """``x`` (tokens, width): those of the decodes, then the chunk; ``caches`` of both parts."""
+        """``x`` (tokens, width): the decodes, then the chunk; ``caches``: one for each of the two parts."""
         heads = (self.heads, self.kv_heads, self.kv_heads)
         q, k, v = self.qkv(self.norm_1(x)).view(len(x), -1, self.size).split(heads, dim=1)
         kv, parts = torch.stack((k, v)), []
@@ -122,7 +122,7 @@ class Layer(nn.Module):
     ) -> torch.Tensor:
         """Queries (requests, tokens, heads, size) on a cache (2, requests, kv_heads, length, size)."""
         requests, tokens = q.shape[:2]
-        # Heads that share keys and values stand one after another, as if they were more queries.
+        # Heads that share keys and values are placed one after another, as if they were more queries.
         q = q.view(requests, tokens, self.kv_heads, -1, self.size).permute(0, 2, 3, 1, 4)
         group = q.shape[2]
         mask = None if mask is None else mask.repeat(group, 1)
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(options.width, options.vocabulary, bias=False, **self.place)
 
     def prepare(self, shape: Shape) -> Pass:
-        """The pass of a batch, its caches filled."""
+        """Fill the caches for a batch, and return its pass."""
         device = self.place["device"]
         lengths = ((shape.decodes, shape.context + 1), (1, shape.prefix + shape.chunk))
         caches = [
@@ -189,7 +189,7 @@ class HuggingFace:
         self.model, self.cache = model.to(device).eval(), DynamicCache
 
     def prepare(self, shape: Shape) -> Pass:
-        """The pass of a batch, its caches filled."""
+        """Fill the cache for a batch, and return its pass."""
         rows, new = (shape.decodes, 1) if shape.decodes else (1, shape.chunk)
         before = shape.context if shape.decodes else shape.prefix
         vocabulary, device = self.model.config.get_text_config().vocab_size, self.model.device
@@ -227,15 +227,15 @@ def time_ms(run: Pass, device: str, warmup: int, repeats: int) -> float:
 
 
 def rows_there(path: Path, model: str, device: str) -> set[Shape]:
-    """The batches that the file holds; it is made, or cut after the last whole row."""
+    """The batches that the file holds. A new file is started; a damaged last row is cut off."""
     header = ",".join(COLUMNS) + "\n"
     text = path.read_text() if path.exists() else ""
     whole = text[: text.rfind("\n") + 1] or header
     rows = list(csv.DictReader(whole.splitlines()))
     if not whole.startswith(header) or any(None in row.values() for row in rows):
-        raise SystemExit(f"{path} is no file of this tool, or damaged: name a new one.")
+        raise SystemExit(f"{path} is damaged or was not written by this tool. Name a new file.")
     if {(row["model"], row["device"]) for row in rows} - {(model, device)}:
-        raise SystemExit(f"{path} holds times of another model or device: name a new file.")
+        raise SystemExit(f"{path} holds times of another model or device. Name a new file.")
     if whole != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(whole)
@@ -245,7 +245,7 @@ def rows_there(path: Path, model: str, device: str) -> set[Shape]:
 
 
 def measure(options: argparse.Namespace, console: Console) -> None:
-    """Measure what the file does not hold yet."""
+    """Measure the batches that are missing in the file."""
     path = Path(options.file)
     torch.manual_seed(options.seed)
     sizes = ("layers", "width", "heads", "kv_heads", "feed_forward", "vocabulary")
@@ -284,12 +284,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("file", help="CSV to write, or to go on with")
+    add("file", help="CSV to write or to continue")
     add("--model", help="causal language model of Hugging Face, by name or folder")
     for name, size in (("layers", 4), ("width", 512), ("heads", 8), ("vocabulary", 32000)):
         add(f"--{name}", type=int, default=size)
-    add("--kv-heads", type=int, help="as many as heads where not given")
-    add("--feed-forward", type=int, help="inner width; 4 x width where not given")
+    add("--kv-heads", type=int, help="default: as many as --heads")
+    add("--feed-forward", type=int, help="inner width; default: 4 x width")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     add("--decodes", type=int, nargs="+", default=[0, 1, 8, 32, 128], help="requests that decode")
@@ -323,7 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         raise SystemExit(f"Cannot read or write {error.filename}: {error.strerror}.") from None
     except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on from here.")
+        console.print("Stopped. The same command continues from here.")
         sys.exit(130)
 
 

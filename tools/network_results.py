@@ -2,9 +2,9 @@
 
     python tools/network_results.py [FILE]
 
-FILE is the checkpoint, by default that of the policy which ships. Environment n of a scenario and load
-meets the same jobs under every policy. Raw numbers are kept under raw/, and what is there is not measured
-again.
+FILE is the checkpoint, by default that of the policy that ships. Environment n of a scenario and load
+meets the same jobs under every policy. Raw numbers are kept under raw/; what is already there is not
+measured again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "results" / "rybko-stolyar-learned
 NAME, LOAD = "rybko-stolyar", 0.9
 AGENT = f"ppo-{NAME}"
 PLAIN = FOLDER / "plain.npz"
-"""Trained as the other, but without prior and guard."""
+"""Trained in the same way, but without prior and guard."""
 
 LOADS = (0.7, LOAD, 0.95)
 CLASSICAL = ("fbfs", "sarathi")
@@ -107,7 +107,7 @@ def tasks(agent: Any) -> Iterator[Task]:
 
 
 def table(results: dict[str, Any]) -> pd.DataFrame:
-    """A row for each scenario and policy: means, and the learned policy's over them, with intervals."""
+    """A row per scenario and policy: means, and the learned policy's relative to them, with intervals."""
     rows = []
     for where in scenarios():
         mine = results[benchmark.slug(f"{where}-{AGENT}")]
@@ -132,13 +132,13 @@ def page(frame: pd.DataFrame, judged: dict[str, Any]) -> str:
         "# The learned network policy",
         "",
         f"Made by `python tools/network_results.py`: {SETTINGS['num_envs']} environments of "
-        f"{SETTINGS['duration_s']:g} s ({SETTINGS['warmup_s']:g} s left out), the same jobs for every "
-        "policy. A batch takes 1 ms. "
-        "Means over time with 95 % intervals; the last two columns are the learned policy's mean less "
-        "that of the row, in the same environments. Where jobs were dropped the table of "
-        f"{SLOTS} jobs was full at times, and the means are too low. `plain` was trained alike, without "
-        "prior and guard: `llmgym train --scenario rybko-stolyar --set slots=256 --option prior=0 "
-        "--option guard=none --steps 800000`.",
+        f"{SETTINGS['duration_s']:g} s (the first {SETTINGS['warmup_s']:g} s left out), the same jobs for "
+        "every policy. A batch takes 1 ms. "
+        "Means over time with 95 % intervals; the last two columns say how far the learned policy's mean is "
+        "above (+) or below (-) that of the row, in the same environments. Where jobs were dropped, the "
+        f"table of {SLOTS} jobs was full at times, and the means are too low. `plain` was trained in the "
+        "same way, but without prior and guard: `llmgym train --scenario rybko-stolyar --set slots=256 "
+        "--option prior=0 --option guard=none --steps 800000`.",
         "",
         f"`{AGENT}` at load {LOAD:g}: **{judged['verdict']}** ({judged['reason']}; growth "
         f"{judged['growth_tokens_per_ms']:.2f} [{judged['low']:.2f}, {judged['high']:.2f}] tokens/ms, "

@@ -2,8 +2,8 @@
 
     python tools/optimum_results.py [--only search|latency|learned|exact|capped|page]
 
-Every number comes from a seeded run. A row that its file holds already is not made again, so a run
-that was stopped goes on; delete the folder to start over.
+Every number comes from a seeded run. Rows that a file already holds are not measured again, so a run that
+was stopped continues; delete the folder to start over.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def parameters(rule: Index) -> dict[str, float]:
 
 
 def compare(rate: float, law: str) -> dict[str, Any]:
-    """The bracket at a rate, and policies on the same requests."""
+    """Bounds on the optimum at a rate, and policies on the same requests."""
     scenario = latency(rate, law)
     budgets = feasible(scenario, BUDGETS, 1.02 * rate)
     scenario = scenario.override(token_budget=512)
@@ -144,7 +144,7 @@ def interval(triple: list[float], digits: int = 2) -> str:
 
 
 def latency_rows(law: str) -> list[list[str]]:
-    """One row for each rate: the optimum, and mean latencies with what they are above it."""
+    """One row for each rate: the optimum, and mean latencies with how far they are above it."""
     rows = []
     for rate, found in read(FOLDER / f"{law}.json").items():
         policies = found["policies"] | read(FOLDER / "learned.json")[f"{law} {rate}"]["policies"]
@@ -216,31 +216,31 @@ def page() -> str:
     lines = [
         "# The optimum of the decode-first class, and the tuned tile index",
         "",
-        "`python tools/optimum_results.py` makes every file here. Scenario `latency`: prompts of 129 and",
+        "`python tools/optimum_results.py` writes every file here. Scenario `latency`: prompts of 129 and",
         "outputs of 112 tokens, Poisson arrivals, 4 tiles of 128. Mean E2E latency by Little's law,",
         f"{SIMULATION['num_envs']} environments of {SIMULATION['duration_s']:g} s, 95 % intervals over",
-        "environments; in brackets what it is above the optimum.",
+        "environments; in brackets how far it is above the optimum.",
         "",
-        "The optimum is exact for **geometric outputs** of mean 112: prompt tokens and decodes waiting are",
-        "then all that matters. For **fixed outputs** of 112 tokens it is the optimum of that other problem,",
-        "not a proven bound: fixed outputs end in the waves in which they began, and every policy here is",
-        "slower on them. The upper end of the bracket is the simulated latency of its own policy.",
-        "Runs begin empty, so that near the limit of 13.87 requests/s they read a little low, all alike.",
+        "The optimum is exact for **geometric outputs** of mean 112: the prompt tokens and the decodes that",
+        "wait are then all that matters. For **fixed outputs** of 112 tokens it is the optimum of that other",
+        "problem, not a proven bound: fixed outputs end in the waves in which they began, and every policy",
+        "here is slower on them. The upper end of the bracket is the simulated latency of its own policy.",
+        "All runs begin empty, so near the limit of 13.87 requests/s they all read a little low.",
         "",
         "## Geometric outputs",
         "",
         *table(HEAD, latency_rows("geometric")),
         "",
-        "With every prompt token counted (above: 16 states a prompt), no simulation:",
+        "The optimum with every prompt token counted (above: 16 states per prompt), without simulation:",
         "",
-        *table("requests/s | optimum s | states | paid for truncation", exact_rows),
+        *table("requests/s | optimum s | states | cost of truncation", exact_rows),
         "",
         "## Fixed outputs",
         "",
         *table(HEAD, latency_rows("fixed")),
         "",
-        "Share of the requests within both targets (first token in 1 s, 100 ms a token) / share with a late",
-        "first token, in percent:",
+        "Share of the requests within both targets (first token in 1 s, 100 ms per token) / share with a",
+        "late first token, in percent:",
         "",
         *table(
             "requests/s | optimum's policy | index, tuned | Sarathi-Serve 256 | Sarathi-Serve 512",
@@ -252,9 +252,9 @@ def page() -> str:
         "",
         "## A cap on resident requests",
         "",
-        "Requests served a second under 1.4 times the limit, fixed lengths. `w0` is the weight of a prompt",
-        "token (all others 0, power 1), found for each cap by a search from w0 = 0.75. From a table that is",
-        "full of equal requests at the start they move in waves; from an empty one they do not.",
+        "Requests served per second when 1.4 times the limit arrives, fixed lengths. `w0` is the weight of a",
+        "prompt token (all others 0, power 1), found for each cap by a search from w0 = 0.75. From a table",
+        "that starts full of equal requests they move in waves; from an empty one they do not.",
         "",
         *table(
             "cap | LP limit | best Sarathi-Serve (budget) | w0 | index | of the limit | from a full table"

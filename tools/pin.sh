@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Write constraints.txt anew: the versions that pip chooses today for llmgym with all its extras.
-# Arguments hold packages back: tools/pin.sh torch==2.13.0
+# Write constraints.txt again: the versions that pip chooses today for llmgym with all its extras.
+# Arguments hold packages at a version: tools/pin.sh torch==2.13.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

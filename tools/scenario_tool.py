@@ -1,4 +1,4 @@
-"""What the tools that write shipped scenarios share: their arguments."""
+"""Shared by the tools that write shipped scenarios: their arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def arguments(doc: str | None, holds: str, given: list[str] | None) -> tuple[Path, Path]:
-    """The folder to read, which ``holds`` something, and the folder to write to."""
+    """The folder to read and the folder to write to; ``holds`` says in the help what the first contains."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help=f"folder that holds {holds}")
     parser.add_argument(

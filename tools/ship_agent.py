@@ -1,9 +1,9 @@
-"""Put a trained policy among those that llmgym ships, with its figures from an evaluation in its header.
+"""Add a trained policy to those that llmgym ships, with the figures of its evaluation in its header.
 
     python tools/ship_agent.py runs/latency/agent-0.npz docs/results/latency ppo-latency
 
-The evaluation must be one of the file, or of the folder it lies in; for a network policy it is that of
-tools/network_results.py with the file, for a policy that is judged by its stability that of
+The evaluation must be that of the file or of the folder that holds it. For a network policy it is the result
+of tools/network_results.py with the file; for a policy that is judged by its stability, that of
 tools/corner_results.py.
 """
 
@@ -42,7 +42,9 @@ def figures(agent: Path, folder: Path) -> dict[str, object]:
 def network_figures(policy: TrainedPolicy, folder: Path, name: str) -> dict[str, object]:
     """What tools/network_results.py found, by scenario and load, and the verdict."""
     if json.loads((folder / "config.json").read_text())["digest"] != policy.digest:
-        raise LLMGymError(f"{folder} is about another policy; delete it and measure this one.")
+        raise LLMGymError(
+            f"{folder} holds results of another policy. Delete it and measure this one."
+        )
     found: dict[str, object] = {"verdict": json.loads((folder / "raw/verdict.json").read_text())}
     with (folder / "results.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.pop("policy") == name]

@@ -3,8 +3,8 @@
     python tools/transfer_results.py [--policy ppo-latency ...] [--page]
 
 Other lengths, other engines, other loads, all without retraining, beside Sarathi-Serve with the best of
-several token budgets and two tile rules, on the same requests. A row that its file holds already is not
-made again.
+several token budgets and two tile rules, on the same requests. Rows that the file already holds are not
+measured again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ BUDGETS = (128, 256, 384, 512, 768, 1024)
 
 LOADS = (0.7, 0.9)
 OUTER_RATES = (4.0, 6.0, 13.5, 13.7)
-"""Requests per second of the scenario on which it was trained, outside of the loads seen there."""
+"""Requests per second in the scenario of the training, outside the loads seen there."""
 
 ARRIVALS, NUM_ENVS = 4_000, 8
 
 
 def problems() -> dict[str, tuple[Scenario, tuple[float, ...]]]:
-    """Scenario and rates by name; what is not said is as in the scenario ``latency``."""
+    """Scenario and loads by name; all else is as in the scenario ``latency``."""
     home = llmgym.scenario("latency", slots=1024)
     limit = llmgym.capacity(home).requests_per_s
     others = {
@@ -108,11 +108,11 @@ def page(learned: list[str]) -> str:
         [
             "# Trained policies elsewhere",
             "",
-            "`python tools/transfer_results.py` makes every file here. Mean E2E latency in seconds, and in",
-            "brackets the difference to Sarathi-Serve with the best token budget for the load; inf: the",
+            "`python tools/transfer_results.py` writes every file here. Mean E2E latency in seconds, and in",
+            "brackets the difference from Sarathi-Serve with the best token budget for the load; inf: the",
             f"request table overflowed. {NUM_ENVS} environments of {ARRIVALS:,} requests each, a quarter of",
-            "them warm-up, the same requests for every policy. Nothing was trained again. Runs begin empty:",
-            "close to the limit, and where requests are long, they read low, all alike.",
+            "them warm-up, the same requests for every policy. Nothing was retrained. All runs begin empty,",
+            "so close to the limit, and where requests are long, they all read low.",
             "",
             *table(f"problem | load | Sarathi-Serve | with the best budget | {rules}", rows),
             "",
@@ -122,10 +122,12 @@ def page(learned: list[str]) -> str:
 
 
 def main() -> None:
-    """All rows that are missing, and the page."""
+    """Measure the missing rows, then write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--policy", action="append", help="trained policies, by name or file")
-    parser.add_argument("--page", action="store_true", help="only the page, from what is there")
+    parser.add_argument(
+        "--page", action="store_true", help="write only the page, from the rows that exist"
+    )
     given = parser.parse_args()
     learned = given.policy or ["ppo-latency"]
     if given.page:

@@ -1,17 +1,25 @@
-"""Write the results section of README.md, and the page of the Azure hours, from the files of docs/results.
+"""Write the tables of README and of the pages under docs/ from the files of docs/results.
 
     python tools/update_readme.py [--check]
 
-With --check nothing is written; the exit code is 1 if a page does not match the files.
+A page asks for a table with two comments, ``<!-- table: speed -->`` and ``<!-- /table -->``; what stands
+between them is replaced. The page of the Azure hours is written as a whole. With --check nothing is
+written; the exit code is 1 if a page does not match the files.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+
+import summary_tool
+from results_tool import RESULTS
+from summary_tool import LEARNED, learned_rows
 
 from llmgym.reporting.evaluation_report import change
 from llmgym.reporting.palette import TUNED
@@ -19,15 +27,7 @@ from llmgym.reproduce.items import Check
 from llmgym.reproduce.run import interval, text
 
 ROOT = Path(__file__).parents[1]
-START, END = "<!-- results -->", "<!-- /results -->"
-LEARNED = ("latency", "kv", "slo")
-"""Problems with a folder of ``llmgym evaluate``."""
-
-PICTURES = {
-    "figure-1": "Two of four policies stay flat, two grow",
-    "latency": "Latency against load, all policies",
-    "resident-cap": "Capacity under a limit on resident requests",
-}
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 MARK = {"stable": "stable", "unstable": "**grows**", "undecided": "?"}
 
 
@@ -38,7 +38,9 @@ def capacity_table(folder: Path) -> list[str]:
     loads = sorted({float(r["load"]) for r in rows})
     limit = float(rows[0]["limit_requests_per_s"])
     lines = [
-        f"Limit: {limit:.3f} requests/s. Mean E2E latency in seconds where the policy is stable.",
+        "`make benchmark`: the requests per second that each policy carries, where the limit is "
+        f"{limit:.3f}, and its mean E2E latency in seconds at some loads. **grows**: the backlog grows "
+        "without end.",
         "",
         "| policy | capacity, requests/s | of the limit | "
         + " | ".join(f"load {x:g}" for x in loads)
@@ -68,7 +70,12 @@ def capacity_table(folder: Path) -> list[str]:
 def speed_table(path: Path) -> list[str]:
     """Steps per second, the rows of `llmgym speed`."""
     rows = json.loads(path.read_text())
-    lines = ["| | environments | slots | policy | steps/s |", "|---|---|---|---|---|"]
+    lines = [
+        "`llmgym speed --out docs/results/speed`, on 2 cores, medians:",
+        "",
+        "| | environments | slots | policy | steps/s |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         rate = "-" if row["steps_per_s"] is None else f"{row['steps_per_s']:,.0f}"
         lines.append(
@@ -108,18 +115,18 @@ def azure_hour(folder: Path) -> list[str]:
             "",
             f"`llmgym replay {config['trace']['file']} --out {where}/{name}`: one hour at real time on "
             f"the engine of `{engine['name']}`. Targets are TTFT {config['ttft_ms']:g} ms and TPOT "
-            f"{config['tpot_ms']:g} ms, those of MLPerf Inference 5.1 for a server of Llama-3.1-8B, here "
-            "for each request by itself. Latencies are of finished requests; left: unfinished; "
+            f"{config['tpot_ms']:g} ms, those of MLPerf Inference 5.1 for a server of Llama-3.1-8B, applied "
+            "here to each request. Latencies are those of finished requests. Left: not finished at the end; "
             f"dropped: found the table of {engine['slots']:,} requests full; CPU s: processor time, "
-            "compilation included.",
+            "including compilation.",
             "",
         ]
         lines += (folder / name / "results.md").read_text().splitlines()
     lines += [
         "",
         f"`llmgym fit-trace TRACE --json > {where}/.../arrivals.json`: dispersion is the variance of the "
-        "number of requests in a window over its mean, 1 for Poisson arrivals; of each fitted process "
-        "the mean of replications.",
+        "number of requests in a window divided by its mean, which is 1 for Poisson arrivals. Figures of "
+        "fitted processes are means over replications.",
         "",
     ]
     return [*lines, *arrivals_table(folder), ""]
@@ -132,7 +139,7 @@ def azure_best(folder: Path, rows: int = 6) -> list[str]:
     return [
         f"`llmgym replay {config['trace']['file']}`: one hour of conversation on Llama-3-8B and one A100, "
         f"the {rows} best of all policies; [the others, the code trace, and what is measured]"
-        f"({folder.relative_to(ROOT).as_posix()}/README.md).",
+        "(results/azure-hour/README.md).",
         "",
         *table[: 2 + rows],
     ]
@@ -145,6 +152,8 @@ def service_table(folder: Path) -> list[str]:
     runs = dict(sorted(runs.items(), key=lambda run: -run[1]["goodput_per_s"]))
     classes = list(next(iter(runs.values()))["slo"])
     lines = [
+        "`llmgym simulate -s multi-tenant -p POLICY --duration-s 900 --warmup-s 100 --num-envs 8 --json`:",
+        "",
         "| policy | goodput/s, weighted | "
         + " | ".join(f"{name}/s (within targets)" for name in classes)
         + " | TTFT p50, s | TPOT p50, ms | service gap |",
@@ -161,29 +170,27 @@ def service_table(folder: Path) -> list[str]:
     return [*lines, "", f"VTC's bound on the service gap: {bound:,.0f} weighted tokens."]
 
 
-def learned_table(results: Path) -> list[str]:
+def learned_table() -> list[str]:
     """Learned policies beside the published one with the best budget, from a cold start."""
     lines = [
+        "`llmgym evaluate --repeat docs/results/PROBLEM`: one learned policy for all rates of a problem, "
+        "beside the published policy with the token budget that is best for the rate in hindsight; from an "
+        "empty engine. The linked pages show hot starts, tails, other policies, and runs without prior and "
+        "guard.",
+        "",
         "| problem | requests/s | published, best budget | E2E, s | learned (seeds) | change | goodput, "
         "published | learned |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for problem in LEARNED:
-        if not (results / problem / "results.csv").exists():
-            continue
-        with (results / problem / "results.csv").open() as file:
-            rows = [row for row in csv.DictReader(file) if row["start"] == "cold"]
-        for rate in dict.fromkeys(row["rate"] for row in rows):
-            here = [row for row in rows if row["rate"] == rate]
-            best = next(row for row in here if row["policy"].endswith(TUNED))
-            mine = next(row for row in here if Path(row["policy"]).name == "agents")
+        for rate, best, mine in learned_rows(problem):
             latencies = [
                 f"{float(r['e2e_s_mean']):.2f} [{float(r['e2e_low']):.2f}, {float(r['e2e_high']):.2f}]"
                 for r in (best, mine)
             ]
             name = f"{best['policy'].removesuffix(TUNED)}, {float(best['budget']):.0f}"
             lines.append(
-                f"| [{problem}](docs/results/{problem}/README.md) | {float(rate):g} | {name} "
+                f"| [{problem}](results/{problem}/README.md) | {float(rate):g} | {name} "
                 f"| {latencies[0]} | {latencies[1]} ({mine['runs']}) "
                 f"| {change(float(mine['gain_tuned']))} | {float(best['goodput']):.3f} "
                 f"| {float(mine['goodput']):.3f} |"
@@ -202,6 +209,9 @@ def reproduced_table(path: Path) -> list[str]:
     """What a full run of the reproduction found: of each item its verdict and one of its figures."""
     found = json.loads(path.read_text())
     lines = [
+        "`llmgym reproduce --out docs/results/reproduce`; one figure of each item, and its processor time in "
+        "seconds:",
+        "",
         "| item | figure | expected | measured | checks | verdict | s |",
         "|---|---|" + "---|" * 5,
     ]
@@ -217,71 +227,62 @@ def reproduced_table(path: Path) -> list[str]:
     return lines
 
 
-def section() -> str:
-    """The results section, from the files alone."""
-    results = ROOT / "docs" / "results"
-    lines = ["## Results", ""]
-    reproduced = results / "reproduce" / "results.json"
-    if reproduced.exists():
-        lines += [
-            "`llmgym reproduce --out docs/results/reproduce`; s is processor time:",
-            "",
-        ]
-        lines += [*reproduced_table(reproduced), ""]
-        lines += [
-            f"![{alt}](docs/results/reproduce/{name}.png)" for name, alt in PICTURES.items()
-        ] + [""]
-    lines += [
-        "`make benchmark` (folder [docs/results/paper-figure-1](docs/results/paper-figure-1)):",
+def optimum_table() -> list[str]:
+    """The optimum of the policies that serve decodes first, and latencies above it."""
+    return [
+        "`python tools/optimum_results.py`: mean E2E latency in seconds for geometric outputs, and in "
+        "brackets how far it is above the optimum of the policies that serve decodes first.",
         "",
+        *table_under(RESULTS / "optimum" / "README.md", "Geometric outputs"),
     ]
-    lines += capacity_table(results / "paper-figure-1")
-    lines += [
+
+
+def capped_table() -> list[str]:
+    """Throughput under a cap on resident requests."""
+    return [
+        "`python tools/optimum_results.py`, scenario `capped`: requests per second under a limit on resident "
+        "requests; w0 is the one weight of the tile index, found by search.",
         "",
-        "`llmgym simulate -s multi-tenant -p POLICY --duration-s 900 --warmup-s 100 --num-envs 8 --json`:",
-        "",
+        *table_under(RESULTS / "optimum" / "README.md", "A cap on resident requests"),
     ]
-    lines += service_table(results / "multi-tenant")
-    speed = results / "speed" / "speed.json"
-    if speed.exists():
-        lines += ["", "`llmgym speed --out docs/results/speed`, on 2 cores, medians:", ""]
-        lines += speed_table(speed)
-    if (results / "azure-hour").exists():
-        lines += ["", *azure_best(results / "azure-hour")]
-    lines += [
-        "",
-        "`llmgym evaluate --repeat docs/results/PROBLEM`: learned policies, one for all rates of a problem, "
-        "and the published policy with the token budget that is best for the rate in hindsight; from an "
-        "empty engine. The linked pages have hot starts, tails, other policies, and runs without prior "
-        "and guard.",
-        "",
-        *learned_table(results),
-    ]
-    optimum = results / "optimum" / "README.md"
-    if optimum.exists():
-        link = "[what this assumes](docs/results/optimum/README.md)"
-        lines += ["", f"`python tools/optimum_results.py`: the optimum of the policies that serve decodes "
-                  f"first, for geometric outputs, and what policies are above it; {link}.", ""]  # fmt: skip
-        lines += table_under(optimum, "Geometric outputs")
-        lines += ["", "The same command, scenario `capped`: requests per second under a limit on resident "
-                  "requests; w0 is the one weight of the tile index, found by search.", ""]  # fmt: skip
-        lines += table_under(optimum, "A cap on resident requests")
-    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "summary": summary_tool.table,
+    "reproduced": lambda: reproduced_table(RESULTS / "reproduce" / "results.json"),
+    "capacity": lambda: capacity_table(RESULTS / "paper-figure-1"),
+    "service": lambda: service_table(RESULTS / "multi-tenant"),
+    "speed": lambda: speed_table(RESULTS / "speed" / "speed.json"),
+    "azure": lambda: azure_best(RESULTS / "azure-hour"),
+    "learned": learned_table,
+    "optimum": optimum_table,
+    "capped": capped_table,
+}
+"""What may stand between the two comments, by name."""
+
+
+def filled(page: str) -> str:
+    """A page with its tables as the files give them now."""
+
+    def fill(match: re.Match[str]) -> str:
+        lines = "\n".join(TABLES[match[2]]())
+        return f"{match[1]}\n{lines}\n\n{match[3]}"
+
+    return MARKED.sub(fill, page)
 
 
 def main() -> int:
     """Update the pages, or check them."""
-    readme, azure = ROOT / "README.md", ROOT / "docs" / "results" / "azure-hour"
-    before, rest = readme.read_text().split(START)
-    after = rest.split(END)[1] if END in rest else rest
-    pages = {readme: f"{before}{START}\n{section()}\n{END}{after}"}
-    if azure.exists():
-        pages[azure / "README.md"] = "\n".join(azure_hour(azure))
-    if "--check" in sys.argv:
-        return int(any(not p.exists() or p.read_text() != new for p, new in pages.items()))
-    for path, new in pages.items():
-        path.write_text(new)
-    return 0
+    check = "--check" in sys.argv
+    written = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = {path: filled(path.read_text()) for path in written}
+    pages[RESULTS / "azure-hour" / "README.md"] = "\n".join(azure_hour(RESULTS / "azure-hour"))
+    stale = [path for path, new in pages.items() if not path.exists() or path.read_text() != new]
+    for path in stale:
+        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(pages[path])
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

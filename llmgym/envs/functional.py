@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.errors import check_number
+from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator

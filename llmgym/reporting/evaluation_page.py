@@ -16,16 +16,16 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
     lines = [
         f"# {name}: judged against {rival}",
         "",
-        "`llmgym evaluate --repeat` this folder makes it again.",
+        "`llmgym evaluate --repeat FOLDER` repeats this evaluation.",
         f"{evaluation.seeds} evaluation seeds, the same requests for every policy, at least",
-        f"{evaluation.arrivals:,} of them a run; a quarter is warm-up. Mean E2E latency in seconds with",
-        "its 95 % interval over training seeds (of two: the lower and the higher), or over evaluation",
-        "seeds where there is one policy. Latencies are of finished requests; present: the mean number of",
-        "requests in the system, those that never finish among them.",
+        f"{evaluation.arrivals:,} of them per run; a quarter is warm-up. Mean E2E latency in seconds with",
+        "its 95 % interval over training seeds (with two seeds: the lower and the higher mean), or over",
+        "evaluation seeds for a single policy. Latencies are those of finished requests. Present: the mean",
+        "number of requests in the system, including those that never finish.",
         f"Fixed: `{rival}` with the token budget of the scenario; best: with the budget that is",
         f"best for the rate, out of {', '.join(map(str, evaluation.budgets))}, chosen in hindsight.",
         "",
-        "![the same as a picture](evaluation.svg)",
+        "![Latency of every policy at every rate](evaluation.svg)",
     ]
     for start in STARTS:
         lines += ["", f"## {start.capitalize()} start", ""]
@@ -48,9 +48,9 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
             )
     lines += ["", "## Over all rates", ""]
     lines += [
-        f"Share of the latency of the best `{rival}` that is saved: interquartile mean, its 95 %"
+        f"Share of the latency of `{rival}` with its best budget that is saved: interquartile mean, its 95 %"
     ]
-    lines += ["interval by stratified bootstrap, and how often it is more than nothing.", ""]
+    lines += ["interval by stratified bootstrap, and the probability of an improvement.", ""]
     lines += [
         "| policy | start | saved, % | interval | probability of improvement |",
         "|---|---|---|---|---|",
