@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from llmgym import agents, baselines
 from llmgym.cli.main import app
-from llmgym.scenario import toml_reader as scenario_files
+from llmgym.scenario import library
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -120,7 +120,7 @@ def test_scenarios_and_policies_of_commands_exist(page: str, line: str) -> None:
         if name.isupper() or "/" in name or "{" in name or name.endswith((".toml", ".py", ".npz")):
             continue  # a placeholder or a file
         scenario = option in ("--scenario", "-s")
-        known = scenario_files.names() if scenario else [*baselines.names(), *agents.names()]
+        known = library.names() if scenario else [*baselines.names(), *agents.names()]
         assert name in known, f"{page}: {line}"
 
 

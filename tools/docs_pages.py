@@ -15,7 +15,7 @@ import mkdocs_gen_files
 
 import llmgym
 from llmgym import baselines
-from llmgym.scenario import toml_reader as scenario_files
+from llmgym.scenario import library, toml_writer
 from llmgym.scenario.replay import Replay
 from llmgym.theory.capacity import capacity
 
@@ -213,7 +213,7 @@ def baseline_pages() -> list[str]:
 def scenario_pages() -> list[str]:
     """One page for each shipped scenario, and their index."""
     rows, lines = [], ["* [Scenarios](scenarios/index.md)"]
-    for name in scenario_files.names():
+    for name in library.names():
         scenario = llmgym.scenario(name)
         parts = [f"# {name}", scenario.description, f"Source: {scenario.source}"]
         graph = ROOT / "docs" / "graphs" / f"{name}.svg"
@@ -227,7 +227,7 @@ def scenario_pages() -> list[str]:
                 f"No policy serves more than {limit} jobs per second (`llmgym capacity --scenario {name}`); "
                 f"its own arrivals are {plan.load_factor:.3g} of that."
             )
-        text = scenario_files.dumps(scenario)
+        text = toml_writer.dumps(scenario)
         page(f"scenarios/{name}.md", *parts, f"```toml\n{text}```")
         first = scenario.description.partition(". ")[0].rstrip(".")
         rows.append(f"| [{name}]({name}.md) | {len(scenario.engines)} | {limit} | {first} |")
