@@ -120,10 +120,9 @@ def simulate(
     from llmgym.core.files import to_json, write
     from llmgym.evaluation.simulate import simulate as run_simulation
     from llmgym.reporting import service_tables
-    from llmgym.scenario.replay import Replay
 
     chosen = _scenario(scenario, settings, trace, window)
-    if duration_s is None and not isinstance(chosen.workload, Replay):
+    if duration_s is None and chosen.demand.end_s is None:
         duration_s = 600.0
     if not allow_unservable:
         warnings.simplefilter("error", UnservableWarning)

@@ -23,7 +23,6 @@ from llmgym.evaluation.metrics.jobs import job_table, stage_table
 from llmgym.evaluation.metrics.service_levels import service_levels
 from llmgym.evaluation.run import Record
 from llmgym.evaluation.statistics import latency_summary
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
 
@@ -186,7 +185,7 @@ def _check_arguments(
     check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
     check_number("warmup_s", warmup_s, low=0)
     if duration_s is None:
-        if not isinstance(scenario.workload, Replay):
+        if scenario.demand.end_s is None:
             raise LLMGymError("duration_s is needed: this scenario's arrivals never end.")
         return
     check_number("duration_s", duration_s, above=0)

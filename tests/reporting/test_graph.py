@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyBboxPatch
 from matplotlib.text import Text
-from test_cli import run
+from commands import run
 
 from llmgym.core.errors import LLMGymError
 from llmgym.reporting.graph import draw_graph, graph_data, graph_text, nominal_loads, save_graph

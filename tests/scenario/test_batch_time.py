@@ -30,7 +30,8 @@ from llmgym.scenario.batch_time import (
     Staircase,
 )
 from llmgym.scenario.batch_time_library import PRESETS
-from llmgym.scenario.toml_reader import dumps, loads
+from llmgym.scenario.toml_reader import loads
+from llmgym.scenario.toml_writer import dumps
 from llmgym.scenario.toml_tables import load_batch_time
 from llmgym.scenario.toml_writer import dumps_batch_time
 

@@ -52,7 +52,7 @@ def service_levels(run: Record) -> dict[str, Any]:
         goodput_per_s: the sum over the classes, each times its weight. slo_attainment: the share, by
         weight, of all decided requests that met both targets. A share of nothing is NaN.
     """
-    raw, names = run.raw, run.scenario.class_names
+    raw, classes = run.raw, run.scenario.classes
     warm = raw["warm_clock"] if run.warmup_s > 0 else np.full_like(raw["warm_clock"], -1)
     counted = raw["request_arrival"] > warm[raw["request_env"]]
     finished = raw["request_finish"] > warm[raw["request_env"]]
@@ -60,13 +60,13 @@ def service_levels(run: Record) -> dict[str, Any]:
     met_first, met_rest, met = verdicts(run)
     slo: dict[str, dict[str, float]] = {}
     weighted_met, weighted_decided = 0.0, 0.0
-    for k, weight in enumerate(run.scenario.class_weights):
+    for k, one in enumerate(classes):
         mine = raw["request_class"] == k
         chosen, dropped = mine & counted, _dropped(run, k)
         good, decided = np.nansum(met[chosen]), (~np.isnan(met[chosen])).sum() + dropped
-        weighted_met += weight * float(good)
-        weighted_decided += weight * int(decided)
-        slo[names[k]] = {
+        weighted_met += one.weight * float(good)
+        weighted_decided += one.weight * int(decided)
+        slo[one.name] = {
             "requests": int(chosen.sum()) + dropped,
             "undecided": int(np.isnan(met[chosen]).sum()),
             "attainment": _share(met[chosen], dropped),
@@ -76,7 +76,7 @@ def service_levels(run: Record) -> dict[str, Any]:
         }
     rates = [level["goodput_per_s"] for level in slo.values()]
     return {
-        "goodput_per_s": float(np.dot(run.scenario.class_weights, rates)),
+        "goodput_per_s": float(np.dot([one.weight for one in classes], rates)),
         "slo_attainment": weighted_met / weighted_decided if weighted_decided else float("nan"),
         "slo": slo,
     }
