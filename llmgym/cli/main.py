@@ -148,11 +148,13 @@ def simulate(
     if as_json:
         stages = {"stages": run.stages.to_dict("records")} if chosen.is_network else {}
         return _print_json(run.summary | stages)
-    apart = {k: run.summary[k] for k in ("slo", "fairness") if k in run.summary}
+    apart = {k: run.summary[k] for k in ("slo", "job_slo", "fairness") if k in run.summary}
     facts = {k: v for k, v in run.summary.items() if k not in apart}
     console.print(tables.summary_table(f"{run.policy} on {chosen.name}", facts))
     if "slo" in apart:
         console.print(service_tables.slo_table(run.summary))
+    if "job_slo" in apart:
+        console.print(tables.job_levels_table(apart["job_slo"]))
     if "fairness" in apart:
         console.print(service_tables.fairness_table(apart["fairness"]))
     if chosen.is_network:

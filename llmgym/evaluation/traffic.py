@@ -148,7 +148,7 @@ def _record(traffic: Traffic, name: str) -> dict[str, Any]:
         "preemptions": int(found.requests.preemptions.sum()),
         "wall_s": time.perf_counter() - wall,
         "cpu_s": time.process_time() - cpu,
-        **{k: v for k, v in summary.items() if k not in ("slo", "fairness")},
+        **{k: v for k, v in summary.items() if k not in ("slo", "job_slo", "fairness")},
         **{k: level[k] for k in ("undecided", "ttft_attainment", "tpot_attainment")},
     }
 
