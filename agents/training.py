@@ -30,7 +30,6 @@ from llmgym.envs.rewards import ServiceLevels
 from llmgym.evaluation.fleet import compiled, cores
 from llmgym.scenario import toml_writer
 from llmgym.scenario.arrivals import Poisson
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 
 CHUNK = 5
@@ -81,7 +80,7 @@ class Training:
                 f"Scenario {scenario.name!r} is {'a network' if scenario.is_network else 'no network'} "
                 "of engines; networks are trained with a NetworkChoice, one engine with a TileChoice."
             )
-        if isinstance(scenario.workload, Replay):
+        if scenario.demand.end_s is not None:
             raise LLMGymError(
                 f"Scenario {scenario.name!r} replays a list of requests, which ends; train on one "
                 "whose arrivals go on."
@@ -94,7 +93,7 @@ class Training:
                 f"The service levels of the learner are not those of {scenario.name!r}: take "
                 "ServiceLevels.of(scenario), and train on scenarios with the same targets."
             )
-        others = [j.name for j in scenario.workload if not isinstance(j.arrivals, Poisson)]
+        others = [j.name for j in scenario.job_types if not isinstance(j.arrivals, Poisson)]
         if self.settings.control and others:
             raise LLMGymError(
                 f"control=True is for Poisson arrivals, and those of {', '.join(others)} in "

@@ -16,7 +16,6 @@ import mkdocs_gen_files
 import llmgym
 from llmgym import baselines
 from llmgym.scenario import library, toml_writer
-from llmgym.scenario.replay import Replay
 from llmgym.theory.capacity import capacity
 
 ROOT = Path(__file__).parents[1]
@@ -220,7 +219,7 @@ def scenario_pages() -> list[str]:
         if graph.exists():
             parts.append(f"![{name}](../graphs/{name}.svg)")
         limit = "-"
-        if not isinstance(scenario.workload, Replay):
+        if scenario.demand.end_s is None:
             plan = capacity(scenario)
             limit = f"{plan.requests_per_s:.4g}"
             parts.append(

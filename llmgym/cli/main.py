@@ -120,10 +120,9 @@ def simulate(
     from llmgym.core.files import to_json, write
     from llmgym.evaluation.simulate import simulate as run_simulation
     from llmgym.reporting import service_tables
-    from llmgym.scenario.replay import Replay
 
     chosen = _scenario(scenario, settings, trace, window)
-    if duration_s is None and not isinstance(chosen.workload, Replay):
+    if duration_s is None and chosen.demand.end_s is None:
         duration_s = 600.0
     if not allow_unservable:
         warnings.simplefilter("error", UnservableWarning)
@@ -149,11 +148,13 @@ def simulate(
     if as_json:
         stages = {"stages": run.stages.to_dict("records")} if chosen.is_network else {}
         return _print_json(run.summary | stages)
-    apart = {k: run.summary[k] for k in ("slo", "fairness") if k in run.summary}
+    apart = {k: run.summary[k] for k in ("slo", "job_slo", "fairness") if k in run.summary}
     facts = {k: v for k, v in run.summary.items() if k not in apart}
     console.print(tables.summary_table(f"{run.policy} on {chosen.name}", facts))
     if "slo" in apart:
         console.print(service_tables.slo_table(run.summary))
+    if "job_slo" in apart:
+        console.print(tables.job_levels_table(apart["job_slo"]))
     if "fairness" in apart:
         console.print(service_tables.fairness_table(apart["fairness"]))
     if chosen.is_network:

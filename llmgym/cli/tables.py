@@ -9,6 +9,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from llmgym.reporting.service_tables import percent
+
 
 def summary_table(title: str, summary: dict[str, Any]) -> Table:
     """The entries of a summary, one a row; latencies on one line each."""
@@ -51,6 +53,17 @@ def stages_table(scenario: Any, stages: Any) -> Table:
         times = (f"{x:,.1f}" for x in (row.waiting_ms, row.service_ms, row.delay_ms))
         name = f"{row.job_type}.{job.stages[row.stage].name}"
         table.add_row(name, f"{row.calls:,}", *times, f"{100 * row.critical_share:.0f} %")
+    return table
+
+
+def job_levels_table(levels: dict[str, dict[str, float]]) -> Table:
+    """Service levels of jobs, as ``run.summary`` has them."""
+    table = Table(title="service levels of jobs: all calls and the end", title_justify="left")
+    for column in ("job type", "jobs", "all met", "end to end", "goodput/s"):
+        table.add_column(column, justify="left" if column == "job type" else "right", no_wrap=True)
+    for name, level in levels.items():
+        shares = (percent(level[f"{what}attainment"]) for what in ("", "e2e_"))
+        table.add_row(name, f"{level['jobs']:,}", *shares, f"{level['goodput_per_s']:,.3f}")
     return table
 
 

@@ -13,11 +13,10 @@ from llmgym.core.arrays import GROUP
 from llmgym.core.errors import LLMGymError
 from llmgym.core.pytree import register
 from llmgym.engine.mixed_times import stacked_times
-from llmgym.engine.plan import CHOICE, Plan, rows_per_slot
+from llmgym.engine.plan import CHOICE, Plan
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.engine import Engine
-from llmgym.scenario.prefixes import Sources, no_prefix
-from llmgym.scenario.replay import Replay
+from llmgym.scenario.prefixes import Sources
 from llmgym.scenario.request_size import longest_call
 from llmgym.scenario.scenario import Scenario
 
@@ -98,7 +97,10 @@ def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Param
     plan, lone = Plan.of(scenario), not (scenario.is_network or as_network)
     engines = [e for e in scenario.engines for _ in range(e.replicas)]
     _check(scenario, plan, engines)
-    arrivals, lengths, length_of = _samplers(scenario, lone)
+    demand, classes = scenario.demand, scenario.classes
+    arrivals, lengths = demand.gap_samplers(1000.0 / scenario.tick_ms), demand.length_samplers()
+    if lone:  # one law for each stream
+        lengths = tuple(lengths[k] for k in demand.length_of[: len(arrivals)])
     capped = [e for e in engines if e.max_num_seqs is not None]
     caches = [e.kv_cache for e in engines]
     limited = [c for c in caches if c is not None]
@@ -120,14 +122,14 @@ def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Param
         burst=jnp.int32(burst),
         arrivals=arrivals,
         lengths=lengths,
-        means=jnp.asarray(scenario.class_means, jnp.float32).T,
-        priority=jnp.asarray(scenario.class_priorities, jnp.int32),
+        means=jnp.asarray([[one.mean_prefill, one.mean_decode] for one in classes], jnp.float32).T,
+        priority=jnp.asarray([one.priority for one in classes], jnp.int32),
         follows=jnp.asarray(_follows(scenario, plan), jnp.float32),
         service_weights=None if weights is None else jnp.asarray(weights, jnp.int32),
-        prefixes=_prefixes(scenario, plan) if any(c.prefix_caching for c in limited) else None,
+        prefixes=_prefixes(scenario) if any(c.prefix_caching for c in limited) else None,
         plan=plan,
         lone=lone,
-        length_of=length_of,
+        length_of=demand.length_of,
         pool_size=-(-max((c.blocks for c in limited), default=0) // 64) * 64,
         block_size=limited[0].block_size if limited else 1,
         prompt_samples=engines[0].prompt_samples,
@@ -147,30 +149,12 @@ def _check(scenario: Scenario, plan: Plan, engines: list[Engine]) -> None:
         )
 
 
-def _samplers(
-    scenario: Scenario, lone: bool
-) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]:
-    """Device forms of arrivals and lengths, and which lengths each class has."""
-    ticks_per_s, workload = 1000.0 / scenario.tick_ms, scenario.workload
-    if isinstance(workload, Replay):
-        gaps, listed = workload.gap_sampler(ticks_per_s), workload.length_sampler()
-        return (gaps,), (listed,), (0,) * len(scenario.classes)
-    arrivals = tuple(j.arrivals.sampler(ticks_per_s) for j in workload)
-    stages = [stage for j in workload for stage in j.stages]
-    if lone:
-        return arrivals, tuple(s.sampler() for s in stages), tuple(range(len(stages)))
-    # Classes of equal lengths share a sampler: each costs in every draw.
-    drawn = [(s.prefill, s.decode, s.paired, s.delay_ms) for s in stages]
-    different = list(dict.fromkeys(drawn))
-    samplers = tuple(stages[drawn.index(one)].sampler() for one in different)
-    return arrivals, samplers, tuple(different.index(one) for one in drawn)
-
-
 def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
     """Rows of the tables and of the queue of jobs to come."""
     # Room for what full batches bring between two compactions; more only cost a pass.
     per_batch = COMPACT_EVERY * _calls_per_batch(scenario)
-    rows = scenario.slots * (1 if lone else rows_per_slot(scenario))
+    names = [engine.name for engine in scenario.engines]
+    rows = scenario.slots * (1 if lone else scenario.demand.most_at_once(names))
     if rows > 2**15:
         raise LLMGymError(f"{scenario.slots} slots make tables of {rows} rows; at most {2**15}.")
     fresh = int(np.clip(np.ceil((1.25 if lone else 2) * per_batch), 16, 256))
@@ -183,22 +167,13 @@ def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
 
 def _calls_per_batch(scenario: Scenario) -> float:
     """Calls that join an engine in the time of a full batch, about."""
-    calls = 1.0
-    if not isinstance(scenario.workload, Replay):
-        rates = [j.rate_per_s for j in scenario.job_types]
-        calls = float(
-            np.average([j.workflow.visits.sum() for j in scenario.job_types], weights=rates)
-        )
-    tokens = (scenario.mean_prefill + scenario.mean_decode) / calls
+    tokens = (scenario.mean_prefill + scenario.mean_decode) / scenario.demand.calls_per_job
     return max(e.token_budget for e in scenario.engines) / max(tokens, 1.0)
 
 
 def _follows(scenario: Scenario, plan: Plan) -> np.ndarray:
     """R over all classes, with delays skipped."""
-    found = np.zeros((plan.classes, plan.classes))
-    for first, job in zip(plan.first_class, scenario.job_types, strict=False):
-        size = len(job.stages)
-        found[first : first + size, first : first + size] = job.workflow.follows
+    found = scenario.demand.follows
     delay = np.array(plan.is_delay)
     if delay.any():
         through = np.linalg.inv(np.eye(delay.sum()) - found[np.ix_(delay, delay)])
@@ -207,7 +182,7 @@ def _follows(scenario: Scenario, plan: Plan) -> np.ndarray:
     return found
 
 
-def _prefixes(scenario: Scenario, plan: Plan) -> Sources:
+def _prefixes(scenario: Scenario) -> Sources:
     """What requests begin with, for prefix caching: a source for each class, or for a replay one."""
     caches = [e.kv_cache for e in scenario.engines if e.kv_cache is not None]
     size = caches[0].block_size
@@ -216,15 +191,7 @@ def _prefixes(scenario: Scenario, plan: Plan) -> Sources:
     )
     # In steps, so that engines of about the same size share what was compiled.
     most = -(-int(-(-longest // size)) // 8) * 8
-    sources: list[Any] = []
-    counts = []
-    if isinstance(scenario.workload, Replay):
-        sources.append(scenario.workload.prefix_sampler(size))
-        ids, tokens = scenario.workload.prefix_ids, scenario.workload.prefix_tokens
-        counts.append(0 if ids is None else (np.max(ids) + 1) * (tokens // size))
-    for stage in (stage for job in scenario.job_types for stage in job.stages):
-        shared = stage.shared_prefix
-        sources.append(no_prefix() if shared is None else shared.sampler())
-        counts.append(0 if shared is None else shared.variants * (shared.tokens // size))
-    first = np.concatenate([[0], np.cumsum(counts)])
-    return Sources(tuple(sources), jnp.asarray(first, jnp.int32), most, size)
+    sources = scenario.demand.prefix_sources(size)
+    first = np.concatenate([[0], np.cumsum([source.count for source in sources])])
+    drawn = tuple(source.drawn for source in sources)
+    return Sources(drawn, jnp.asarray(first, jnp.int32), most, size)

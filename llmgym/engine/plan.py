@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.workflow import Workflow
 
@@ -97,64 +97,35 @@ class Plan:
         for engine in scenario.engines:
             groups.append((engines, engine.replicas))
             engines += engine.replicas
-        if isinstance(scenario.workload, Replay):
-            classes = tuple(range(len(scenario.classes)))
-            none = (0,) * len(classes)
-            return cls(
-                engines=engines,
-                stations=engines,
-                groups=tuple(groups),
-                group_of=none,
-                first_class=classes,  # each is a job type of its own
-                type_of=classes,
-                next_class=(-1,) * len(classes),
-                routes=(),
-                inherits=(False,) * len(classes),
-                is_delay=(False,) * len(classes),
-                hop=none,
-                router=scenario.router,
-                closes_loop=(False,) * len(classes),
-            )
-        names = [e.name for e in scenario.engines]
-        jobs = scenario.job_types
-        stages = [stage for job in jobs for stage in job.stages]
-        first, count = [], 0
-        for job in jobs:
-            first.append(count)
-            count += len(job.stages)
-        chains = all(job.workflow.is_chain for job in jobs)
-        following = []
-        for start, job in zip(first, jobs, strict=True):
-            following += [start + c[0] if c else -1 for c in job.workflow.children]
-        delays = any(s.is_delay for s in stages)
+        demand, classes = scenario.demand, scenario.classes
+        names = [engine.name for engine in scenario.engines]
+        flows = () if demand.single_calls else demand.workflows
+        delays = any(one.is_delay for one in classes)
+        # Where every job is one call, each class counts as a job type: a list of requests has several.
+        sizes = [len(flow.stages) for flow in flows] or [1] * len(classes)
+        first = tuple(int(n) for n in np.cumsum([0, *sizes[:-1]]))
+        chains = all(flow.is_chain for flow in flows)
+        following = tuple(one.children[0] if one.children else -1 for one in classes)
+        stages = [stage for flow in flows for stage in flow.stages]
         return cls(
             engines=engines,
             stations=engines + delays,
             groups=tuple(groups),
-            group_of=tuple(-1 if s.is_delay else names.index(s.engine) for s in stages),
-            first_class=tuple(first),
-            type_of=tuple(j for j, job in enumerate(jobs) for _ in job.stages),
-            next_class=tuple(following) if chains else (),
-            routes=() if chains else tuple(Routes.of(job.workflow) for job in jobs),
-            inherits=tuple(s.inherits for s in stages),
-            is_delay=tuple(s.is_delay for s in stages),
-            hop=tuple(int(d) for job in jobs for d in job.workflow.depth),
-            router=scenario.router,
-            most_begun=max(_most_begun(job.workflow, names) for job in jobs),
-            closes_loop=tuple(s.repeat is not None for s in stages),
-            begins_with_delay=any(
-                job.stages[v].is_delay for job in jobs for v in job.workflow.roots
+            group_of=tuple(
+                -1 if one.is_delay else names.index(one.engine or names[0]) for one in classes
             ),
+            first_class=first,
+            type_of=tuple(j for j, size in enumerate(sizes) for _ in range(size)),
+            next_class=following if chains else (),
+            routes=() if chains else tuple(Routes.of(flow) for flow in flows),
+            inherits=tuple(one.inherits for one in classes),
+            is_delay=tuple(one.is_delay for one in classes),
+            hop=tuple(one.hop for one in classes),
+            router=scenario.router,
+            most_begun=max((_most_begun(flow, names) for flow in flows), default=1),
+            closes_loop=tuple(s.repeat is not None for s in stages) or (False,) * len(classes),
+            begins_with_delay=any(flow.stages[v].is_delay for flow in flows for v in flow.roots),
         )
-
-
-def rows_per_slot(scenario: Scenario) -> int:
-    """Most requests that one job can have at one engine at once."""
-    if isinstance(scenario.workload, Replay):
-        return 1
-    flows = [job.workflow for job in scenario.job_types]
-    widths = [flow.width(e.name) for flow in flows for e in scenario.engines]
-    return max(*widths, *(flow.delay_width() for flow in flows))
 
 
 def _most_begun(flow: Workflow, engines: list[str]) -> int:

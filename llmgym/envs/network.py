@@ -21,27 +21,17 @@ from llmgym.engine.view import Batch, View
 from llmgym.envs.functional import EnvState, FunctionalEngine
 from llmgym.envs.interface.actions import ActionEncoding, make_encoding
 from llmgym.envs.interface.observations import Observation
-from llmgym.scenario import arrivals
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
-from llmgym.scenario.workload import JobType
 
 
 def engine_scenario(scenario: Scenario, engine: int) -> Scenario:
     """One engine of a network as a scenario of its own: its calls arrive as a Poisson stream."""
     plan = Plan.of(scenario)
     group = plan.engine_group()[engine]
-    alone = replace(scenario.engines[group], replicas=1)
-    if isinstance(scenario.workload, Replay):
-        return replace(scenario, engines=(alone,), router="fewest_tokens")
-    names, jobs = scenario.class_names, []
-    for k in _classes_of(plan, group):
-        job = scenario.job_types[plan.type_of[k]]
-        number = k - plan.first_class[plan.type_of[k]]
-        rate = job.rate_per_s * float(job.workflow.visits[number]) / alone.replicas
-        stage = replace(job.stages[number], after=None, probability=None, repeat=None, name="call")
-        jobs.append(JobType(arrivals.Poisson(rate), (stage,), name=names[k]))
-    return replace(scenario, engines=(alone,), workload=tuple(jobs), router="fewest_tokens")
+    served_by = scenario.engines[group]
+    alone, share = replace(served_by, replicas=1), 1 / served_by.replicas
+    calls = scenario.demand.calls_at(alone.name, _classes_of(plan, group), share)
+    return replace(scenario, engines=(alone,), workload=calls, router="fewest_tokens")
 
 
 def _classes_of(plan: Plan, group: int) -> list[int]:

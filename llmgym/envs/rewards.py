@@ -95,7 +95,7 @@ class ServiceLevels:
     def of(cls, scenario: Scenario) -> ServiceLevels:
         """Those of a scenario."""
         ttft, tpot = target_ticks(scenario).T.tolist()
-        return cls(tuple(ttft), tuple(tpot), scenario.class_weights)
+        return cls(tuple(ttft), tuple(tpot), tuple(one.weight for one in scenario.classes))
 
 
 def goodput(step: Transition, levels: ServiceLevels) -> jax.Array:

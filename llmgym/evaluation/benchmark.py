@@ -19,8 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llmgym import baselines
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import to_json, write
@@ -29,11 +27,7 @@ from llmgym.evaluation.capacity import estimate_capacity
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import stability
 from llmgym.scenario import toml_reader, toml_writer
-from llmgym.scenario.arrivals import Poisson
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
-from llmgym.scenario.stage import Paired, Stage
-from llmgym.scenario.workload import JobType
 from llmgym.theory.capacity import capacity
 
 DEFAULT_POLICIES = (*baselines.PAPER, "greedy_rate", "tile_align")
@@ -85,22 +79,12 @@ class Benchmark:
     @property
     def endless(self) -> Scenario:
         """The scenario with arrivals that never end: itself, or the stand-in for a replay."""
-        workload = self.scenario.workload
-        if not isinstance(workload, Replay):
+        demand = self.scenario.demand
+        if demand.end_s is None:
             return self.scenario
-        which, job_types = workload.request_class, []
-        for k, one in enumerate(workload.classes):
-            lengths = (workload.prefill_tokens, workload.decode_tokens)
-            prefill, decode = (np.asarray(column)[which == k] for column in lengths)
-            if not prefill.size:
-                continue
-            stage = Stage(paired=Paired(prefill, decode), priority=one.priority)
-            rate = workload.rate_per_s * (prefill.size / len(workload))
-            levels = (one.ttft_ms, one.tpot_ms, one.weight)
-            job_types.append(JobType(Poisson(rate), (stage,), one.name, *levels))
         # Verdicts enlarge the table where they need to; the trace's own run needs a large one at once.
         slots = min(self.scenario.slots, 1024)
-        return replace(self.scenario, workload=tuple(job_types), slots=slots)
+        return replace(self.scenario, workload=demand.endless(), slots=slots)
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
@@ -228,10 +212,10 @@ def latency_run(benchmark: Benchmark, name: str, load: float) -> Run:
     """The run behind a row of latencies."""
     rate = load * capacity(benchmark.endless).requests_per_s
     scenario = benchmark.scenario.at_rate(rate)
-    if isinstance(scenario.workload, Replay):
-        replay = scenario.workload.first(benchmark.arrivals)
-        scenario = replace(scenario, workload=replay)
-        span_s = replay.arrival_s[-1] + 1.0
+    if scenario.demand.end_s is not None:
+        first = scenario.demand.first(benchmark.arrivals)
+        assert first.end_s is not None
+        scenario, span_s = replace(scenario, workload=first), first.end_s + 1.0
         return simulate(scenario, policies.resolve(name), duration_s=span_s, seed=benchmark.seed)
     duration_s = benchmark.arrivals / rate
     return simulate(

@@ -17,7 +17,6 @@ from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario.library import as_scenario
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import capacity, mean_work
 from llmgym.theory.queueing_networks import is_cyclic
@@ -77,7 +76,7 @@ def estimate_capacity(
     Raises LLMGymError on bad arguments, and for a replay.
     """
     scenario = as_scenario(scenario)
-    if isinstance(scenario.workload, Replay):
+    if scenario.demand.end_s is not None:
         raise LLMGymError("Capacity is about an endless stream of arrivals; a replay is finite.")
     chosen = policies.resolve(policy)
     if method is None:

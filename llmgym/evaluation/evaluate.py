@@ -26,7 +26,6 @@ from llmgym.evaluation.capacity import estimate_capacity
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import hot_backlog
 from llmgym.scenario import toml_reader, toml_writer
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import capacity, mean_work
 
@@ -67,7 +66,7 @@ class Evaluation:
     reference: str = "sarathi"
 
     def __post_init__(self) -> None:
-        if self.scenario.is_network or isinstance(self.scenario.workload, Replay):
+        if self.scenario.is_network or self.scenario.demand.end_s is not None:
             raise LLMGymError("evaluate judges one engine whose arrivals go on.")
         if not self.policies or not self.rates or not self.budgets:
             raise LLMGymError("evaluate needs a policy, a rate and a token budget at least.")
@@ -223,7 +222,7 @@ def latencies(run: Run) -> dict[str, Any]:
     several = table.decode_tokens > 1
     made = (table.decode_tokens - 1).where(several)
     classes = table.job_type.map(run.scenario.job_names.index)
-    targets, weight = _targets(run.scenario)[classes], np.array(run.scenario.class_weights)[classes]
+    targets, weight = _targets(run.scenario)[classes], _weights(run.scenario)[classes]
     frame = table[["env"]].assign(
         e2e_s=(table.finish_ms - table.arrival_ms) / 1000,
         ttft_s=(table.first_token_ms - table.arrival_ms) / 1000,
@@ -253,10 +252,15 @@ def latencies(run: Run) -> dict[str, Any]:
 
 def _targets(scenario: Scenario) -> np.ndarray:
     """(TTFT, TPOT) targets in ms of each class; the usual ones where the scenario has none at all."""
-    given = scenario.targets_ms
-    if all(t is None for pair in given for t in pair):
-        given = ((TTFT_MS, TPOT_MS),) * len(given)
+    given = [one.targets_ms for one in scenario.classes]
+    if not scenario.has_targets:
+        given = [(TTFT_MS, TPOT_MS)] * len(given)
     return np.array([[np.inf if t is None else t for t in pair] for pair in given])
+
+
+def _weights(scenario: Scenario) -> np.ndarray:
+    """What a request of each class is worth that meets its targets."""
+    return np.array([one.weight for one in scenario.classes])
 
 
 def evaluate(

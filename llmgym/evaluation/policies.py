@@ -18,7 +18,6 @@ import numpy as np
 from llmgym import baselines
 from llmgym.core.errors import LLMGymError, unknown
 from llmgym.engine.view import Batch, View
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.request_size import held_tokens, likely_longest_request
 from llmgym.scenario.scenario import Scenario
 
@@ -183,8 +182,8 @@ def memory_problem(scenario: Scenario) -> str | None:
     if cache is None or scenario.is_network or likely_longest_request(scenario) <= cache.tokens:
         return None
     who = f"Requests of up to {likely_longest_request(scenario):g} tokens"
-    if isinstance(scenario.workload, Replay):
-        held = held_tokens(scenario.workload, scenario.engine.prompt_samples)
+    held = held_tokens(scenario)
+    if held is not None:
         number = np.flatnonzero(held > cache.tokens)
         more = f" and {number.size - 1} more" if number.size > 1 else ""
         who = f"Request {number[0]}, of {held[number[0]]} tokens,{more}"

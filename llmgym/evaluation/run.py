@@ -64,7 +64,8 @@ class Record:
         batch) and visit; delays are among them, with no engine and no tokens.
         """
         raw = self.raw
-        job_type, stage = np.array(self.scenario.classes)[raw["request_class"]].T
+        classes = [(one.job, one.stage) for one in self.scenario.classes]
+        job_type, stage = np.array(classes)[raw["request_class"]].T
         frame = pd.DataFrame(
             {
                 "env": raw["request_env"],

@@ -23,7 +23,6 @@ from llmgym.evaluation.metrics.jobs import job_table, stage_table
 from llmgym.evaluation.metrics.service_levels import service_levels
 from llmgym.evaluation.run import Record
 from llmgym.evaluation.statistics import latency_summary
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
 
@@ -54,8 +53,8 @@ class Run(Record):
         the end, per environment; dropped is a total. ttft_ms, tpot_ms, e2e_ms: {mean, p50, p90, p99,
         low, high} of the requests finished after the warm-up, low and high the 95 % interval of the
         mean over environments (NaN for one). Where the scenario has targets, also goodput_per_s,
-        slo_attainment and slo: see ``metrics.service_levels``. Where it weighs the service to
-        its clients, also fairness: see ``metrics.fairness``.
+        slo_attainment and slo, of jobs also job_slo: see ``metrics.service_levels``. Where it weighs
+        the service to its clients, also fairness: see ``metrics.fairness``.
         """
         raw, tick = self.raw, self.tick_ms
         elapsed_s = (raw["end_clock"] - raw["warm_clock"]).sum() * tick / 1000
@@ -96,10 +95,10 @@ class Run(Record):
 
     @property
     def judged(self) -> bool:
-        """Whether requests were recorded and have targets to be judged by; jobs of networks have none."""
-        scenario, raw = self.scenario, self.raw
+        """Whether requests were recorded, and they or their jobs have targets to be judged by."""
+        demand, raw = self.scenario.demand, self.raw
         recorded = raw["request_env"].size > 0 or not raw["end_arrived"].any()
-        return recorded and scenario.has_targets and not scenario.is_network
+        return recorded and (demand.has_targets or any(demand.job_targets_ms))
 
     @cached_property
     def fairness(self) -> dict[str, Any] | None:
@@ -186,7 +185,7 @@ def _check_arguments(
     check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
     check_number("warmup_s", warmup_s, low=0)
     if duration_s is None:
-        if not isinstance(scenario.workload, Replay):
+        if scenario.demand.end_s is None:
             raise LLMGymError("duration_s is needed: this scenario's arrivals never end.")
         return
     check_number("duration_s", duration_s, above=0)

@@ -12,7 +12,6 @@ from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.statistics import mean_interval
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load, mean_work
 
@@ -153,7 +152,7 @@ def stability(
     Raises LLMGymError on bad arguments, and for a replay, which is finite.
     """
     scenario = at_load(scenario, load)
-    if isinstance(scenario.workload, Replay):
+    if scenario.demand.end_s is not None:
         raise LLMGymError("Stability is about an endless stream of arrivals; a replay is finite.")
     check_number("replications", replications, low=2, integer=True)
     chosen = policies.resolve(policy)

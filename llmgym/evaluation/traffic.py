@@ -25,7 +25,6 @@ from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, slug
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.scenario import toml_writer
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
 from llmgym.traces.readers import read_trace
@@ -133,8 +132,9 @@ def _record(traffic: Traffic, name: str) -> dict[str, Any]:
     policy, changed = _adapted(policies.resolve(name), traffic)
     given = _given(policy, traffic.scenario)
     scenario = replace(traffic.scenario, **given)
-    assert isinstance(scenario.workload, Replay)
-    end_s = float(scenario.workload.arrival_s[-1]) + traffic.drain_s
+    last_s = scenario.demand.end_s
+    assert last_s is not None
+    end_s = last_s + traffic.drain_s
     wall, cpu = time.perf_counter(), time.process_time()
     found = _simulated(scenario, policy, max(end_s, 1e-3), traffic.seed)
     summary = found.summary
@@ -148,7 +148,7 @@ def _record(traffic: Traffic, name: str) -> dict[str, Any]:
         "preemptions": int(found.requests.preemptions.sum()),
         "wall_s": time.perf_counter() - wall,
         "cpu_s": time.process_time() - cpu,
-        **{k: v for k, v in summary.items() if k not in ("slo", "fairness")},
+        **{k: v for k, v in summary.items() if k not in ("slo", "job_slo", "fairness")},
         **{k: level[k] for k in ("undecided", "ttft_attainment", "tpot_attainment")},
     }
 

@@ -17,7 +17,6 @@ from llmgym.core.errors import LLMGymError
 from llmgym.core.files import write
 from llmgym.reporting.graph_picture import picture
 from llmgym.scenario.engine import Engine
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.workload import JobType
 from llmgym.theory.capacity import batch_ms
@@ -74,10 +73,6 @@ def graph_data(scenario: Scenario) -> dict[str, Any]:
         }
         for engine in scenario.engines
     ]
-    if isinstance(scenario.workload, Replay):
-        jobs = [_replay(scenario.workload, scenario.engine.name)]
-    else:
-        jobs = [_job_type(job) for job in scenario.workload]
     routed = any(engine.replicas > 1 for engine in scenario.engines)
     return {
         "name": scenario.name,
@@ -85,7 +80,7 @@ def graph_data(scenario: Scenario) -> dict[str, Any]:
         "source": scenario.source,
         "router": scenario.router if routed else None,
         "engines": engines,
-        "job_types": jobs,
+        "job_types": [_job_type(job) for job in scenario.jobs],
     }
 
 
@@ -97,11 +92,7 @@ def nominal_loads(scenario: Scenario) -> dict[str, float]:
     policies where routing is acyclic.
     """
     tokens_per_s = dict.fromkeys((engine.name for engine in scenario.engines), 0.0)
-    if isinstance(scenario.workload, Replay):
-        replay = scenario.workload
-        mean = replay.mean_prefill + replay.mean_decode
-        tokens_per_s[scenario.engine.name] = replay.rate_per_s * mean
-    for job in scenario.job_types:
+    for job in scenario.jobs:
         tokens = job.workflow.visits * job.workflow.means.sum(axis=1)
         for stage, of_a_job in zip(job.stages, tokens, strict=True):
             if not stage.is_delay:
@@ -141,22 +132,6 @@ def _job_type(job: JobType) -> dict[str, Any]:
         )
     arrivals = {"arrivals": job.arrivals.kind, "rate_per_s": job.rate_per_s}
     return {"name": job.name, **arrivals, "stages": stages}
-
-
-def _replay(replay: Replay, engine: str) -> dict[str, Any]:
-    stage: dict[str, Any] = {
-        "name": "request",
-        "engine": engine,
-        "prefill_tokens": replay.mean_prefill,
-        "decode_tokens": replay.mean_decode,
-        "visits": 1.0,
-        "after": [],
-        "inherits": False,
-        "priority": 0,
-        **dict.fromkeys(("delay_ms", "probability", "repeat")),
-    }
-    arrivals = {"arrivals": replay.kind, "rate_per_s": replay.rate_per_s}
-    return {"name": replay.name, **arrivals, "stages": [stage]}
 
 
 def graph_text(scenario: Scenario) -> str:

@@ -211,6 +211,36 @@ class RateCurve(Arrivals):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ListedArrivals(Arrivals):
+    """Arrivals at the times of a list (seconds, not decreasing): those of a replay. Then it ends."""
+
+    arrival_s: np.ndarray
+    kind: ClassVar[str] = "replay"
+
+    @property
+    def rate_per_s(self) -> float:  # type: ignore[override]
+        """Mean over the span of the list; infinite where they all come at once."""
+        span = float(self.arrival_s[-1] - self.arrival_s[0])
+        return (len(self.arrival_s) - 1) / span if span > 0 else float("inf")
+
+    def at_rate(self, rate_per_s: float) -> ListedArrivals:
+        check_number("rate_per_s", rate_per_s, above=0)
+        if not np.isfinite(self.rate_per_s):
+            raise LLMGymError("All requests arrive at one instant: there is no rate to change.")
+        return replace(self, arrival_s=self.arrival_s * (self.rate_per_s / rate_per_s))
+
+    def sampler(self, ticks_per_s: float) -> GapSampler:
+        ticks = np.rint(self.arrival_s * ticks_per_s).astype(np.int64)
+        gaps = np.diff(ticks, prepend=0)
+        if gaps.max() >= FAR:
+            raise LLMGymError(
+                f"Two requests are {gaps.max() / ticks_per_s:.0f} s apart; the longest gap is "
+                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or cut the trace there."
+            )
+        return ListedGaps(jnp.asarray(np.append(gaps, NEVER), jnp.int32))
+
+
 ARRIVALS: dict[str, type[Arrivals]] = {
     a.kind: a for a in (Poisson, Deterministic, GammaRenewal, MMPP, RateCurve)
 }
@@ -224,6 +254,7 @@ __all__ = [
     "Deterministic",
     "GammaRenewal",
     "GapSampler",
+    "ListedArrivals",
     "ListedGaps",
     "Poisson",
     "RateCurve",

@@ -22,6 +22,9 @@ from llmgym.core.pytree import register
 MAX_TOKENS = 2**20
 """Longest prompt or output of one request: keeps every sum over a request table inside 32 bits."""
 
+QUANTILES = 2**14
+"""Equally likely values that stand for a distribution of lengths."""
+
 
 class Length:
     """Base of the length distributions: ``mean``, ``maximum`` and the device form ``sampler()``."""
@@ -54,6 +57,22 @@ class Length:
 
 def _whole(x: jax.Array, low: int = 1) -> jax.Array:
     return jnp.clip(x, low, MAX_TOKENS).astype(jnp.int32)
+
+
+def as_length(name: str, value: Any) -> Length:
+    """A length distribution, or a whole number as one. Raises LLMGymError for anything else."""
+    if isinstance(value, Length):
+        return value
+    check_number(name, value, low=0, integer=True)
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise LLMGymError(f"{name} must be a length distribution or a whole number, got {value!r}.")
+    return Fixed(int(value))
+
+
+def quantiles(length: Length) -> np.ndarray:
+    """Equally likely values of a length: its quantiles in the middle of QUANTILES equal parts."""
+    u = (jnp.arange(QUANTILES) + 0.5) / QUANTILES
+    return np.asarray(length.sample(u), float)
 
 
 @register

@@ -69,6 +69,19 @@ class Listed:
         return jnp.where((mine >= 0) & (row // per < stretches), mine * per + row % per, -1)
 
 
+@dataclass(frozen=True)
+class PrefixSource:
+    """Where the beginnings of some requests come from.
+
+    Args:
+        drawn: the device form.
+        count: different numbers of blocks that it gives.
+    """
+
+    drawn: Variants | Listed
+    count: int
+
+
 @register
 @dataclass(frozen=True)
 class Sources:

@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number
-from llmgym.core.pytree import register
-from llmgym.scenario.arrivals import FAR, NEVER, GapSampler, ListedGaps
-from llmgym.scenario.prefixes import Listed, Variants, check_ids, no_prefix
-from llmgym.scenario.request_class import Tenant, check_service_level, check_tenants, tenant_column
-from llmgym.scenario.stage import check_pairs, token_column
-
-
-@register
-@dataclass(frozen=True)
-class ListedLengths:
-    """Device form of a replay: request n has the lengths in row n."""
-
-    prefill: jax.Array
-    decode: jax.Array
-    request_class: jax.Array | None = None
-
-    def __call__(self, index: jax.Array, words: jax.Array) -> tuple[jax.Array, jax.Array]:
-        row = jnp.minimum(index, self.prefill.shape[0] - 1)
-        return jnp.take(self.prefill, row), jnp.take(self.decode, row)
-
-    def classes(self, index: jax.Array) -> jax.Array:
-        """The class of each request."""
-        assert self.request_class is not None
-        return jnp.take(self.request_class, jnp.minimum(index, self.prefill.shape[0] - 1))
+from llmgym.scenario.arrivals import Arrivals, ListedArrivals
+from llmgym.scenario.arrivals import Poisson as PoissonArrivals
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.gap_samplers import GapSampler
+from llmgym.scenario.job_types import JobTypes
+from llmgym.scenario.lengths import Fixed
+from llmgym.scenario.listed_requests import (
+    ListedLengths,
+    check_times,
+    priority_column,
+    time_column,
+)
+from llmgym.scenario.prefixes import Listed, PrefixSource, check_ids, known_tokens, no_prefix
+from llmgym.scenario.request_class import (
+    TARGETS,
+    RequestClass,
+    Tenant,
+    check_service_level,
+    check_tenants,
+    tenant_column,
+)
+from llmgym.scenario.stage import Paired, Stage, check_pairs, token_column
+from llmgym.scenario.workflow import Workflow
+from llmgym.scenario.workload import Demand, JobType
 
 
 @dataclass(frozen=True, eq=False)
-class Replay:
+class Replay(Demand):
     """An explicit list of requests: arrival times in seconds (not decreasing) and token counts.
 
-    ``ttft_ms``, ``tpot_ms`` and ``weight`` are as those of a job type. Requests may form several classes:
+    ``ttft_ms``, ``tpot_ms``, ``e2e_ms`` and ``weight`` are as those of a job type. Requests may form
+    several classes:
 
     - ``priority``, one whole number for each request, is for policies that heed it; more is served
       first. The requests of each priority are a class.
@@ -66,15 +67,11 @@ class Replay:
     tenants: tuple[Tenant, ...] = ()
     prefix_ids: Sequence[Sequence[int]] | np.ndarray | None = None
     prefix_tokens: int = 512
+    e2e_ms: float | None = None
     kind: ClassVar[str] = "replay"
 
     def __post_init__(self) -> None:
-        try:
-            arrival = np.asarray(self.arrival_s, float)
-        except (TypeError, ValueError):
-            raise LLMGymError("arrival_s must be a flat list of seconds.") from None
-        if arrival.ndim != 1:
-            raise LLMGymError(f"arrival_s must be a flat list, got shape {arrival.shape}.")
+        arrival = time_column(self.arrival_s)
         prefill = token_column("prefill_tokens", self.prefill_tokens)
         decode = token_column("decode_tokens", self.decode_tokens)
         if arrival.size != prefill.size:
@@ -82,42 +79,21 @@ class Replay:
                 f"arrival_s has {arrival.size} entries and prefill_tokens {prefill.size}."
             )
         check_pairs(prefill, decode)
-        bad = np.flatnonzero(~np.isfinite(arrival) | (arrival < 0))
-        if bad.size:
-            raise LLMGymError(
-                f"arrival_s[{bad[0]}] is {arrival[bad[0]]!r}; times are seconds from the start, 0 or more."
-            )
-        unsorted = np.flatnonzero(np.diff(arrival) < 0)
-        if unsorted.size:
-            at = unsorted[0] + 1
-            raise LLMGymError(
-                f"arrival_s[{at}] = {arrival[at]:g} is before arrival_s[{at - 1}] = {arrival[at - 1]:g}; "
-                "sort the requests by arrival time."
-            )
+        check_times(arrival)
         for name, column in (
             ("arrival_s", arrival),
             ("prefill_tokens", prefill),
             ("decode_tokens", decode),
         ):
             object.__setattr__(self, name, column)
-        self._check_priority()
+        if self.priority is not None:
+            column = priority_column(self.priority, arrival.size)
+            object.__setattr__(self, "priority", column)
         if self.prefix_ids is not None:
             table = check_ids(self.prefix_ids, self.prefix_tokens, arrival.size)
             object.__setattr__(self, "prefix_ids", table)
         check_service_level(self)
         self._check_tenants()
-
-    def _check_priority(self) -> None:
-        if self.priority is None:
-            return
-        column = np.asarray(self.priority)
-        if column.shape != np.shape(self.arrival_s) or not np.issubdtype(column.dtype, np.integer):
-            raise LLMGymError("priority must be a list of whole numbers, one for each request.")
-        if np.abs(column).max() > 2**20 or len(np.unique(column)) > 64:
-            raise LLMGymError(
-                "A replay has at most 64 different priorities between -2**20 and 2**20."
-            )
-        object.__setattr__(self, "priority", column)
 
     def _check_tenants(self) -> None:
         object.__setattr__(self, "tenants", check_tenants(self.tenants))
@@ -133,7 +109,8 @@ class Replay:
                 "priority and tenant both divide the requests into classes, which then overlap: "
                 "give the priority of each tenant in tenants."
             )
-        own = (self.ttft_ms, self.tpot_ms, self.weight) != (None, None, Replay.weight)
+        targets = (self.ttft_ms, self.tpot_ms, self.e2e_ms)
+        own = targets != (None, None, None) or self.weight != Replay.weight
         if self.tenants and own:
             raise LLMGymError(
                 "Targets or weights are given twice, by the replay and by its tenants: "
@@ -147,24 +124,60 @@ class Replay:
         return (0,) if self.priority is None else tuple(np.unique(self.priority)[::-1].tolist())
 
     @property
-    def classes(self) -> tuple[Tenant, ...]:
-        """The request classes: the tenants, or else one for each priority, the most urgent first."""
+    def levels(self) -> tuple[Tenant, ...]:
+        """What each class is promised: the tenants, or one for each priority, the most urgent first."""
         if self.tenants:
             return self.tenants
-        levels: Any = {"ttft_ms": self.ttft_ms, "tpot_ms": self.tpot_ms, "weight": self.weight}
+        own: Any = {name: getattr(self, name) for name in (*TARGETS, "weight")}
         if self.tenant is not None:
-            return tuple(Tenant(name, **levels) for name in np.unique(self.tenant).tolist())
+            return tuple(Tenant(name, **own) for name in np.unique(self.tenant).tolist())
         several = self.priorities
         names = [f"{self.name}, priority {p}" for p in several] if len(several) > 1 else [self.name]
         return tuple(
-            Tenant(name, **levels, priority=p) for name, p in zip(names, several, strict=True)
+            Tenant(name, **own, priority=p) for name, p in zip(names, several, strict=True)
         )
+
+    @cached_property
+    def classes(self) -> tuple[RequestClass, ...]:
+        """The request classes: one for each of ``levels``."""
+        which, levels = self.request_class, self.levels
+        requests = np.bincount(which, minlength=len(levels))
+        columns = (self.prefill_tokens, self.decode_tokens)
+        sums = [np.bincount(which, weights=column, minlength=len(levels)) for column in columns]
+        means = np.transpose(sums / np.maximum(requests, 1)).tolist()  # a part may have none
+        return tuple(
+            RequestClass(
+                name=level.name,
+                mean_prefill=prefill,
+                mean_decode=decode,
+                rate_per_s=self.rate_per_s * (count / len(self)) if count else 0.0,
+                job=k if self.tenant is not None else 0,
+                priority=level.priority,
+                ttft_ms=level.ttft_ms,
+                tpot_ms=level.tpot_ms,
+                weight=float(level.weight),
+            )
+            for k, (level, count, (prefill, decode)) in enumerate(
+                zip(levels, requests.tolist(), means, strict=True)
+            )
+        )
+
+    @property
+    def job_names(self) -> tuple[str, ...]:
+        """Names of the tenants, or of the replay."""
+        several = self.tenant is not None
+        return tuple(level.name for level in self.levels) if several else (self.name,)
+
+    @property
+    def job_targets_ms(self) -> tuple[float | None, ...]:
+        several = self.tenant is not None
+        return tuple(level.e2e_ms for level in self.levels) if several else (self.e2e_ms,)
 
     @property
     def request_class(self) -> np.ndarray:
         """The class of each request: its number in ``classes``, int32."""
         if self.tenant is not None:
-            number = {one.name: k for k, one in enumerate(self.classes)}
+            number = {level.name: k for k, level in enumerate(self.levels)}
             names, which = np.unique(self.tenant, return_inverse=True)
             return np.array([number[name] for name in names.tolist()], np.int32)[which]
         if self.priority is None:
@@ -176,18 +189,18 @@ class Replay:
         return len(self.arrival_s)
 
     @property
+    def arrivals(self) -> ListedArrivals:
+        """The times of arrival as a process."""
+        return ListedArrivals(np.asarray(self.arrival_s))
+
+    @property
     def rate_per_s(self) -> float:
         """Requests per second over the span of the list; infinite where they all come at once."""
-        span = float(self.arrival_s[-1] - self.arrival_s[0])
-        return (len(self) - 1) / span if span > 0 else float("inf")
+        return self.arrivals.rate_per_s
 
     def at_rate(self, rate_per_s: float) -> Replay:
         """The same requests with time stretched to a mean of ``rate_per_s``."""
-        check_number("rate_per_s", rate_per_s, above=0)
-        if not np.isfinite(self.rate_per_s):
-            raise LLMGymError("All requests arrive at one instant: there is no rate to change.")
-        scaled = np.asarray(self.arrival_s) * (self.rate_per_s / rate_per_s)
-        return replace(self, arrival_s=scaled)
+        return replace(self, arrival_s=self.arrivals.at_rate(rate_per_s).arrival_s)
 
     def first(self, count: int) -> Replay:
         """The first ``count`` requests, or all of them if there are fewer."""
@@ -216,20 +229,6 @@ class Replay:
         columns += [name for name in names if getattr(self, name) is not None]
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
-    def prefix_sampler(self, block_size: int) -> Listed | Variants:
-        """Device form of what the prompts begin with, for memory in blocks of ``block_size``.
-
-        Raises LLMGymError where a stretch is no whole number of blocks.
-        """
-        if self.prefix_ids is None:
-            return no_prefix()
-        if self.prefix_tokens % block_size:
-            raise LLMGymError(
-                f"Prefixes are told apart every {self.prefix_tokens} tokens, which are no whole number "
-                f"of blocks of {block_size}: choose a block_size that divides {self.prefix_tokens}."
-            )
-        return Listed(jnp.asarray(self.prefix_ids), self.prefix_tokens)
-
     @property
     def mean_prefill(self) -> float:
         """Mean prompt length in tokens."""
@@ -241,24 +240,106 @@ class Replay:
         return float(np.mean(self.decode_tokens))
 
     @property
-    def longest_prompt(self) -> float:
-        """Largest prompt in tokens."""
+    def end_s(self) -> float:
+        return float(self.arrival_s[-1])
+
+    def longest_prompt(self, engine: str) -> float:
         return float(np.max(self.prefill_tokens))
 
-    def gap_sampler(self, ticks_per_s: float) -> GapSampler:
-        """Device form of the arrival times. Raises LLMGymError on a gap the clock cannot hold."""
-        ticks = np.rint(np.asarray(self.arrival_s) * ticks_per_s).astype(np.int64)
-        gaps = np.diff(ticks, prepend=0)
-        if gaps.max() >= FAR:
-            raise LLMGymError(
-                f"Two requests are {gaps.max() / ticks_per_s:.0f} s apart; the longest gap is "
-                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or cut the trace there."
-            )
-        return ListedGaps(jnp.asarray(np.append(gaps, NEVER), jnp.int32))
+    def listed_tokens(self) -> np.ndarray:
+        return np.add(self.prefill_tokens, self.decode_tokens)
 
-    def length_sampler(self) -> ListedLengths:
+    @cached_property
+    def _stage(self) -> Stage:
+        return Stage(paired=Paired(self.prefill_tokens, self.decode_tokens), name="request")
+
+    def jobs(self, engine: str) -> tuple[JobType, ...]:
+        return (JobType(self.arrivals, (replace(self._stage, engine=engine),), self.name),)
+
+    @property
+    def workflows(self) -> tuple[Workflow, ...]:
+        return (ONE_CALL,)
+
+    def gap_samplers(self, ticks_per_s: float) -> tuple[GapSampler, ...]:
+        """Device form of the arrival times. Raises LLMGymError on a gap the clock cannot hold."""
+        return (self.arrivals.sampler(ticks_per_s),)
+
+    def length_samplers(self) -> tuple[ListedLengths]:
         """Device form of the token counts."""
         listed = jnp.asarray(self.prefill_tokens), jnp.asarray(self.decode_tokens)
-        if len(self.classes) == 1:
-            return ListedLengths(*listed)
-        return ListedLengths(*listed, jnp.asarray(self.request_class))
+        if len(self.levels) == 1:
+            return (ListedLengths(*listed),)
+        return (ListedLengths(*listed, jnp.asarray(self.request_class)),)
+
+    @property
+    def length_of(self) -> tuple[int, ...]:
+        return (0,) * len(self.levels)
+
+    def prefix_sources(self, block_size: int) -> tuple[PrefixSource]:
+        if self.prefix_ids is None:
+            return (PrefixSource(no_prefix(), 0),)
+        if self.prefix_tokens % block_size:
+            raise LLMGymError(
+                f"Prefixes are told apart every {self.prefix_tokens} tokens, which are no whole number "
+                f"of blocks of {block_size}: choose a block_size that divides {self.prefix_tokens}."
+            )
+        count = (int(np.max(self.prefix_ids)) + 1) * (self.prefix_tokens // block_size)
+        return (PrefixSource(Listed(jnp.asarray(self.prefix_ids), self.prefix_tokens), count),)
+
+    def gap_sampler(self, ticks_per_s: float) -> GapSampler:
+        """The only one of ``gap_samplers``."""
+        return self.gap_samplers(ticks_per_s)[0]
+
+    def length_sampler(self) -> ListedLengths:
+        """The only one of ``length_samplers``."""
+        return self.length_samplers()[0]
+
+    def prefix_sampler(self, block_size: int) -> Any:
+        """The only one of ``prefix_sources``."""
+        return self.prefix_sources(block_size)[0].drawn
+
+    def check(self, engines: Sequence[Engine]) -> None:
+        if len(engines) != 1:
+            raise LLMGymError("A replay is served by one engine or one group of replicas.")
+
+    def unshared(self, block_size: int) -> Replay:
+        if self.prefix_ids is None:
+            return self
+        prompts, ids = np.asarray(self.prefill_tokens), np.asarray(self.prefix_ids)
+        left = prompts - known_tokens(ids, self.prefix_tokens, prompts, block_size)
+        return replace(self, prefill_tokens=left, prefix_ids=None)
+
+    def calls_at(self, engine: str, classes: Sequence[int], share: float) -> Replay:
+        return self
+
+    def endless(self) -> JobTypes:
+        """Poisson streams that stand for it: of each class its rate and its lengths, drawn in pairs."""
+        which, found = self.request_class, []
+        for k, level in enumerate(self.levels):
+            columns = (self.prefill_tokens, self.decode_tokens)
+            prefill, decode = (np.asarray(column)[which == k] for column in columns)
+            if not prefill.size:
+                continue
+            stage = Stage(paired=Paired(prefill, decode), priority=level.priority)
+            arrivals = PoissonArrivals(self.rate_per_s * (prefill.size / len(self)))
+            targets: Any = {name: getattr(level, name) for name in TARGETS}
+            found.append(JobType(arrivals, (stage,), level.name, weight=level.weight, **targets))
+        return JobTypes(found)
+
+    def with_lengths(self, prefill: Any, decode: Any) -> Replay:
+        raise LLMGymError(
+            "A replay carries its own token counts; prefill_tokens and decode_tokens do not apply."
+        )
+
+    def with_targets(self, targets: Mapping[str, float | None]) -> Replay:
+        changes: dict[str, Any] = dict(targets)
+        if not self.tenants:
+            return replace(self, **changes)
+        return replace(self, tenants=tuple(replace(one, **changes) for one in self.tenants))
+
+    def with_arrivals(self, arrivals: Arrivals) -> Replay:
+        raise LLMGymError("arrivals can be overridden where there is exactly one job type.")
+
+
+ONE_CALL = JobType(PoissonArrivals(1.0), (Stage(Fixed(1), Fixed(1)),)).workflow
+"""How the calls of a job follow one another where there is only one."""

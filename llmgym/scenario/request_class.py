@@ -1,4 +1,4 @@
-"""Service levels: what a class of requests is promised, and the tenants that share a replay."""
+"""Request classes and their service levels, and the tenants that share a replay."""
 
 from __future__ import annotations
 
@@ -10,12 +10,69 @@ import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number, unknown
 
+TARGETS = ("ttft_ms", "tpot_ms", "e2e_ms")
+"""Of a service level, in milliseconds; None: no target."""
+
 MOST_TENANTS = 64
 
 
+@dataclass(frozen=True)
+class RequestClass:
+    """What policies, the core and the statistics know of the requests that they treat alike.
+
+    Of job types every stage is a class, delays included; of a replay every tenant, every priority, or
+    else all requests together.
+
+    Args:
+        name: of the job type, and of the stage where it has several; of the tenant or the replay.
+        mean_prefill, mean_decode: m_p and m_d, mean tokens of a prompt (with the context that it
+            inherits) and of an output.
+        rate_per_s: mean number that arrive in a second, from outside or from calls before.
+        job, stage: number of the job type (``job_names``), and of the stage within it.
+        stream: number of the process of arrivals (``gap_samplers``) whose jobs it belongs to.
+        priority: for policies that heed it; more is served first.
+        ttft_ms, tpot_ms: targets of the time to first token, and of the mean time per output token
+            after the first, in milliseconds; None: no target. A delay has none. The end-to-end
+            target is one of the whole job.
+        weight: what a request that meets its targets is worth.
+        engine: name of the engine that serves it; None: the only one, or none at all (a delay).
+        is_delay: whether it is a delay, which needs no engine.
+        inherits: whether the prompt begins with the context of the calls before.
+        hop: calls on the longest way from the start of the job to it, loops aside.
+        children: numbers of the classes that come after it, loops aside.
+    """
+
+    name: str
+    mean_prefill: float
+    mean_decode: float
+    rate_per_s: float
+    job: int = 0
+    stage: int = 0
+    stream: int = 0
+    priority: int = 0
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    weight: float = 1.0
+    engine: str | None = None
+    is_delay: bool = False
+    inherits: bool = False
+    hop: int = 0
+    children: tuple[int, ...] = ()
+
+    @property
+    def targets_ms(self) -> tuple[float | None, float | None]:
+        """(TTFT, TPOT) targets in milliseconds, None where there is none."""
+        return self.ttft_ms, self.tpot_ms
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean tokens of a request, prompt and output."""
+        return self.mean_prefill + self.mean_decode
+
+
 def check_service_level(levels: Any) -> None:
-    """Refuse ttft_ms, tpot_ms (None: no target) or weight that are no positive numbers."""
-    for name in ("ttft_ms", "tpot_ms"):
+    """Refuse targets (None: no target) or a weight that are no positive numbers."""
+    for name in TARGETS:
         if getattr(levels, name) is not None:
             check_number(name, getattr(levels, name), above=0)
     check_number("weight", levels.weight, above=0)
@@ -31,6 +88,7 @@ class Tenant:
             output token after the first; None: no target.
         weight: what a request that meets its targets is worth.
         priority: of its requests, for policies that heed it; more is served first.
+        e2e_ms: target of the time from arrival to the last token.
     """
 
     name: str
@@ -38,6 +96,7 @@ class Tenant:
     tpot_ms: float | None = None
     weight: float = 1.0
     priority: int = 0
+    e2e_ms: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -92,6 +151,7 @@ def tenant_column(
 
 def target_ticks(scenario: Any) -> np.ndarray:
     """The (TTFT, TPOT) targets of a scenario's classes in clock ticks (classes, 2), inf for none."""
-    targets = [[np.inf if t is None else t for t in pair] for pair in scenario.targets_ms]
+    pairs = [one.targets_ms for one in scenario.classes]
+    targets = [[np.inf if t is None else t for t in pair] for pair in pairs]
     # Rounded: 0.3 ms are 3 ticks of 0.1 ms, and not a little less.
     return np.round(np.array(targets, float) / scenario.tick_ms, 6)

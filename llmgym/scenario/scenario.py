@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number, unknown
-from llmgym.scenario.arrivals import Arrivals
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.engine import ROUTERS, Engine
+from llmgym.scenario.job_types import JobTypes
 from llmgym.scenario.kv_cache import KVCache
-from llmgym.scenario.lengths import Fixed, Length
-from llmgym.scenario.replay import Replay
-from llmgym.scenario.stage import Stage
+from llmgym.scenario.request_class import RequestClass
 from llmgym.scenario.toml_tables import load_batch_time
-from llmgym.scenario.workload import JobType
+from llmgym.scenario.workload import WORKLOAD_SETTINGS, Demand, JobType
 
 MOST_WEIGHT = 1024
 """Of a prompt or an output token as service to a client."""
@@ -42,7 +40,7 @@ class Scenario:
     """
 
     engines: tuple[Engine, ...]
-    workload: tuple[JobType, ...] | Replay
+    workload: tuple[JobType, ...] | Demand
     slots: int = 256
     tick_ms: float = 0.01
     lengths_known: bool = False
@@ -54,15 +52,8 @@ class Scenario:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "engines", tuple(self.engines))
-        if isinstance(self.workload, JobType):
-            object.__setattr__(self, "workload", (self.workload,))
-        if not isinstance(self.workload, Replay):
-            object.__setattr__(self, "workload", tuple(self.workload))
-            if not self.workload or not all(isinstance(j, JobType) for j in self.workload):
-                raise LLMGymError("workload must be a Replay, a JobType, or several job types.")
-            names = [j.name for j in self.workload]
-            if len(set(names)) < len(names):
-                raise LLMGymError(f"Job types need different names, got {names}.")
+        if not isinstance(self.workload, Demand) or isinstance(self.workload, JobTypes):
+            object.__setattr__(self, "workload", JobTypes.of(self.workload))
         check_number("slots", self.slots, low=1, high=2**15, integer=True)
         check_number("tick_ms", self.tick_ms, above=0, high=1000)
         self._check_engines()
@@ -98,33 +89,26 @@ class Scenario:
             raise LLMGymError("All engines must count their limit on requests alike (seq_limit).")
         if self.router not in ROUTERS:
             raise unknown("router", self.router, ROUTERS)
-        for job_type in self.job_types:
-            for stage in job_type.stages:
-                if not stage.is_delay and stage.engine not in known:
-                    raise LLMGymError(
-                        f"Job type {job_type.name!r}, stage {stage.name!r}: "
-                        f"{unknown('engine', stage.engine, known)}"
-                    )
-            if all(stage.is_delay for stage in job_type.stages):
-                raise LLMGymError(f"Job type {job_type.name!r} has no LLM call: all are delays.")
-        if isinstance(self.workload, Replay) and len(self.engines) != 1:
-            raise LLMGymError("A replay is served by one engine or one group of replicas.")
+        self.demand.check(self.engines)
+
+    @property
+    def demand(self) -> Demand:
+        """The workload, as what llmgym asks of every kind of it."""
+        assert isinstance(self.workload, Demand)
+        return self.workload
 
     @property
     def is_network(self) -> bool:
         """Whether it has more than one engine, or jobs of more than one call."""
-        return (
-            len(self.engines) > 1
-            or self.engine.replicas > 1
-            or any(len(j.stages) > 1 or j.stages[0].repeat for j in self.job_types)
-        )
+        several = len(self.engines) > 1 or self.engine.replicas > 1
+        return several or not self.demand.single_calls
 
     @classmethod
     def single_engine(
         cls,
         batch_time: BatchTime,
         token_budget: int,
-        workload: JobType | tuple[JobType, ...] | Replay,
+        workload: JobType | tuple[JobType, ...] | Demand,
         max_num_seqs: int | None = None,
         seq_limit: str = "batch",
         kv_cache: KVCache | None = None,
@@ -159,131 +143,56 @@ class Scenario:
     @property
     def job_names(self) -> tuple[str, ...]:
         """Names of the job types, or of a replay's tenants, or of the replay."""
-        if isinstance(self.workload, Replay):
-            tenants = self.workload.tenant is not None
-            return self.class_names if tenants else (self.workload.name,)
-        return tuple(job_type.name for job_type in self.workload)
+        return self.demand.job_names
 
     @property
     def job_types(self) -> tuple[JobType, ...]:
         """The job types; empty for a replay."""
-        return () if isinstance(self.workload, Replay) else self.workload
+        return self.demand.job_types
 
     @property
-    def classes(self) -> tuple[tuple[int, int], ...]:
-        """The request classes that an agent tells apart: (job type, stage), delays included."""
-        if isinstance(self.workload, Replay):
-            count = len(self.workload.classes)
-            if self.workload.tenant is not None:
-                return tuple((j, 0) for j in range(count))
-            return ((0, 0),) * count
-        return tuple((j, s) for j, job in enumerate(self.workload) for s in range(len(job.stages)))
+    def jobs(self) -> tuple[JobType, ...]:
+        """What arrives as job types: those of the workload, or one that stands for a replay."""
+        return self.demand.jobs(self.engine.name)
+
+    @property
+    def classes(self) -> tuple[RequestClass, ...]:
+        """The request classes that an agent tells apart, delays included."""
+        return self.demand.classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the request classes: the job type, and the stage where it has several."""
-        if isinstance(self.workload, Replay):
-            return tuple(one.name for one in self.workload.classes)
-        jobs = [self.workload[j] for j, _ in self.classes]
-        return tuple(
-            job.name if len(job.stages) == 1 else f"{job.name}.{job.stages[s].name}"
-            for job, (_, s) in zip(jobs, self.classes, strict=True)
-        )
-
-    @property
-    def class_means(self) -> tuple[tuple[float, float], ...]:
-        """(m_p, m_d) of each class: mean prompt and output tokens."""
-        if isinstance(self.workload, Replay):
-            replay, count = self.workload, len(self.workload.classes)
-            which = replay.request_class
-            requests = np.maximum(np.bincount(which, minlength=count), 1)  # a part may have none
-            columns = (replay.prefill_tokens, replay.decode_tokens)
-            sums = [np.bincount(which, weights=column, minlength=count) for column in columns]
-            return tuple((float(p), float(d)) for p, d in (sums / requests).T)
-        means = [row for job in self.workload for row in job.workflow.means.tolist()]
-        return tuple((prefill, decode) for prefill, decode in means)
-
-    @property
-    def class_priorities(self) -> tuple[int, ...]:
-        """Priority of each class; more is served first by policies that heed it."""
-        if isinstance(self.workload, Replay):
-            return tuple(one.priority for one in self.workload.classes)
-        return tuple(self.workload[j].stages[s].priority for j, s in self.classes)
-
-    @property
-    def targets_ms(self) -> tuple[tuple[float | None, float | None], ...]:
-        """(TTFT, TPOT) targets in milliseconds, None where there is none.
-
-        Of each class; of a network, whose classes are single calls, of each job type.
-        """
-        return tuple((level.ttft_ms, level.tpot_ms) for level in self._service_levels)
-
-    @property
-    def class_weights(self) -> tuple[float, ...]:
-        """What a request that meets its targets is worth, as ``targets_ms``."""
-        return tuple(float(level.weight) for level in self._service_levels)
+        """Names of the request classes."""
+        return tuple(one.name for one in self.classes)
 
     @property
     def has_targets(self) -> bool:
         """Whether any class has a target."""
-        return any(target is not None for pair in self.targets_ms for target in pair)
-
-    @property
-    def _service_levels(self) -> tuple[Any, ...]:
-        """What has the fields ttft_ms, tpot_ms and weight, class by class."""
-        workload = self.workload
-        return workload.classes if isinstance(workload, Replay) else workload
+        return self.demand.has_targets
 
     @property
     def arrival_rate_per_s(self) -> float:
-        """Requests per second over all classes, lambda."""
-        if isinstance(self.workload, Replay):
-            return self.workload.rate_per_s
-        return sum(job_type.rate_per_s for job_type in self.workload)
-
-    def _mean(self, what: str) -> float:
-        if isinstance(self.workload, Replay):
-            return float(getattr(self.workload, what))
-        column = ("mean_prefill", "mean_decode").index(what)
-        total = sum(
-            j.rate_per_s * float(j.workflow.visits @ j.workflow.means[:, column])
-            for j in self.workload
-        )
-        return float(total / self.arrival_rate_per_s)
+        """Jobs per second over all that arrive, lambda."""
+        return self.demand.rate_per_s
 
     @property
     def mean_prefill(self) -> float:
         """Mean prompt tokens of a job over all arrivals, m_p."""
-        return self._mean("mean_prefill")
+        return self.demand.mean_prefill
 
     @property
     def mean_decode(self) -> float:
         """Mean output tokens of a job over all arrivals, m_d."""
-        return self._mean("mean_decode")
+        return self.demand.mean_decode
 
     def longest_prompt(self, engine: Engine) -> float:
         """Largest prompt that can arrive at an engine, in tokens (infinite where there is no bound)."""
-        if isinstance(self.workload, Replay):
-            return self.workload.longest_prompt
-        stages = [
-            (stage, longest)
-            for job in self.workload
-            for stage, longest in zip(job.stages, job.workflow.longest_prompts, strict=True)
-        ]
-        only = len(self.engines) == 1
-        here = [
-            n for stage, n in stages if not stage.is_delay and (only or stage.engine == engine.name)
-        ]
-        return max(here, default=0.0)
+        return self.demand.longest_prompt(engine.name)
 
     def at_rate(self, rate_per_s: float) -> Scenario:
         """The same scenario with all arrivals sped up or slowed down to ``rate_per_s`` in total."""
         check_number("arrival_rate_per_s", rate_per_s, above=0)
-        if isinstance(self.workload, Replay):
-            return replace(self, workload=self.workload.at_rate(rate_per_s))
-        factor = rate_per_s / self.arrival_rate_per_s
-        scaled = tuple(j.at_rate(j.rate_per_s * factor) for j in self.workload)
-        return replace(self, workload=scaled)
+        return replace(self, workload=self.demand.at_rate(rate_per_s))
 
     def override(self, **changes: Any) -> Scenario:
         """A copy with changed settings.
@@ -291,10 +200,10 @@ class Scenario:
         Every engine: batch_time (also a name in ``batch_time_library``, or a TOML file that holds one),
         token_budget, max_num_seqs, seq_limit, replicas. Workload: arrival_rate_per_s, arrivals,
         prefill_tokens and decode_tokens (a length distribution or a whole number; for every call),
-        ttft_ms and tpot_ms (targets of every class; None: no target), workload. Any field of Scenario
-        itself, such as slots or tick_ms.
+        ttft_ms, tpot_ms and e2e_ms (targets of every class or job; None: no target), workload. Any
+        field of Scenario itself, such as slots or tick_ms.
         """
-        known = {*ENGINE_SETTINGS, *WORKLOAD_SETTINGS, *SCENARIO_SETTINGS}
+        known = {*ENGINE_SETTINGS, "arrival_rate_per_s", *WORKLOAD_SETTINGS, *SCENARIO_SETTINGS}
         for name in changes:
             if name not in known:
                 raise unknown("scenario setting", name, known)
@@ -304,55 +213,11 @@ class Scenario:
         engines = tuple(replace(engine, **settings) for engine in self.engines)
         direct = {k: changes[k] for k in SCENARIO_SETTINGS if k in changes}
         scenario = replace(self, engines=engines, **direct)
-        scenario = scenario._with_lengths(
-            changes.get("prefill_tokens"), changes.get("decode_tokens")
-        )
-        scenario = scenario._with_targets(
-            {k: changes[k] for k in ("ttft_ms", "tpot_ms") if k in changes}
-        )
-        if "arrivals" in changes:
-            scenario = scenario._with_arrivals(changes["arrivals"])
+        ours = {k: changes[k] for k in WORKLOAD_SETTINGS if k in changes}
+        scenario = replace(scenario, workload=scenario.demand.override(ours))
         if "arrival_rate_per_s" in changes:
             scenario = scenario.at_rate(changes["arrival_rate_per_s"])
         return scenario
-
-    def _with_lengths(self, prefill: Any, decode: Any) -> Scenario:
-        if prefill is None and decode is None:
-            return self
-        if isinstance(self.workload, Replay):
-            raise LLMGymError(
-                "A replay carries its own token counts; prefill_tokens and decode_tokens do not apply."
-            )
-
-        def stage(old: Stage) -> Stage:
-            if old.paired is not None and (prefill is None or decode is None):
-                raise LLMGymError(
-                    "These lengths are paired: override prefill_tokens and decode_tokens together."
-                )
-            new_prefill = old.prefill if prefill is None else _length("prefill_tokens", prefill)
-            new_decode = old.decode if decode is None else _length("decode_tokens", decode)
-            if old.is_delay:
-                return old
-            return replace(old, prefill=new_prefill, decode=new_decode, paired=None)
-
-        jobs = tuple(replace(j, stages=tuple(map(stage, j.stages))) for j in self.workload)
-        return replace(self, workload=jobs)
-
-    def _with_targets(self, targets: dict[str, Any]) -> Scenario:
-        workload = self.workload
-        if not targets:
-            return self
-        if not isinstance(workload, Replay):
-            return replace(self, workload=tuple(replace(job, **targets) for job in workload))
-        if not workload.tenants:
-            return replace(self, workload=replace(workload, **targets))
-        tenants = tuple(replace(tenant, **targets) for tenant in workload.tenants)
-        return replace(self, workload=replace(workload, tenants=tenants))
-
-    def _with_arrivals(self, arrivals: Arrivals) -> Scenario:
-        if isinstance(self.workload, Replay) or len(self.workload) != 1:
-            raise LLMGymError("arrivals can be overridden where there is exactly one job type.")
-        return replace(self, workload=(replace(self.workload[0], arrivals=arrivals),))
 
 
 ENGINE_SETTINGS = (
@@ -363,14 +228,6 @@ ENGINE_SETTINGS = (
     "replicas",
     "kv_cache",
     "first_token",
-)
-WORKLOAD_SETTINGS = (
-    "arrival_rate_per_s",
-    "arrivals",
-    "prefill_tokens",
-    "decode_tokens",
-    "ttft_ms",
-    "tpot_ms",
 )
 SCENARIO_SETTINGS = (
     "workload",
@@ -383,12 +240,3 @@ SCENARIO_SETTINGS = (
     "description",
     "source",
 )
-
-
-def _length(name: str, value: Any) -> Length:
-    if isinstance(value, Length):
-        return value
-    check_number(name, value, low=0, integer=True)
-    if not isinstance(value, (int, float, np.integer, np.floating)):
-        raise LLMGymError(f"{name} must be a length distribution or a whole number, got {value!r}.")
-    return Fixed(int(value))

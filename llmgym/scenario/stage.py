@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
 from llmgym.scenario.arrivals import uniform
-from llmgym.scenario.lengths import MAX_TOKENS, Fixed, Length
+from llmgym.scenario.lengths import MAX_TOKENS, Empirical, Fixed, Length, as_length, quantiles
 from llmgym.scenario.prefixes import SharedPrefix
 
 
@@ -242,6 +242,57 @@ class Stage:
         if self.paired is not None:
             return float(np.max(self.paired.decode_tokens))
         return 0.0 if self.decode is None else self.decode.maximum
+
+    @property
+    def longest_tokens(self) -> float:
+        """Most tokens of prompt and output together (infinite where there is no bound)."""
+        if self.paired is not None:
+            return float(np.max(np.add(self.paired.prefill_tokens, self.paired.decode_tokens)))
+        return self.longest_prompt + self.longest_output
+
+    @property
+    def likely_longest_tokens(self) -> float:
+        """As ``longest_tokens``, but of lengths without a bound their last quantile (1 - 2**-15)."""
+        if np.isfinite(self.longest_tokens):
+            return self.longest_tokens
+        assert self.prefill is not None
+        assert self.decode is not None
+        return float(quantiles(self.prefill)[-1] + quantiles(self.decode)[-1])
+
+    def unshared(self, block_size: int) -> Stage:
+        """The stage without its shared prefix: prompts lose what a memory that forgets nothing has.
+
+        All but whole blocks of ``block_size`` of the prefix, and at least one token, stay.
+        """
+        if self.shared_prefix is None:
+            return self
+        shared = self.shared_prefix.tokens // block_size * block_size
+
+        def cut(prompts: np.ndarray) -> np.ndarray:
+            most = np.maximum(prompts - 1, 0) // block_size * block_size
+            return np.asarray(prompts - np.minimum(shared, most))
+
+        if self.paired is not None:
+            rows = cut(np.asarray(self.paired.prefill_tokens)), self.paired.decode_tokens
+            return replace(self, paired=Paired(*rows), shared_prefix=None)
+        assert self.prefill is not None
+        left = Empirical.from_samples(cut(quantiles(self.prefill)), points=4097)
+        return replace(self, prefill=left, shared_prefix=None)
+
+    def with_lengths(self, prefill: Any, decode: Any) -> Stage:
+        """The call with other lengths (None: its own); a delay stays as it is.
+
+        Raises LLMGymError where only one of two paired lengths is given.
+        """
+        if self.is_delay:
+            return self
+        if self.paired is not None and (prefill is None or decode is None):
+            raise LLMGymError(
+                "These lengths are paired: override prefill_tokens and decode_tokens together."
+            )
+        new_prefill = self.prefill if prefill is None else as_length("prefill_tokens", prefill)
+        new_decode = self.decode if decode is None else as_length("decode_tokens", decode)
+        return replace(self, prefill=new_prefill, decode=new_decode, paired=None)
 
     def sampler(self) -> IndependentLengths | JointLengths | Delays:
         """Device form of the stage's lengths, or of its delay."""

@@ -48,8 +48,7 @@ engines each has a name, and each call says which engine serves it ::
 
 A delay takes its kind from the lengths, with a millisecond for a token. A ``[replay]`` lists the
 fields of Replay or has ``trace = "file"``, seen from the folder of the TOML file, with ``format``
-and ``limit`` as in ``read_trace``; ``name``, ``ttft_ms``, ``tpot_ms``, ``weight`` and the tenants go
-with both ::
+and ``limit`` as in ``read_trace``; ``name``, the targets, ``weight`` and the tenants go with both ::
 
     [replay]
     trace = "requests.csv"
@@ -69,6 +68,7 @@ from typing import Any
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.replay import Replay
 from llmgym.scenario.replay_files import read_replay
+from llmgym.scenario.request_class import TARGETS
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.stage import Stage
 from llmgym.scenario.toml_tables import Place, parse, read, read_text, rows, scalar
@@ -157,7 +157,7 @@ def _read_stage(place: Place, table: Any, engines: tuple[Engine, ...]) -> Stage:
 
 def _read_replay(place: Place, table: Any, folder: Path) -> Replay:
     """A replay, listed in the table or read from the trace that it names."""
-    labels = ("name", "ttft_ms", "tpot_ms", "weight", "tenants")
+    labels = ("name", *TARGETS, "weight", "tenants")
     if not isinstance(table, dict) or "trace" not in table:
         return read(place, Replay, table)
     place.check_keys(table, ("trace", "format", "limit", *labels))

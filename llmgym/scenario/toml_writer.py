@@ -74,7 +74,7 @@ def dumps(scenario: Scenario) -> str:
     if isinstance(scenario.workload, Replay):
         table["replay"] = _table(scenario.workload)
     else:
-        table["job_types"] = [_job_type(job, several) for job in scenario.workload]
+        table["job_types"] = [_job_type(job, several) for job in scenario.job_types]
     staged = any("stages" in job for job in table.get("job_types", ()))
     return "".join(_lines(table, compact=several or staged))
 

@@ -1,25 +1,41 @@
-"""What arrives: job types with their arrival process and their calls."""
+"""What arrives: job types with their arrival process and calls, and what every workload has to tell."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from llmgym.core.errors import LLMGymError
 from llmgym.scenario.arrivals import Arrivals
+from llmgym.scenario.engine import Engine
+from llmgym.scenario.gap_samplers import GapSampler
 from llmgym.scenario.lengths import Length
-from llmgym.scenario.request_class import check_service_level
+from llmgym.scenario.prefixes import PrefixSource
+from llmgym.scenario.request_class import TARGETS, RequestClass, check_service_level
 from llmgym.scenario.stage import Paired, Stage
 from llmgym.scenario.workflow import Workflow
+
+LENGTH_SETTINGS = ("prefill_tokens", "decode_tokens")
+WORKLOAD_SETTINGS = ("arrivals", *LENGTH_SETTINGS, *TARGETS)
+"""What ``override`` changes, beside the rate."""
 
 
 @dataclass(frozen=True)
 class JobType:
     """A stream of jobs that arrive alike and ask for the same calls.
 
-    ``ttft_ms`` and ``tpot_ms`` are service-level targets (milliseconds; None: no target): time to first
-    token, and mean time per output token after the first. ``weight`` is what a request that meets them
-    is worth.
+    Args:
+        arrivals: the process in which they come.
+        stages: their calls and delays.
+        name: of the job type.
+        ttft_ms, tpot_ms: targets of every call in milliseconds: time to first token, and mean time
+            per output token after the first; None: no target.
+        weight: what a request that meets its targets is worth.
+        e2e_ms: target of the time from the arrival of the job to the end of its last call.
     """
 
     arrivals: Arrivals
@@ -28,6 +44,7 @@ class JobType:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     weight: float = 1.0
+    e2e_ms: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -70,3 +87,188 @@ def Workload(  # noqa: N802 - reads as a constructor where a scenario is written
     """A job type of one LLM call: the workload of a single engine."""
     stage = Stage(prefill=prefill, decode=decode, paired=paired)  # type: ignore[arg-type]
     return JobType(arrivals, (stage,), **job_type)
+
+
+class Demand(ABC):
+    """What a workload tells the core, the theory and the statistics: all that they know of it.
+
+    ``JobTypes`` and ``Replay`` are the kinds that there are. Jobs arrive in one or more streams, each
+    of which has an arrival process and a workflow; a job's calls (and delays) are of request classes.
+    A new kind defines the same, and nothing outside it has to ask which kind it is.
+    """
+
+    # Who arrives.
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[RequestClass, ...]:
+        """The request classes that an agent tells apart."""
+
+    @property
+    @abstractmethod
+    def job_names(self) -> tuple[str, ...]:
+        """Names of what ``RequestClass.job`` counts: job types, tenants, or the replay."""
+
+    @property
+    @abstractmethod
+    def job_targets_ms(self) -> tuple[float | None, ...]:
+        """End-to-end targets in milliseconds of what ``job_names`` names; None: no target."""
+
+    @property
+    def job_types(self) -> tuple[JobType, ...]:
+        """The job types, where jobs are drawn from such; empty for a list of requests."""
+        return ()
+
+    @abstractmethod
+    def jobs(self, engine: str) -> tuple[JobType, ...]:
+        """What arrives as job types, one for each stream: the same arrivals and laws of lengths.
+
+        ``engine`` names the one that serves calls which do not say so themselves.
+        """
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How often each of ``jobs`` arrives, in proportion to one another."""
+        return np.ones(1)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether a class has a target for its calls."""
+        return any(target is not None for one in self.classes for target in one.targets_ms)
+
+    # How much, and for how long.
+
+    @property
+    @abstractmethod
+    def rate_per_s(self) -> float:
+        """Jobs per second over all streams, lambda; infinite where all come at once."""
+
+    @property
+    @abstractmethod
+    def mean_prefill(self) -> float:
+        """Mean prompt tokens of a job over all arrivals, m_p."""
+
+    @property
+    @abstractmethod
+    def mean_decode(self) -> float:
+        """Mean output tokens of a job over all arrivals, m_d."""
+
+    @property
+    def calls_per_job(self) -> float:
+        """Mean number of calls and delays of a job."""
+        return 1.0
+
+    @property
+    def end_s(self) -> float | None:
+        """Time of the last arrival in seconds; None where arrivals go on for ever."""
+        return None
+
+    @abstractmethod
+    def longest_prompt(self, engine: str) -> float:
+        """Largest prompt that can arrive at an engine, in tokens (infinite without a bound)."""
+
+    def listed_tokens(self) -> np.ndarray | None:
+        """Prompt and output tokens together of every request of a list; None where they are drawn."""
+        return None
+
+    # What the core draws arrivals from.
+
+    @abstractmethod
+    def gap_samplers(self, ticks_per_s: float) -> tuple[GapSampler, ...]:
+        """Device forms of the arrival processes, one for each stream: when the next job comes."""
+
+    @abstractmethod
+    def length_samplers(self) -> tuple[Any, ...]:
+        """Device forms of the laws of lengths, each once."""
+
+    @property
+    @abstractmethod
+    def length_of(self) -> tuple[int, ...]:
+        """Which of ``length_samplers`` each class draws from."""
+
+    @abstractmethod
+    def prefix_sources(self, block_size: int) -> tuple[PrefixSource, ...]:
+        """What prompts begin with, for each class, or once for all of them.
+
+        Raises LLMGymError where what requests share is no whole number of blocks of ``block_size``.
+        """
+
+    # What the end of a call sets off.
+
+    @property
+    @abstractmethod
+    def workflows(self) -> tuple[Workflow, ...]:
+        """How the calls of a job follow one another, one for each stream."""
+
+    @property
+    def single_calls(self) -> bool:
+        """Whether every job is one call, run once: the end of a call then sets nothing off."""
+        return all(len(w.stages) == 1 and not w.stages[0].repeat for w in self.workflows)
+
+    @property
+    def follows(self) -> np.ndarray:
+        """R (classes, classes): mean number of visits to the second that one to the first brings on."""
+        return np.zeros((len(self.classes), len(self.classes)))
+
+    @property
+    def entering_per_s(self) -> np.ndarray:
+        """Rates (classes,) at which calls of each class arrive from outside, per second."""
+        return np.array([one.rate_per_s for one in self.classes])
+
+    def most_at_once(self, engines: Sequence[str]) -> int:
+        """Most calls of one job that can be at one of the engines, or in delays, at once."""
+        return 1
+
+    # The same workload, changed.
+
+    @abstractmethod
+    def check(self, engines: Sequence[Engine]) -> None:
+        """Raise LLMGymError where the engines cannot serve it."""
+
+    @abstractmethod
+    def at_rate(self, rate_per_s: float) -> Demand:
+        """The same with all arrivals sped up or slowed down to ``rate_per_s`` in total."""
+
+    @abstractmethod
+    def unshared(self, block_size: int) -> Demand:
+        """The same with prompts cut by what prefix caching in blocks could save at best."""
+
+    @abstractmethod
+    def calls_at(self, engine: str, classes: Sequence[int], share: float) -> Demand:
+        """What one engine sees of the calls of some classes: a share of them, as Poisson streams.
+
+        Of a list it sees what it is given: the list stays as it is.
+        """
+
+    def endless(self) -> Demand:
+        """The same with arrivals that never end: itself, or a stand-in for a list of requests."""
+        return self
+
+    def first(self, count: int) -> Demand:
+        """The first ``count`` requests of a list; what goes on for ever has no such part."""
+        raise LLMGymError("Only a replay can be cut; these arrivals never end.")
+
+    @abstractmethod
+    def with_lengths(self, prefill: Any, decode: Any) -> Demand:
+        """The same with other lengths of every call (a length or a whole number; None: its own)."""
+
+    @abstractmethod
+    def with_targets(self, targets: Mapping[str, float | None]) -> Demand:
+        """The same with other targets (some of TARGETS) of every class."""
+
+    @abstractmethod
+    def with_arrivals(self, arrivals: Arrivals) -> Demand:
+        """The same with another arrival process, where it has just one."""
+
+    def override(self, changes: Mapping[str, Any]) -> Demand:
+        """The same with changed settings, some of WORKLOAD_SETTINGS."""
+        found = self
+        prefill, decode = (changes.get(name) for name in LENGTH_SETTINGS)
+        if prefill is not None or decode is not None:
+            found = found.with_lengths(prefill, decode)
+        targets = {name: changes[name] for name in TARGETS if name in changes}
+        if targets:
+            found = found.with_targets(targets)
+        if "arrivals" in changes:
+            found = found.with_arrivals(changes["arrivals"])
+        return found

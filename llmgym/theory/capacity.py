@@ -16,11 +16,11 @@ from scipy.optimize import linprog
 
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.engine import Engine
+from llmgym.scenario.lengths import quantiles
 from llmgym.scenario.library import as_scenario
-from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.workload import JobType
-from llmgym.theory.kv_memory import share_with_output, token_iterations, unshared
+from llmgym.theory.kv_memory import token_iterations, unshared
 
 
 class TimeShare(NamedTuple):
@@ -182,34 +182,32 @@ def _engine_plan(
 
 def _demand(scenario: Scenario, engine: Engine) -> tuple[float, float, float]:
     """Prefill tokens, decode tokens, and calls with a prompt that a mean job brings an engine."""
-    workload = scenario.workload
-    if isinstance(workload, Replay):
-        prompts, outputs = np.asarray(workload.prefill_tokens), np.asarray(workload.decode_tokens)
-        decodes = outputs - (engine.prompt_samples & (prompts > 0) & (outputs > 0))
-        return scenario.mean_prefill, float(decodes.mean()), float(np.mean(prompts > 0))
-    total = np.zeros(3)
-    for job in workload:
+    total, weights = np.zeros(3), scenario.demand.weights
+    for job, weight in zip(scenario.jobs, weights, strict=True):
         mine = [v for v, s in enumerate(job.stages) if not s.is_delay and s.engine == engine.name]
         visits, means = job.workflow.visits[mine], job.workflow.means[mine]
-        prompts = np.array([_share_with_prompt(job, v) for v in mine])
-        decodes = means[:, 1]
-        if engine.prompt_samples:
-            decodes = decodes - prompts * [share_with_output(job.stages[v]) for v in mine]
-        total += job.rate_per_s * np.array(
-            [visits @ means[:, 0], visits @ decodes, visits @ prompts]
-        )
-    prefill, decode, prompts = total / scenario.arrival_rate_per_s
+        shares = [_shares(job, v) for v in mine]
+        prompts, sampled = np.array(shares).reshape(-1, 2).T
+        decodes = means[:, 1] - sampled if engine.prompt_samples else means[:, 1]
+        total += weight * np.array([visits @ means[:, 0], visits @ decodes, visits @ prompts])
+    prefill, decode, prompts = total / sum(weights)
     return float(prefill), float(decode), float(prompts)
 
 
-def _share_with_prompt(job: JobType, v: int) -> float:
-    """Share of the visits to a stage that have a prompt to process."""
+def _shares(job: JobType, v: int) -> tuple[float, float]:
+    """Shares of the visits to a stage with a prompt to process, and with output tokens as well."""
     stage = job.stages[v]
-    if stage.inherits and job.workflow.depth[v] > 0:
-        return 1.0  # some call came before, and left its context
+    inherits = stage.inherits and job.workflow.depth[v] > 0
     if stage.paired is not None:
-        return float(np.mean(np.asarray(stage.paired.prefill_tokens) > 0))
-    return float(stage.mean_prefill > 0)
+        prompts = np.asarray(stage.paired.prefill_tokens) > 0
+        outputs = np.asarray(stage.paired.decode_tokens) > 0
+        if inherits:
+            prompts = np.ones_like(prompts)
+        return float(np.mean(prompts)), float(np.mean(prompts & outputs))
+    assert stage.decode is not None
+    # Where some call came before it left its context, and there always is a prompt.
+    share = 1.0 if inherits else float(stage.mean_prefill > 0)
+    return share, share * float(np.mean(quantiles(stage.decode) > 0))
 
 
 def compositions(engine: Engine) -> tuple[np.ndarray, np.ndarray]:

@@ -126,7 +126,7 @@ def _classes(scenario: Scenario) -> tuple[JobType, ...]:
     if scenario.is_network or scenario.engine.kv_cache is None:
         raise LLMGymError("Flow control is about one engine with KV memory (kv_cache).")
     jobs = scenario.job_types
-    if not jobs:
+    if scenario.demand.end_s is not None:
         raise LLMGymError(
             "Flow control is about an endless stream of arrivals; a replay is finite."
         )
@@ -183,7 +183,7 @@ def _check_room(scenario: Scenario, activations: Sequence[int], slots: Sequence[
     """Refuse an engine in which active requests could have to wait for tokens or seats."""
     engine = scenario.engine
     active = int(np.dot(activations, slots))
-    prompts = [max(int(prefill), 1) for prefill, _ in scenario.class_means]
+    prompts = [max(int(one.mean_prefill), 1) for one in scenario.classes]
     tokens = active + int(np.dot(activations, np.array(prompts) - 1))
     if tokens > engine.token_budget:
         raise LLMGymError(

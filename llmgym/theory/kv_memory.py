@@ -9,17 +9,14 @@ the memory M (arXiv:2605.04595).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number
-from llmgym.scenario.lengths import Empirical
-from llmgym.scenario.prefixes import known_tokens
-from llmgym.scenario.replay import Replay
-from llmgym.scenario.request_size import longest_request, quantiles
+from llmgym.scenario.lengths import quantiles
+from llmgym.scenario.request_size import longest_request
 from llmgym.scenario.scenario import Scenario
-from llmgym.scenario.stage import Paired, Stage
+from llmgym.scenario.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,8 @@ def token_iterations(scenario: Scenario, chunk_tokens: int | None = None) -> flo
     chunk = scenario.engine.token_budget if chunk_tokens is None else chunk_tokens
     check_number("chunk_tokens", chunk, low=1, integer=True)
     samples = scenario.engine.prompt_samples
-    if isinstance(scenario.workload, Replay):
-        replay = scenario.workload
-        columns = np.asarray(replay.prefill_tokens), np.asarray(replay.decode_tokens)
-        return float(_footprint(*columns, chunk, samples).mean())
-    rates = [job.rate_per_s for job in scenario.workload]
-    means = [_mean_footprint(job.stages[0], chunk, samples) for job in scenario.workload]
-    return float(np.average(means, weights=rates))
+    means = [_mean_footprint(job.stages[0], chunk, samples) for job in scenario.jobs]
+    return float(np.average(means, weights=scenario.demand.weights))
 
 
 def unshared(scenario: Scenario) -> Scenario:
@@ -86,37 +78,8 @@ def unshared(scenario: Scenario) -> Scenario:
     if cache is None or not cache.prefix_caching or scenario.is_network:
         return scenario
     engine = replace(scenario.engine, kv_cache=replace(cache, prefix_caching=False))
-    size = cache.block_size
-    if isinstance(scenario.workload, Replay):
-        replay = scenario.workload
-        if replay.prefix_ids is None:
-            return replace(scenario, engines=(engine,))
-        prompts, ids = np.asarray(replay.prefill_tokens), np.asarray(replay.prefix_ids)
-        left = prompts - known_tokens(ids, replay.prefix_tokens, prompts, size)
-        workload: Any = replace(replay, prefill_tokens=left, prefix_ids=None)
-    else:
-        workload = tuple(
-            replace(j, stages=(_unshared(j.stages[0], size),)) for j in scenario.workload
-        )
+    workload = scenario.demand.unshared(cache.block_size)
     return replace(scenario, engines=(engine,), workload=workload)
-
-
-def _unshared(stage: Stage, block_size: int) -> Stage:
-    if stage.shared_prefix is None:
-        return stage
-    shared = stage.shared_prefix.tokens // block_size * block_size
-
-    def cut(prompts: np.ndarray) -> np.ndarray:
-        """All but whole blocks of the prefix, and at least one token, are computed anew."""
-        most = np.maximum(prompts - 1, 0) // block_size * block_size
-        return np.asarray(prompts - np.minimum(shared, most))
-
-    if stage.paired is not None:
-        rows = cut(np.asarray(stage.paired.prefill_tokens)), stage.paired.decode_tokens
-        return replace(stage, paired=Paired(*rows), shared_prefix=None)
-    assert stage.prefill is not None
-    left = Empirical.from_samples(cut(quantiles(stage.prefill)), points=4097)
-    return replace(stage, prefill=left, shared_prefix=None)
 
 
 def _mean_footprint(stage: Stage, chunk: int, samples: bool) -> float:
@@ -131,14 +94,6 @@ def _mean_footprint(stage: Stage, chunk: int, samples: bool) -> float:
     steps = np.maximum(outputs - samples, 0)
     output = (steps * (1 + steps) / 2).mean()
     return float(prompt + prompts.mean() * steps.mean() + output)
-
-
-def share_with_output(stage: Stage) -> float:
-    """Share of the requests of a stage that have output tokens at all."""
-    if stage.paired is not None:
-        return float(np.mean(np.asarray(stage.paired.decode_tokens) > 0))
-    assert stage.decode is not None
-    return float(np.mean(quantiles(stage.decode) > 0))
 
 
 def _footprint(prompt: np.ndarray, output: np.ndarray, chunk: int, samples: bool) -> np.ndarray:

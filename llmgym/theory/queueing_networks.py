@@ -50,9 +50,7 @@ class VirtualStation:
 
 def visit_rates(scenario: Scenario) -> np.ndarray:
     """Arrival rates alpha (classes,) of the request classes per second: rate of jobs * mean visits."""
-    if not scenario.job_types:
-        return np.array([scenario.arrival_rate_per_s])
-    return np.concatenate([job.rate_per_s * job.workflow.visits for job in scenario.job_types])
+    return np.array([one.rate_per_s for one in scenario.classes])
 
 
 def traffic_equations(scenario: Scenario) -> tuple[np.ndarray, np.ndarray]:
@@ -62,19 +60,7 @@ def traffic_equations(scenario: Scenario) -> tuple[np.ndarray, np.ndarray]:
     rates solve alpha = lambda + R^T alpha. At a join the calls that it waits for share the visit:
     a visit to it needs all of them, and the rates still balance.
     """
-    count = len(scenario.classes)
-    routing, outside = np.zeros((count, count)), np.zeros(count)
-    if not scenario.job_types:
-        return routing, visit_rates(scenario)
-    first = 0
-    for job in scenario.job_types:
-        mine = slice(first, first + len(job.stages))
-        routing[mine, mine] = job.workflow.follows
-        for root in job.workflow.roots:
-            # Loops aside, a stage that starts with the job runs as often as it is chosen.
-            outside[first + root] = job.rate_per_s * job.workflow.reach[root]
-        first = mine.stop
-    return routing, outside
+    return scenario.demand.follows, scenario.demand.entering_per_s
 
 
 def is_cyclic(scenario: Scenario) -> bool:
@@ -151,7 +137,7 @@ def virtual_station(
     critical = scenario.arrival_rate_per_s / load
     return VirtualStation(
         engines=(scenario.engines[pair[0]].name, scenario.engines[pair[1]].name),
-        classes=tuple(scenario.class_names[k] for k in sets),
+        classes=tuple(scenario.classes[k].name for k in sets),
         load=load,
         critical_per_s=critical,
         critical_load=critical / capacity(scenario).requests_per_s,
@@ -192,7 +178,7 @@ def _work(scenario: Scenario) -> np.ndarray:
     for engine in scenario.engines:
         size = np.arange(1, engine.token_budget + 1)
         best.append(1000.0 * float(np.max(size / batch_ms(engine, size))))
-    tokens = np.sum(scenario.class_means, axis=1)
+    tokens = np.array([one.mean_tokens for one in scenario.classes])
     return np.where(owner < 0, 0.0, rates * tokens / np.array(best)[owner])
 
 
@@ -205,9 +191,9 @@ def _fills(engine: Engine) -> bool:
 
 def _class_engines(scenario: Scenario) -> np.ndarray:
     """Index (classes,) of the engine that serves each class; -1 for delays."""
-    number = {engine.name: e for e, engine in enumerate(scenario.engines)}
-    stages = [stage for job in scenario.job_types for stage in job.stages]
-    return np.array([-1 if s.is_delay else number[s.engine] for s in stages] or [0])
+    number: dict[str | None, int] = {e.name: n for n, e in enumerate(scenario.engines)}
+    number[None] = 0  # of a class that names none, where there is only one
+    return np.array([-1 if one.is_delay else number[one.engine] for one in scenario.classes])
 
 
 def _calls_only(scenario: Scenario) -> tuple[np.ndarray, np.ndarray]:
@@ -239,13 +225,13 @@ def _cycle(scenario: Scenario) -> tuple[str, ...]:
 
 def _priorities(scenario: Scenario, given: Mapping[str, float] | None) -> np.ndarray:
     """Priority (classes,) of each class."""
-    stages = [stage for job in scenario.job_types for stage in job.stages]
-    rank = np.array([float(stage.priority) for stage in stages] or [0.0])
+    names = scenario.class_names
+    rank = np.array([float(one.priority) for one in scenario.classes])
     for name, value in (given or {}).items():
-        if name not in scenario.class_names:
-            raise unknown("class", name, scenario.class_names)
-        k = scenario.class_names.index(name)
-        if stages and stages[k].is_delay:
+        if name not in names:
+            raise unknown("class", name, names)
+        k = names.index(name)
+        if scenario.classes[k].is_delay:
             raise LLMGymError(
                 f"Class {name!r} is a delay, which no priority changes; leave it out."
             )

@@ -181,9 +181,13 @@ def fit_arrivals(trace: Replay | Sequence[float] | np.ndarray, kind: str = "burs
         LLMGymError: an unknown kind, or too few requests to fit.
     """
     _check_kind(kind)
-    arrival_s = trace.arrival_s if isinstance(trace, Replay) else trace
-    fitted: Arrivals = FITS[kind](spread(arrival_s))
+    fitted: Arrivals = FITS[kind](spread(_times(trace)))
     return fitted
+
+
+def _times(trace: Any) -> Any:
+    """The arrival times of a replay, or those that were given."""
+    return getattr(trace, "arrival_s", trace)
 
 
 def _check_kind(kind: str) -> None:
@@ -201,7 +205,7 @@ def compare_fits(
     """
     for kind in kinds:
         _check_kind(kind)
-    arrival_s = trace.arrival_s if isinstance(trace, Replay) else trace
+    arrival_s = _times(trace)
     times = spread(arrival_s)
     wanted = burstiness(times)
     fits = [_judged(kind, fit_arrivals(times, kind), times, wanted, seed) for kind in kinds]

@@ -13,6 +13,7 @@ from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.arrivals import MMPP, Arrivals, GammaRenewal, RateCurve, relative_rates
 from llmgym.scenario.lengths import Empirical
 from llmgym.scenario.replay import Replay
+from llmgym.scenario.request_class import TARGETS
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.stage import Stage
 from llmgym.scenario.workload import JobType
@@ -73,7 +74,8 @@ def fit_scenario(
     prefill, decode = (
         fit_quantiles(t, points) for t in (trace.prefill_tokens, trace.decode_tokens)
     )
-    job = JobType(arrivals, (Stage(prefill, decode),), ttft_ms=trace.ttft_ms, tpot_ms=trace.tpot_ms)
+    targets = {name: getattr(trace, name) for name in TARGETS}
+    job = JobType(arrivals, (Stage(prefill, decode),), **targets)
     fitted = replace(engine, workload=(job,), name=name, source=source)
     return replace(fitted, description=_description(trace, fitted, what))
 

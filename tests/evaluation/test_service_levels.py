@@ -23,7 +23,8 @@ from llmgym.reporting import service_tables
 from llmgym.reporting.benchmark_report import rows, tables
 from llmgym.scenario.request_class import target_ticks
 from llmgym.scenario.scenario import Scenario
-from llmgym.scenario.toml_reader import dumps, loads
+from llmgym.scenario.toml_reader import loads
+from llmgym.scenario.toml_writer import dumps
 from llmgym.traces.readers import read_trace
 
 DURATION_S, WARMUP_S = 16.0, 4.0
@@ -303,22 +304,28 @@ SHARED = Replay(
 def test_tenants_are_classes() -> None:
     scenario = engine(SHARED)
     assert scenario.class_names == scenario.job_names == ("chat", "batch")
-    assert scenario.targets_ms == ((1000.0, 100.0), (None, 500.0))
-    assert scenario.class_weights == (3.0, 1.0)
-    assert scenario.class_priorities == (1, 0)
-    assert scenario.class_means == ((25.0, 2.5), (25.0, 2.5))
-    assert scenario.classes == ((0, 0), (1, 0))
+    chat, batch = scenario.classes
+    assert (chat.targets_ms, batch.targets_ms) == ((1000.0, 100.0), (None, 500.0))
+    assert (chat.weight, batch.weight) == (3.0, 1.0)
+    assert (chat.priority, batch.priority) == (1, 0)
+    assert (chat.mean_prefill, chat.mean_decode) == (25.0, 2.5)
+    assert (batch.mean_prefill, batch.mean_decode) == (25.0, 2.5)
+    assert [(one.job, one.stage) for one in scenario.classes] == [(0, 0), (1, 0)]
     np.testing.assert_array_equal(SHARED.request_class, [1, 0, 0, 1])
     part = SHARED.window(0.1, 0.25)  # of one of them nothing is left
     assert [one.name for one in part.classes] == ["chat", "batch"]
-    assert scenario.override(workload=part).class_means[1] == (0.0, 0.0)
+    assert scenario.override(workload=part).classes[1].mean_tokens == 0.0
     changed = scenario.override(ttft_ms=50.0)
-    assert changed.targets_ms == ((50.0, 100.0), (50.0, 500.0))
+    assert [one.targets_ms for one in changed.classes] == [(50.0, 100.0), (50.0, 500.0)]
 
 
 def test_tenants_without_a_list_share_the_replays_targets() -> None:
     replay = Replay([0, 0, 1], [1, 2, 3], [1, 1, 1], tenant=["b", "a", "b"], ttft_ms=7.0, weight=2)
-    assert replay.classes == (Tenant("a", 7.0, weight=2), Tenant("b", 7.0, weight=2))
+    assert replay.levels == (Tenant("a", 7.0, weight=2), Tenant("b", 7.0, weight=2))
+    assert [(one.name, *one.targets_ms, one.weight) for one in replay.classes] == [
+        ("a", 7.0, None, 2.0),
+        ("b", 7.0, None, 2.0),
+    ]
     np.testing.assert_array_equal(replay.request_class, [1, 0, 1])
 
 
@@ -342,7 +349,7 @@ def test_tenants_and_weights_in_toml(tmp_path: Path) -> None:
     assert dumps(again) == text
     assert again.service_weights == (1, 2)
     job = JobType(Poisson(1.0), (Stage(1, 1),), weight=0.25)
-    assert loads(dumps(engine(job))).class_weights == (0.25,)
+    assert loads(dumps(engine(job))).classes[0].weight == 0.25
     (tmp_path / "trace.csv").write_text("arrival,prefill,decode,tenant\n0,5,1,chat\n1,6,1,x\n")
     head = text[: text.index("[replay]")]
     lines = '[replay]\ntrace = "trace.csv"\nname = "mine"\n'
@@ -350,7 +357,7 @@ def test_tenants_and_weights_in_toml(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(head + lines)
     traced = llmgym.scenario(tmp_path / "s.toml")
     assert traced.class_names == ("chat", "x")
-    assert traced.targets_ms == ((5.0, None), (None, None))
+    assert [one.targets_ms for one in traced.classes] == [(5.0, None), (None, None)]
 
 
 def test_tenants_in_traces(tmp_path: Path) -> None:

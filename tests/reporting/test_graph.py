@@ -10,11 +10,11 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from commands import run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyBboxPatch
 from matplotlib.text import Text
-from test_cli import run
 
 from llmgym.core.errors import LLMGymError
 from llmgym.reporting.graph import draw_graph, graph_data, graph_text, nominal_loads, save_graph

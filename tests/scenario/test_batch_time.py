@@ -30,9 +30,9 @@ from llmgym.scenario.batch_time import (
     Staircase,
 )
 from llmgym.scenario.batch_time_library import PRESETS
-from llmgym.scenario.toml_reader import dumps, loads
+from llmgym.scenario.toml_reader import loads
 from llmgym.scenario.toml_tables import load_batch_time
-from llmgym.scenario.toml_writer import dumps_batch_time
+from llmgym.scenario.toml_writer import dumps, dumps_batch_time
 
 ROOFLINE = Roofline(16.6, 0.0909, 96, 0.221, 4.19, 0.3)
 TABLE = MeasuredTable((1, 64, 128, 512), (20.0, 21.5, 30.0, 70.0))

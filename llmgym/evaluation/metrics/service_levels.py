@@ -10,6 +10,9 @@ that starves is missed. Until then it is undecided. In particular:
 - one that was preempted keeps the tokens that it had: both deadlines stand as they were;
 - without a first token P is undecided; a class without a target meets it;
 - a request that was dropped misses everything.
+
+A call of a network is a request with the targets of its job type; what a network is worth are its jobs
+(``metrics.job_levels``), and so are those of a single engine that has end-to-end targets.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmgym.evaluation.metrics.job_levels import job_levels
+from llmgym.evaluation.metrics.shares import counted_share, dropped_of, elapsed_s
 from llmgym.scenario.request_class import target_ticks
 
 if TYPE_CHECKING:
@@ -51,48 +56,39 @@ def service_levels(run: Record) -> dict[str, Any]:
         and goodput_per_s, the requests per second that finished after the warm-up with both met.
         goodput_per_s: the sum over the classes, each times its weight. slo_attainment: the share, by
         weight, of all decided requests that met both targets. A share of nothing is NaN.
+
+        Of a network, and where there are end-to-end targets, these two are of jobs, and job_slo tells
+        more: see ``metrics.job_levels``.
     """
-    raw, names = run.raw, run.scenario.class_names
+    scenario, (met_first, met_rest, met) = run.scenario, verdicts(run)
+    raw, by_jobs = run.raw, scenario.is_network or any(scenario.demand.job_targets_ms)
     warm = raw["warm_clock"] if run.warmup_s > 0 else np.full_like(raw["warm_clock"], -1)
     counted = raw["request_arrival"] > warm[raw["request_env"]]
     finished = raw["request_finish"] > warm[raw["request_env"]]
-    elapsed_s = float((raw["end_clock"] - raw["warm_clock"]).sum() * run.tick_ms / 1000)
-    met_first, met_rest, met = verdicts(run)
     slo: dict[str, dict[str, float]] = {}
     weighted_met, weighted_decided = 0.0, 0.0
-    for k, weight in enumerate(run.scenario.class_weights):
+    for k, one in enumerate(scenario.classes):
+        if one.is_delay:
+            continue
         mine = raw["request_class"] == k
-        chosen, dropped = mine & counted, _dropped(run, k)
+        # What a network drops is a job, before it has any calls.
+        chosen, dropped = mine & counted, 0 if scenario.is_network else dropped_of(run, k)
         good, decided = np.nansum(met[chosen]), (~np.isnan(met[chosen])).sum() + dropped
-        weighted_met += weight * float(good)
-        weighted_decided += weight * int(decided)
-        slo[names[k]] = {
+        weighted_met += one.weight * float(good)
+        weighted_decided += one.weight * int(decided)
+        slo[one.name] = {
             "requests": int(chosen.sum()) + dropped,
             "undecided": int(np.isnan(met[chosen]).sum()),
-            "attainment": _share(met[chosen], dropped),
-            "ttft_attainment": _share(met_first[chosen], dropped),
-            "tpot_attainment": _share(met_rest[chosen], 0),
-            "goodput_per_s": float(np.nansum(met[mine & finished])) / max(elapsed_s, 1e-9),
+            "attainment": counted_share(met[chosen], dropped),
+            "ttft_attainment": counted_share(met_first[chosen], dropped),
+            "tpot_attainment": counted_share(met_rest[chosen], 0),
+            "goodput_per_s": float(np.nansum(met[mine & finished])) / elapsed_s(run),
         }
+    if by_jobs:
+        return job_levels(run, met) | {"slo": slo}
     rates = [level["goodput_per_s"] for level in slo.values()]
     return {
-        "goodput_per_s": float(np.dot(run.scenario.class_weights, rates)),
+        "goodput_per_s": float(np.dot([one.weight for one in scenario.classes], rates)),
         "slo_attainment": weighted_met / weighted_decided if weighted_decided else float("nan"),
         "slo": slo,
     }
-
-
-def _dropped(run: Record, job_class: int) -> int:
-    """Requests of a class that were dropped after the warm-up."""
-    raw, name = run.raw, "dropped_of_class"
-    if f"end_{name}" not in raw:
-        end, warm = raw["end_dropped"], raw["warm_dropped"]
-    else:
-        end, warm = raw[f"end_{name}"][job_class], raw[f"warm_{name}"][job_class]
-    return int(end.sum() - (warm.sum() if run.warmup_s > 0 else 0))
-
-
-def _share(met: np.ndarray, missed: int) -> float:
-    """The share that met, of the decided and so many more that missed."""
-    decided = (~np.isnan(met)).sum() + missed
-    return float(np.nansum(met) / decided) if decided else float("nan")
