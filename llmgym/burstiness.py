@@ -18,6 +18,7 @@ import numpy as np
 
 from llmgym.arrivals import MMPP, Arrivals, relative_rates
 from llmgym.errors import LLMGymError
+from llmgym.gap_samplers import Gap
 
 SCALES_S = (1.0, 10.0, 60.0)
 """Windows, in seconds, in which requests are counted."""
@@ -112,12 +113,12 @@ def sample_times(
 ) -> np.ndarray:
     """Arrival times in seconds (runs, count) of independent runs of a process, for looking at it."""
     words = jax.random.bits(jax.random.key(seed), (count, runs), jnp.uint32)
-    gaps = np.asarray(_draw(process.sampler(ticks_per_s), words), np.int64)
+    gaps = _draw(process.sampler(ticks_per_s), words).to_numpy()
     return np.cumsum(gaps, axis=0).T / ticks_per_s
 
 
 @jax.jit
-def _draw(sampler: Any, words: jax.Array) -> jax.Array:
+def _draw(sampler: Any, words: jax.Array) -> Gap:
     first, memory = sampler.first(words[0])
     gaps, _ = sampler.gaps(memory, jnp.zeros(words.shape[1:], jnp.int32), words[1:])
-    return jnp.concatenate([first[None], gaps])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, gaps)

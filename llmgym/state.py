@@ -69,7 +69,8 @@ class Stream:
     key: jax.Array  # two words (uint32, axis 0) that with the index fix every request
     index: jax.Array  # number of the next request not drawn yet, int32
     wait: jax.Array  # ticks from now until its arrival, int32; NEVER if there is none
-    memory: jax.Array  # memory of the arrival process, uint32
+    later: jax.Array  # periods of 2**29 ticks on top, int32; 0 unless ``wait`` is 2**30 or more
+    memory: jax.Array  # (classes, 2, ...) memory of the arrival process, uint32
 
 
 @register

@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.arrivals import FAR, NEVER, Arrivals, GapSampler, ListedGaps, uniform
+from llmgym.arrivals import FAR, NEVER, PERIOD, Arrivals, GapSampler, ListedGaps, uniform
 from llmgym.errors import LLMGymError, check_number
 from llmgym.lengths import MAX_TOKENS, Fixed, Length
 from llmgym.prefixes import Listed, SharedPrefix, Variants, check_ids, no_prefix
 from llmgym.pytree import register
 from llmgym.tenants import Tenant, check_service_level, check_tenants, tenant_column
 from llmgym.workflow import Workflow
+
+LATEST = 2.0**53
+"""Ticks before which every arrival of a replay must come: float64 holds whole numbers up to it."""
 
 
 @register
@@ -549,15 +552,17 @@ class Replay:
         return float(np.max(self.prefill_tokens))
 
     def gap_sampler(self, ticks_per_s: float) -> GapSampler:
-        """Device form of the arrival times. Raises LLMGymError on a gap the clock cannot hold."""
-        ticks = np.rint(np.asarray(self.arrival_s) * ticks_per_s).astype(np.int64)
-        gaps = np.diff(ticks, prepend=0)
-        if gaps.max() >= FAR:
+        """Device form of the arrival times. Raises LLMGymError on a time the clock cannot hold."""
+        times = np.rint(np.asarray(self.arrival_s) * ticks_per_s)
+        if times[-1] >= LATEST:
             raise LLMGymError(
-                f"Two requests are {gaps.max() / ticks_per_s:.0f} s apart; the longest gap is "
-                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or cut the trace there."
+                f"The last request comes after {self.arrival_s[-1]:g} s; the clock holds "
+                f"{LATEST / ticks_per_s:g} s. Use a larger tick_ms, or cut the trace there."
             )
-        return ListedGaps(jnp.asarray(np.append(gaps, NEVER), jnp.int32))
+        gaps = np.diff(times.astype(np.int64), prepend=0)
+        later = np.where(gaps >= FAR, gaps // PERIOD, 0)
+        ticks = jnp.asarray(np.append(gaps - later * PERIOD, NEVER), jnp.int32)
+        return ListedGaps(ticks, jnp.asarray(np.append(later, 0), jnp.int32) if later.any() else None)
 
     def length_sampler(self) -> ListedLengths:
         """Device form of the token counts."""
