@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.precision import in_32_bits
 from llmgym.arrivals import MMPP, Arrivals, relative_rates
 from llmgym.errors import LLMGymError
 from llmgym.gap_samplers import Gap
@@ -108,6 +109,7 @@ def mmpp_shape(process: MMPP, scales_s: Sequence[float]) -> np.ndarray:
     return np.array([np.sqrt(square - 1), *(1 + limit * (1 + np.expm1(-changes) / changes))])
 
 
+@in_32_bits
 def sample_times(
     process: Arrivals, count: int, runs: int = 1, seed: int = 0, ticks_per_s: float = 1e5
 ) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from llmgym.precision import in_32_bits
 from llmgym import cli_agents, cli_optimum, cli_reproduce
 from llmgym import cli_tables as tables
 from llmgym.cli_common import (
@@ -476,6 +477,7 @@ def speed(
     )
 
 
+@in_32_bits
 def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2."""
     try:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from llmgym.arrays import prefix_sum
 from llmgym.batch_time import BatchTime
 from llmgym.kv_cache import Memory, secure
+from llmgym.precision import in_32_bits
 from llmgym.pytree import register
 
 
@@ -121,6 +122,7 @@ class View:
         return Batch(jnp.zeros_like(self.prefill))
 
 
+@in_32_bits
 def fill(
     view: View,
     batch: Batch,
@@ -172,6 +174,7 @@ def choose(condition: jax.Array, yes: Batch, no: Batch) -> Batch:
     return Batch(tokens, jnp.where(condition, yes_preempt, no_preempt))
 
 
+@in_32_bits
 def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax.Array:
     """The ``count`` slots of the mask ``candidates`` that were served longest ago, as a mask.
 
@@ -193,6 +196,7 @@ def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax
     return older | (equal & (prefix_sum(equal) <= rest))
 
 
+@in_32_bits
 def oldest_first(
     view: View, batch: Batch, demand: jax.Array, age: jax.Array, token_budget: jax.Array
 ) -> Batch:
@@ -250,6 +254,7 @@ def own_budget(view: View, token_budget: jax.Array | int | None) -> jax.Array:
     return jnp.minimum(view.token_budget, jnp.asarray(token_budget, jnp.int32))
 
 
+@in_32_bits
 def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     """The nearest feasible batch, and whether anything had to be cut.
 

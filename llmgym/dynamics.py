@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.precision import in_32_bits
 from llmgym import fairness, memory_step
 from llmgym import stream as streams
 from llmgym.arrays import class_sums, prefix_sum, rows
@@ -25,12 +26,14 @@ from llmgym.composition import Batch, View, clip
 from llmgym.engine_view import view
 from llmgym.kv_cache import cached_tokens
 from llmgym.physics import COMPACT_EVERY, Physics, StepInfo, lower
+from llmgym.precision import in_32_bits
 from llmgym.state import State, Table, Totals, empty_table, empty_totals
 from llmgym.wide import Wide
 
 T = TypeVar("T", bound=Table)
 
 
+@in_32_bits
 def init(physics: Physics, key: jax.Array) -> State:
     """An empty engine at time 0, with whatever arrives at that very instant.
 
@@ -50,7 +53,7 @@ def init(physics: Physics, key: jax.Array) -> State:
         joined=none,
         drawn=none,
         present=none,
-        backlog=none,
+        backlog=Wide.zeros(shape),
         clock=Wide.zeros(shape),
         stream=streams.start(physics.arrivals, data, physics.burst),
         totals=empty_totals(shape, classes),
@@ -61,6 +64,7 @@ def init(physics: Physics, key: jax.Array) -> State:
     return _admit(physics, state)[0]
 
 
+@in_32_bits
 def next_arrival(physics: Physics, state: State) -> jax.Array:
     """Ticks until the next arrival; NEVER where none is to come."""
     coming = _coming(physics, state)
@@ -75,6 +79,7 @@ def _coming(physics: Physics, state: State) -> jax.Array:
     return (row >= state.joined) & (row < state.drawn)
 
 
+@in_32_bits
 def step(
     physics: Physics, state: State, batch: Batch, idle_limit: jax.Array | None = None
 ) -> tuple[State, StepInfo]:
@@ -84,7 +89,7 @@ def step(
     """
     seen = view(physics, state)
     batch, clipped = clip(seen, batch)
-    table, none = state.table, jnp.zeros_like(state.backlog)
+    table, none = state.table, jnp.zeros_like(state.present)
     admission, preempted, lost, swapped, free = None, none, none, none, none
     found = jnp.zeros_like(batch.tokens)
     if seen.memory is not None:
@@ -117,7 +122,7 @@ def step(
         state,
         table=table,
         present=state.present - completed,
-        backlog=state.backlog - size + lost - jnp.sum(found, axis=0),
+        backlog=state.backlog - (size - lost + jnp.sum(found, axis=0)),
         clock=clock,
         stream=streams.pass_time(state.stream, duration),
         totals=replace(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llmgym.precision import in_32_bits
 from llmgym import stream as streams
 from llmgym.composition import Classes, View
 from llmgym.kv_cache import Memory, cached_tokens
@@ -49,6 +50,7 @@ def class_columns(table: Table, count: int) -> tuple[jax.Array, jax.Array, jax.A
     return in_prefill, in_decode, tally(table.prefill).astype(jnp.float32)
 
 
+@in_32_bits
 def view(physics: Physics, state: State) -> View:
     """What a policy sees of the state."""
     table, shape = state.table, state.present.shape

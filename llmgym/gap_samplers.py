@@ -108,9 +108,7 @@ class GapSampler(Protocol):
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
         """Gap before arrival 0 and the memory (2, ...) after it, from one random word."""
 
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[Gap, jax.Array]:
+    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         """Gaps after each of the arrivals ``index``, ... (A, ...) and memories (A + 1, 2, ...)."""
 
 
@@ -141,9 +139,7 @@ class IndependentGaps:
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
         return _first_of(self.gaps(_blank(word), jnp.zeros(word.shape, jnp.int32), word[None]))
 
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[Gap, jax.Array]:
+    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         states = _unchanged(memory[0], words.shape[0])
         return carried(*split(self.draw(words)), self.mean_ticks < FINE, memory, states)
 
@@ -171,12 +167,12 @@ class RegularGaps:
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
         return _first_of(self.gaps(_blank(word), jnp.zeros(word.shape, jnp.int32), word[None]))
 
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[Gap, jax.Array]:
+    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         count = jnp.arange(words.shape[0] + 1, dtype=jnp.uint32)
         count = count.reshape((-1,) + (1,) * words[0].ndim)
-        phases = memory[1] + count * self.fraction  # wraps: the carry out of 32 bits is a whole tick
+        phases = (
+            memory[1] + count * self.fraction
+        )  # wraps: the carry out of 32 bits is a whole tick
         carry = (phases[1:] < phases[:-1]).astype(jnp.int32)
         later = jnp.broadcast_to(self.later, carry.shape)
         states = _unchanged(memory[0], words.shape[0])
@@ -243,9 +239,7 @@ class ModulatedGaps:
         memory = jnp.stack([in_one.astype(jnp.uint32), jnp.zeros_like(word)])
         return _first_of(self.gaps(memory, jnp.zeros(word.shape, jnp.int32), word[None]))
 
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[Gap, jax.Array]:
+    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         def one(state: jax.Array, word: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             gap, later, after = self._gap(state, word)
             return after, (gap, later, after)
@@ -320,9 +314,7 @@ class CurveGaps:
         memory = jnp.stack([in_one.astype(jnp.uint32) << 31, jnp.zeros_like(word)])
         return _first_of(self.gaps(memory, jnp.zeros(word.shape, jnp.int32), word[None]))
 
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[Gap, jax.Array]:
+    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         def one(memory: jax.Array, word: jax.Array) -> tuple[jax.Array, tuple[Gap, jax.Array]]:
             found = jax.vmap(self._gap, (1, 0), (0, 1))(memory.reshape(2, -1), word.reshape(-1))
             gap, after = jax.tree.map(lambda x: x.reshape(*x.shape[:-1], *word.shape), found)
@@ -351,9 +343,7 @@ class ListedGaps:
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
         return self._gap(jnp.zeros(word.shape, jnp.int32)), _blank(word)
 
-    def gaps(
-        self, memory: jax.Array, index: jax.Array, words: jax.Array
-    ) -> tuple[Gap, jax.Array]:
+    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         ahead = jnp.arange(1, words.shape[0] + 1, dtype=jnp.int32)
         ahead = ahead.reshape((-1,) + (1,) * index.ndim)
         return self._gap(index + ahead), _unchanged(memory, words.shape[0])

@@ -18,6 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from llmgym.precision import in_32_bits
 from llmgym import stream as streams
 from llmgym.arrays import rows
 from llmgym.arrivals import NEVER
@@ -36,11 +37,13 @@ from llmgym.network_state import (
     lower_network,
 )
 from llmgym.network_view import network_view
+from llmgym.precision import in_32_bits
 from llmgym.routing import loads
 from llmgym.state import empty_totals
 from llmgym.wide import Wide
 
 
+@in_32_bits
 def init_network(network: Network, key: jax.Array) -> NetworkState:
     """A network without jobs at time 0, and whatever arrives at that very instant."""
     data = jnp.moveaxis(jax.random.key_data(key).astype(jnp.uint32), -1, 0)
@@ -54,7 +57,7 @@ def init_network(network: Network, key: jax.Array) -> NetworkState:
         tail=none,
         busy=engines,
         present=none,
-        backlog=none,
+        backlog=Wide.zeros(shape),
         clock=Wide.zeros(shape),
         coming=Coming(none, none, queue.astype(jnp.uint32), queue, queue),
         stream=streams.start(network.arrivals, data, network.burst),
@@ -68,6 +71,7 @@ def init_network(network: Network, key: jax.Array) -> NetworkState:
     return settle(network, state, state.table.live)[0]
 
 
+@in_32_bits
 def next_job(network: Network, state: NetworkState) -> jax.Array:
     """Ticks until the next job arrives, 0 if it is overdue; NEVER where none is to come."""
     coming = state.coming
@@ -78,6 +82,7 @@ def next_job(network: Network, state: NetworkState) -> jax.Array:
     return jnp.maximum(jnp.minimum(soonest, jnp.min(state.stream.wait, axis=0)), 0)
 
 
+@in_32_bits
 def step_network(
     network: Network, state: NetworkState, batch: Batch, limit: jax.Array | None = None
 ) -> tuple[NetworkState, NetworkInfo]:
@@ -122,7 +127,7 @@ def step_network(
         state,
         table=credited,
         busy=left,
-        backlog=state.backlog - served_p - served_d,
+        backlog=state.backlog - (served_p + served_d),
         clock=clock,
         stream=streams.pass_time(state.stream, duration),
         batches=state.batches + (size > 0),

@@ -16,6 +16,7 @@ from llmgym.dynamics import COMPACT_EVERY
 from llmgym.errors import LLMGymError
 from llmgym.jobs import CHOICE, Jobs
 from llmgym.network_plan import Plan, rows_per_slot
+from llmgym.precision import in_32_bits
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
 from llmgym.state import Stream, Table, Totals
@@ -76,6 +77,7 @@ class Network:
         return self.plan.most_stages if self.plan.routes else JOBS_TAKEN + CALLS_TAKEN
 
 
+@in_32_bits
 def lower_network(scenario: Scenario, burst: int = 0) -> Network:
     """The network of a scenario as traced parameters. ``burst``: as in ``dynamics.lower``."""
     plan, workload = Plan.of(scenario), scenario.workload
@@ -226,7 +228,7 @@ class NetworkState:
     tail: jax.Array  # fresh rows that are used, whether or not they hold a call
     busy: jax.Array  # (engines, ...) ticks until its batch ends; 0: free
     present: jax.Array
-    backlog: jax.Array
+    backlog: Wide
     clock: Wide
     coming: Coming
     stream: Stream

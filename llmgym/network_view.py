@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.precision import in_32_bits
 from llmgym.composition import Classes, View
 from llmgym.engine_view import class_columns, request_columns
 from llmgym.network_plan import Plan
@@ -18,6 +19,7 @@ from llmgym.network_state import (
 )
 
 
+@in_32_bits
 def network_view(network: Network, state: NetworkState) -> View:
     """What policies see: every array of a View with an axis of engines before the batch axes."""
     plan = network.plan

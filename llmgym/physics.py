@@ -14,6 +14,7 @@ from llmgym.batch_time import BatchTime
 from llmgym.composition import Batch
 from llmgym.errors import LLMGymError
 from llmgym.fairness import Service
+from llmgym.precision import in_32_bits
 from llmgym.prefixes import Sources, no_prefix
 from llmgym.pytree import register
 from llmgym.scenario import Scenario
@@ -52,6 +53,7 @@ class Physics:
     lengths_known: bool = field(metadata={"static": True})
 
 
+@in_32_bits
 def lower(scenario: Scenario, burst: int = 0) -> Physics:
     """The scenario as traced parameters: one compilation serves every load and every constant.
 

@@ -17,6 +17,7 @@ import numpy as np
 from llmgym import agents, baselines
 from llmgym.composition import Batch, View
 from llmgym.errors import LLMGymError, unknown
+from llmgym.precision import in_32_bits
 from llmgym.scenario import Scenario
 from llmgym.theory.memory import held_tokens, likely_longest_request
 from llmgym.workload import Replay
@@ -125,6 +126,7 @@ def name_of(policy: PolicyLike) -> str:
     return str(label or getattr(policy, "__name__", type(policy).__name__))
 
 
+@in_32_bits
 def compose(policy: Callable[[jax.Array, View], Batch], keys: jax.Array, view: View) -> Batch:
     """The policy's batch for every engine of every environment.
 

@@ -99,7 +99,7 @@ class State:
     joined: jax.Array  # fresh rows whose request has arrived, int32
     drawn: jax.Array  # fresh rows that hold a request at all, int32
     present: jax.Array  # requests in the table, int32
-    backlog: jax.Array  # tokens left over all requests in the table, int32
+    backlog: Wide  # tokens left over all requests in the table
     clock: Wide  # ticks
     stream: Stream
     totals: Totals

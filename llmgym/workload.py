@@ -562,7 +562,9 @@ class Replay:
         gaps = np.diff(times.astype(np.int64), prepend=0)
         later = np.where(gaps >= FAR, gaps // PERIOD, 0)
         ticks = jnp.asarray(np.append(gaps - later * PERIOD, NEVER), jnp.int32)
-        return ListedGaps(ticks, jnp.asarray(np.append(later, 0), jnp.int32) if later.any() else None)
+        return ListedGaps(
+            ticks, jnp.asarray(np.append(later, 0), jnp.int32) if later.any() else None
+        )
 
     def length_sampler(self) -> ListedLengths:
         """Device form of the token counts."""

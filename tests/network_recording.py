@@ -122,7 +122,7 @@ def _environment(network: Network, out: Record, state: NetworkState, env: int) -
         dropped=int(state.totals.dropped[env]),
         present=int(state.present[env]),
         completed=int(state.totals.completed[env]),
-        backlog=int(state.backlog[env]),
+        backlog=int(state.backlog.to_numpy()[env]),
         served=sum(int(t.to_numpy()[env]) for t in served),
         end=int(state.clock.to_numpy()[env]),
         clipped=bool(column["clipped"].any()),

@@ -11,6 +11,7 @@ import numpy as np
 from llmgym.envs.functional import EnvState, TimeStep, array_form
 from llmgym.envs.rendering import Renderer
 from llmgym.errors import LLMGymError, unknown
+from llmgym.precision import in_32_bits
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -30,6 +31,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
     env_id: ClassVar[str] = "llmgym/Engine-v0"
 
+    @in_32_bits
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise unknown("render mode", render_mode, RENDER_MODES)
@@ -54,6 +56,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
             raise LLMGymError("Call reset() first: the environment has no state yet.")
         return self._state
 
+    @in_32_bits
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -68,6 +71,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         observation = np.array(self._observe(self._state, self.core.params))
         return observation, {"action_mask": self._action_mask}
 
+    @in_32_bits
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one batch."""
         before = self.state

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llmgym import model, policies
@@ -15,6 +14,7 @@ from llmgym.errors import LLMGymError, check_number
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
 from llmgym.evaluation.statistics import mean_interval
+from llmgym.precision import in_32_bits
 from llmgym.scenario import Scenario, as_scenario
 from llmgym.theory.capacity import capacity, mean_work
 from llmgym.theory.networks import is_cyclic
@@ -41,6 +41,7 @@ class CapacityEstimate:
     replications: int
 
 
+@in_32_bits
 def estimate_capacity(
     scenario: Scenario | str,
     policy: policies.PolicyLike,
@@ -198,7 +199,7 @@ def _slowest(
 
     def look(state: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
         """Tokens that each engine has served, those left at it, and whether jobs were dropped."""
-        left = np.asarray(jnp.sum(state.table.prefill + state.table.decode, axis=0))
+        left = np.sum(np.asarray(state.table.prefill + state.table.decode), axis=0, dtype=np.int64)
         lost = bool(np.asarray(state.totals.dropped).any())
         return tokens, left[: len(group)], lost
 

@@ -21,6 +21,7 @@ from llmgym.evaluation.fairness import fairness
 from llmgym.evaluation.job_tables import job_table, stage_table
 from llmgym.evaluation.service_levels import service_levels
 from llmgym.evaluation.statistics import latency_summary
+from llmgym.precision import in_32_bits
 from llmgym.scenario import Scenario, as_scenario
 from llmgym.workload import Replay
 
@@ -198,6 +199,7 @@ class Run:
         return latency_summary(jobs.e2e_ms.to_numpy(), jobs.env.to_numpy(), self.num_envs)
 
 
+@in_32_bits
 def simulate(
     scenario: Scenario | str,
     policy: policies.PolicyLike,
@@ -282,7 +284,6 @@ def _levels(state: Any) -> dict[str, np.ndarray]:
     totals = state.totals
     served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
     plain = {
-        "backlog": state.backlog,
         "present": state.present,
         "arrived": totals.arrived,
         "completed": totals.completed,
@@ -293,6 +294,7 @@ def _levels(state: Any) -> dict[str, np.ndarray]:
         plain["dropped_of_class"] = totals.dropped_of_class
     return {k: np.asarray(v).astype(np.int64) for k, v in plain.items()} | {
         "clock": state.clock.to_numpy(),
+        "backlog": state.backlog.to_numpy(),
         "served": served,
         "request_ticks": totals.request_ticks.to_numpy(),
     }
@@ -301,9 +303,9 @@ def _levels(state: Any) -> dict[str, np.ndarray]:
 def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
     """A chunk as host arrays; finished requests as flat columns."""
     start = steps.start.to_numpy()
-    kept: dict[str, np.ndarray] = {"start": start}
+    kept: dict[str, np.ndarray] = {"start": start, "backlog": steps.backlog.to_numpy()}
     of_batches = ("batch_ticks", "prefill_tokens", "decode_tokens", "requests")
-    for name in ("duration", *of_batches, "present", "backlog", "found"):
+    for name in ("duration", *of_batches, "present", "found"):
         kept[name] = np.asarray(getattr(steps, name))
     if steps.service is not None:
         kept |= {k: np.asarray(v) for k, v in vars(steps.service).items()}

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from llmgym.errors import LLMGymError
+from llmgym.precision import in_32_bits
 from llmgym.scenario import Engine, Scenario, as_scenario
 from llmgym.theory.memory import share_with_output, token_iterations, unshared
 from llmgym.workload import JobType, Replay
@@ -77,6 +78,7 @@ class Capacity:
     engines: tuple[EngineLoad, ...]
 
 
+@in_32_bits
 def capacity(scenario: Scenario | str) -> Capacity:
     """Capacity of a scenario by the static planning LP.
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from llmgym.errors import LLMGymError, check_number
 from llmgym.lengths import Empirical, Length
+from llmgym.precision import in_32_bits
 from llmgym.prefixes import known_tokens
 from llmgym.scenario import Scenario
 from llmgym.workload import Paired, Replay, Stage
@@ -41,6 +42,7 @@ class MemoryBound:
     token_iterations: float
 
 
+@in_32_bits
 def memory_bound(
     scenario: Scenario, iteration_ms: float, chunk_tokens: int | None = None
 ) -> MemoryBound:
@@ -187,6 +189,7 @@ def _footprint(prompt: np.ndarray, output: np.ndarray, chunk: int, samples: bool
     return np.asarray(chunk * full * (full - 1) / 2 + s + s * o + (1 + o) * o / 2)
 
 
+@in_32_bits
 def _values(length: Length) -> np.ndarray:
     """Equally likely values of a length: its quantiles in the middle of QUANTILES equal parts."""
     u = (jnp.arange(QUANTILES) + 0.5) / QUANTILES

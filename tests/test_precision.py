@@ -1,0 +1,47 @@
+"""JAX's switch for 64 bits changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from bits_of_runs import RUNS
+
+from llmgym.precision import in_32_bits
+
+SCRIPT = Path(__file__).with_name("bits_of_runs.py")
+
+
+def bits(switch: str) -> dict[str, str]:
+    """What the runs print with JAX_ENABLE_X64 set."""
+    found = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        env=os.environ | {"JAX_ENABLE_X64": switch},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    return dict(json.loads(found.stdout.splitlines()[-1]))
+
+
+def test_runs_are_the_same_bit_by_bit_with_64_bits_switched_on() -> None:
+    narrow, wide = bits("0"), bits("1")
+    assert narrow.keys() == RUNS.keys()
+    assert wide == narrow
+
+
+def test_what_a_caller_computes_keeps_its_64_bits() -> None:
+    @in_32_bits
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(x) + jnp.zeros(())
+
+    with jax.enable_x64(True):
+        inside, outside = total(jnp.ones(3, jnp.int32)), jnp.sum(jnp.ones(3, jnp.int32))
+        assert (inside.dtype, outside.dtype) == (jnp.float32, jnp.int64)
+    assert total(jnp.ones(3, jnp.int32)).dtype == jnp.float32
