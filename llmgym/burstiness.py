@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.precision import in_32_bits
 from llmgym.arrivals import MMPP, Arrivals, relative_rates
 from llmgym.errors import LLMGymError
 from llmgym.gap_samplers import Gap
+from llmgym.precision import in_32_bits
 
 SCALES_S = (1.0, 10.0, 60.0)
 """Windows, in seconds, in which requests are counted."""

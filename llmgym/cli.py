@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from llmgym.precision import in_32_bits
 from llmgym import cli_agents, cli_optimum, cli_reproduce
 from llmgym import cli_tables as tables
 from llmgym.cli_common import (
@@ -33,6 +32,7 @@ from llmgym.cli_common import counter as _counter
 from llmgym.cli_common import print_json as _print_json
 from llmgym.cli_common import scenario as _scenario
 from llmgym.errors import LLMGymError, UnservableWarning
+from llmgym.precision import in_32_bits
 
 app = typer.Typer(
     add_completion=False,

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.precision import in_32_bits
 from llmgym import fairness, memory_step
 from llmgym import stream as streams
 from llmgym.arrays import class_sums, prefix_sum, rows
@@ -350,7 +349,8 @@ def sources(live: jax.Array) -> jax.Array:
 
 def clock_ms(physics: Physics, state: State) -> np.ndarray:
     """Simulated time in milliseconds, float64, on the host."""
-    return state.clock.to_numpy() * float(np.round(np.asarray(physics.tick_ms, float), 9))
+    # The decimal that the float32 stands for.
+    return state.clock.to_numpy() * float(str(np.asarray(physics.tick_ms, np.float32)))
 
 
 __all__ = [

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmgym.precision import in_32_bits
 from llmgym import stream as streams
 from llmgym.composition import Classes, View
 from llmgym.kv_cache import Memory, cached_tokens
 from llmgym.physics import Physics
+from llmgym.precision import in_32_bits
 from llmgym.prefixes import Contents
 from llmgym.state import State, Table
 

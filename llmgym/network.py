@@ -18,7 +18,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from llmgym.precision import in_32_bits
 from llmgym import stream as streams
 from llmgym.arrays import rows
 from llmgym.arrivals import NEVER

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.precision import in_32_bits
 from llmgym.composition import Classes, View
 from llmgym.engine_view import class_columns, request_columns
 from llmgym.network_plan import Plan
@@ -17,6 +16,7 @@ from llmgym.network_state import (
     Network,
     NetworkState,
 )
+from llmgym.precision import in_32_bits
 
 
 @in_32_bits

@@ -10,6 +10,7 @@ import numpy as np
 
 from llmgym.arrivals import Arrivals
 from llmgym.batch_time import BatchTime
+from llmgym.clock_limits import check_clock
 from llmgym.errors import LLMGymError, check_number, unknown
 from llmgym.fairness import MOST_WEIGHT
 from llmgym.kv_cache import KVCache
@@ -97,7 +98,9 @@ class Scenario:
         slots: most requests in an engine, or most jobs in a network of engines; arrivals that find them
             taken are dropped and counted.
         router: how calls choose among replicas of an engine: a name in ROUTERS.
-        tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks.
+        tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks. A
+            time that whole ticks would change by more than 1 %, or one of more than 2**30 ticks, is
+            refused.
         lengths_known: whether policies see the remaining output tokens (hidden by default).
         name, description, source: where it comes from.
         service_weights: (w_p, w_q), what a prompt token and an output token count as service to a
@@ -129,8 +132,10 @@ class Scenario:
                 raise LLMGymError(f"Job types need different names, got {names}.")
         check_number("slots", self.slots, low=1, high=2**15, integer=True)
         check_number("tick_ms", self.tick_ms, above=0, high=1000)
+        check_number("tick_ms", self.tick_ms, low=1e-9)
         self._check_engines()
         self._check_service_weights()
+        check_clock(self)
 
     def _check_service_weights(self) -> None:
         if self.service_weights is None:

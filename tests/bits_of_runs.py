@@ -44,9 +44,7 @@ def engine() -> str:
         llmgym.Workload(bursty, llmgym.Geometric(60), llmgym.Geometric(9), name="a"),
         llmgym.Workload(llmgym.GammaRenewal(5.0, 2.0), llmgym.Uniform(1, 90), 5, name="b"),
     )
-    scenario = llmgym.Scenario.single_engine(
-        llmgym.Staircase(5.0, 20.0, 64), 128, jobs, slots=32
-    )
+    scenario = llmgym.Scenario.single_engine(llmgym.Staircase(5.0, 20.0, 64), 128, jobs, slots=32)
     return run(scenario, "random")
 
 

@@ -14,6 +14,9 @@ from bits_of_runs import RUNS
 
 from llmgym.precision import in_32_bits
 
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Compiling is most of the time; both runs are compiled alike."""
+
 SCRIPT = Path(__file__).with_name("bits_of_runs.py")
 
 
@@ -21,7 +24,7 @@ def bits(switch: str) -> dict[str, str]:
     """What the runs print with JAX_ENABLE_X64 set."""
     found = subprocess.run(
         [sys.executable, str(SCRIPT)],
-        env=os.environ | {"JAX_ENABLE_X64": switch},
+        env=os.environ | {"JAX_ENABLE_X64": switch, "XLA_FLAGS": QUICK},
         capture_output=True,
         text=True,
         check=False,
