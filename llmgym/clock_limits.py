@@ -10,11 +10,13 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from llmgym.batch_time import NO_ATTENTION, Attention, BatchTime
 from llmgym.errors import LLMGymError
 from llmgym.lengths import MAX_TOKENS, Length
+from llmgym.workload import Replay
 
 if TYPE_CHECKING:
     from llmgym.scenario import Engine, Scenario
@@ -63,7 +65,9 @@ def check_clock(scenario: Scenario) -> None:
 def _most_attention(scenario: Scenario, engine: Engine) -> Attention:
     """The most that a batch of an engine can read, from its longest request."""
     workload = scenario.workload
-    if scenario.job_types:
+    if isinstance(workload, Replay):
+        longest = float(np.max(np.add(workload.prefill_tokens, workload.decode_tokens)))
+    else:
         longest = 0.0
         for job in scenario.job_types:
             for stage, prompt in zip(job.stages, job.workflow.longest_prompts, strict=True):
@@ -75,8 +79,6 @@ def _most_attention(scenario: Scenario, engine: Engine) -> Attention:
                 if not np.isfinite(bound):
                     bound = 2.0 * MAX_TOKENS if stage.inherits else drawn
                 longest = max(longest, bound)
-    else:
-        longest = float(np.max(np.add(workload.prefill_tokens, workload.decode_tokens)))
     most = engine.token_budget
     if not scenario.is_network:
         most = min(most, scenario.slots)
@@ -90,8 +92,8 @@ def _most_attention(scenario: Scenario, engine: Engine) -> Attention:
 @lru_cache(maxsize=256)
 def _extremes(length: Length) -> tuple[float, float]:
     """The smallest and the largest value that a distribution can draw: it is monotone in u."""
-    ends = np.asarray(length.sample(np.array([2.0**-24, 1 - 2.0**-24], np.float32)), float)
-    return float(ends.min()), float(ends.max())
+    ends = length.sample(jnp.array([2.0**-24, 1 - 2.0**-24], jnp.float32))
+    return float(np.min(ends)), float(np.max(ends))
 
 
 def check_batch_times(

@@ -47,7 +47,9 @@ def class_columns(table: Table, count: int) -> tuple[jax.Array, jax.Array, jax.A
 
     in_prefill = tally((table.prefill > 0).astype(jnp.int32))
     in_decode = tally(((table.prefill == 0) & (table.decode > 0)).astype(jnp.int32))
-    return in_prefill, in_decode, tally(table.prefill).astype(jnp.float32)
+    # In two parts: all prompts together may have more than 2**31 tokens.
+    high, low = tally(table.prefill >> 12), tally(table.prefill & 0xFFF)
+    return in_prefill, in_decode, high.astype(jnp.float32) * 4096 + low.astype(jnp.float32)
 
 
 @in_32_bits

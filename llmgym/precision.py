@@ -21,7 +21,7 @@ def in_32_bits(function: F) -> F:
 
     @functools.wraps(function)
     def narrow(*arguments: Any, **named: Any) -> Any:
-        if not jax.config.jax_enable_x64:
+        if not jax.config.read("jax_enable_x64"):
             return function(*arguments, **named)
         with jax.enable_x64(False):
             return function(*arguments, **named)

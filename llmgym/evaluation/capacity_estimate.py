@@ -199,7 +199,7 @@ def _slowest(
 
     def look(state: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
         """Tokens that each engine has served, those left at it, and whether jobs were dropped."""
-        left = np.sum(np.asarray(state.table.prefill + state.table.decode), axis=0, dtype=np.int64)
+        left = np.asarray(state.table.prefill + state.table.decode, np.int64).sum(axis=0)
         lost = bool(np.asarray(state.totals.dropped).any())
         return tokens, left[: len(group)], lost
 

@@ -320,7 +320,7 @@ def test_a_backlog_beyond_32_bits_is_counted_to_the_last_token(replicas: int) ->
     scenario = llmgym.Scenario.single_engine(llmgym.Affine(1.0, 0.0), 2**16, replay, slots=2100)
     scenario = scenario.override(replicas=replicas, router="round_robin")
     run = llmgym.simulate(scenario, "sarathi", duration_s=0.02, record=False)
-    served = run.raw["prefill_tokens"].sum()
+    served = run.raw["prefill_tokens"].sum() + run.raw["decode_tokens"].sum()
     assert served == 20 * 2**16 * replicas
     assert run.summary["backlog_tokens"] == 2100 * (2**20 + 1) - served
     assert run.trajectory.backlog_tokens.iloc[0] == 2100 * (2**20 + 1)
