@@ -217,7 +217,7 @@ def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
         table, means = engine.table, jnp.mean(physics.means, axis=1)
         left = [
             engine.present,
-            engine.backlog / jnp.sum(means),
+            engine.backlog.to_float() / jnp.sum(means),
             jnp.sum((table.prefill == 0) & (table.decode > 0), axis=0),
             jnp.sum(table.prefill, axis=0) / jnp.maximum(means[0], 1.0),
         ]

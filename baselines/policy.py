@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 
 from llmgym.core.errors import check_number, unknown
+from llmgym.core.precision import in_32_bits
 from llmgym.engine.view import Batch, View
 
 
@@ -31,6 +32,11 @@ class Policy:
     saturates: ClassVar[bool] = False
     batched: ClassVar[bool] = True
     token_budget: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__call__" in vars(cls):
+            cls.__call__ = in_32_bits(cls.__call__)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         if self.token_budget is not None:

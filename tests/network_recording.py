@@ -119,7 +119,7 @@ def _environment(network: Params, out: Record, state: State, env: int) -> Record
         dropped=int(state.totals.dropped[env]),
         present=int(state.present[env]),
         completed=int(state.totals.completed[env]),
-        backlog=int(state.backlog[env]),
+        backlog=int(state.backlog.to_numpy()[env]),
         served=sum(int(t.to_numpy()[env]) for t in served),
         end=int(state.clock.to_numpy()[env]),
         clipped=bool(column["clipped"].any()),

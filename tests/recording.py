@@ -124,7 +124,7 @@ def environment(out: dict[str, np.ndarray], state: State, env: int) -> Recorded:
         arrived=int(state.totals.arrived[env]),
         dropped=int(state.totals.dropped[env]),
         present=int(state.present[env]),
-        backlog=int(state.backlog[env]),
+        backlog=int(state.backlog.to_numpy()[env]),
         end=int(state.clock.to_numpy()[env]),
         clipped=bool(column["clipped"].any()),
     )

@@ -34,6 +34,7 @@ from llmgym.cli.common import counter as _counter
 from llmgym.cli.common import print_json as _print_json
 from llmgym.cli.common import scenario as _scenario
 from llmgym.core.errors import LLMGymError, UnservableWarning
+from llmgym.core.precision import in_32_bits
 
 app = typer.Typer(
     add_completion=False,
@@ -483,6 +484,7 @@ def speed(
     )
 
 
+@in_32_bits
 def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2."""
     try:

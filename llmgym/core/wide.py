@@ -33,6 +33,13 @@ class Wide:
         low = self.low + amount.astype(jnp.uint32)
         return Wide(self.high + (low < self.low).astype(jnp.uint32), low)
 
+    def __sub__(self, amount: jax.Array) -> Wide:
+        """Take away a 32-bit integer of either sign; the result must not be negative."""
+        low = self.low - amount.astype(jnp.uint32)
+        sign = (amount >> 31).astype(jnp.uint32)  # of int32: all ones where it is negative
+        borrow = (low > self.low).astype(jnp.uint32)
+        return Wide(self.high - borrow - sign, low)
+
     def add_product(self, a: jax.Array, b: jax.Array) -> Wide:
         """Add ``a * b`` exactly, both non-negative and below 2**31."""
         a, b = a.astype(jnp.uint32), b.astype(jnp.uint32)
@@ -59,6 +66,11 @@ class Wide:
         past = (later.high < self.high + borrow) | (later.high < self.high)
         cut = jnp.where(high > 0, most, jnp.minimum(low, most))
         return jnp.where(past, 0, cut).astype(jnp.int32)
+
+    def to_float(self) -> jax.Array:
+        """The value as float32, for looking at: exact below 2**24, to seven digits above."""
+        high = self.high.astype(jnp.float32) * jnp.float32(2.0**32)
+        return high + self.low.astype(jnp.float32)
 
     @classmethod
     def of(cls, value: int) -> Wide:

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.core.arrays import prefix_sum
+from llmgym.core.precision import in_32_bits
 from llmgym.engine.memory.paged import secure
 from llmgym.engine.view import Batch, View
 
 
+@in_32_bits
 def fill(
     view: View,
     batch: Batch,
@@ -65,6 +67,7 @@ def choose(condition: jax.Array, yes: Batch, no: Batch) -> Batch:
     return Batch(tokens, jnp.where(condition, yes_preempt, no_preempt))
 
 
+@in_32_bits
 def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax.Array:
     """The ``count`` slots of the mask ``candidates`` that were served longest ago, as a mask.
 
@@ -86,6 +89,7 @@ def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax
     return older | (equal & (prefix_sum(equal) <= rest))
 
 
+@in_32_bits
 def oldest_first(
     view: View, batch: Batch, demand: jax.Array, age: jax.Array, token_budget: jax.Array
 ) -> Batch:
@@ -143,6 +147,7 @@ def own_budget(view: View, token_budget: jax.Array | int | None) -> jax.Array:
     return jnp.minimum(view.token_budget, jnp.asarray(token_budget, jnp.int32))
 
 
+@in_32_bits
 def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     """The nearest feasible batch, and whether anything had to be cut.
 

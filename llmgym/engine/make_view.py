@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.precision import in_32_bits
 from llmgym.engine import stream as streams
 from llmgym.engine.memory.paged import cached_tokens
 from llmgym.engine.params import Params
@@ -17,6 +18,7 @@ from llmgym.engine.view import Classes, Memory, View
 from llmgym.scenario.prefixes import Contents
 
 
+@in_32_bits
 def view(params: Params, state: State) -> View:
     """What policies see; of a network every array has an axis of engines before the batch axes."""
     table, shape = engine_table(params.plan, state.table), state.busy.shape
@@ -128,7 +130,9 @@ def class_columns(table: Table, count: int) -> tuple[jax.Array, jax.Array, jax.A
 
     in_prefill = tally((table.prefill > 0).astype(jnp.int32))
     in_decode = tally(((table.prefill == 0) & (table.decode > 0)).astype(jnp.int32))
-    return in_prefill, in_decode, tally(table.prefill).astype(jnp.float32)
+    # In two parts: all prompts together may have more than 2**31 tokens.
+    high, low = tally(table.prefill >> 12), tally(table.prefill & 0xFFF)
+    return in_prefill, in_decode, high.astype(jnp.float32) * 4096 + low.astype(jnp.float32)
 
 
 def _classes(params: Params, state: State, table: Table) -> Classes:

@@ -11,6 +11,7 @@ import numpy as np
 
 from llmgym.core.arrays import GROUP
 from llmgym.core.errors import LLMGymError
+from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
 from llmgym.engine.mixed_times import stacked_times
 from llmgym.engine.plan import CHOICE, Plan
@@ -84,6 +85,7 @@ class Params:
         return x if self.lone else jnp.sum(x, axis=axis)
 
 
+@in_32_bits
 def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Params:
     """The scenario as traced parameters: one compilation serves every load and every constant.
 

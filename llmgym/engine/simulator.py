@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.precision import in_32_bits
 from llmgym.core.wide import Wide
 from llmgym.engine import calls, fresh_rows, service
 from llmgym.engine import stream as streams
@@ -36,6 +37,7 @@ from llmgym.engine.view import Batch, View
 from llmgym.scenario.arrivals import NEVER
 
 
+@in_32_bits
 def init(params: Params, key: jax.Array) -> State:
     """An empty system at time 0, with whatever arrives at that very instant.
 
@@ -59,7 +61,7 @@ def init(params: Params, key: jax.Array) -> State:
         busy=jnp.zeros(engines, jnp.int32),
         batches=jnp.zeros(engines, jnp.int32),
         present=none,
-        backlog=none,
+        backlog=Wide.zeros(shape),
         clock=Wide.zeros(shape),
         inflow=fresh_rows.nothing(shape) if params.lone else calls.nothing(params, shape),
         stream=streams.start(params.arrivals, data, params.burst),
@@ -71,6 +73,7 @@ def init(params: Params, key: jax.Array) -> State:
     return _arrivals(params, state, state.table.live)[0]
 
 
+@in_32_bits
 def next_arrival(params: Params, state: State) -> jax.Array:
     """Ticks until the next arrival from outside, 0 if it is overdue; NEVER where none is to come."""
     waiting = fresh_rows if params.lone else calls
@@ -78,6 +81,7 @@ def next_arrival(params: Params, state: State) -> jax.Array:
     return jnp.maximum(soonest, 0)
 
 
+@in_32_bits
 def step(
     params: Params,
     state: State,
@@ -104,16 +108,16 @@ def step(
     duration = _duration(params, state, table, busy, limit)
     clock, left = state.clock + duration, jnp.where(busy > 0, busy - duration, 0)
     credited, ended = end(params, table, (busy > 0) & (left == 0), begun, clock.low)
+    credited_tokens, found = (
+        ended.prefill_tokens + ended.decode_tokens,
+        jnp.sum(begun.found, axis=0),
+    )
     moved = replace(
         state,
         table=credited,
         busy=left,
         batches=state.batches + (size > 0),
-        backlog=state.backlog
-        - ended.prefill_tokens
-        - ended.decode_tokens
-        + params.total(begun.lost)
-        - params.total(jnp.sum(begun.found, axis=0)),
+        backlog=state.backlog - (credited_tokens - params.total(begun.lost - found)),
         clock=clock,
         stream=streams.pass_time(state.stream, duration),
         totals=replace(
@@ -228,7 +232,8 @@ def _serve(
 
 def clock_ms(params: Params, state: State) -> np.ndarray:
     """Simulated time in milliseconds, float64, on the host."""
-    return state.clock.to_numpy() * float(np.round(np.asarray(params.tick_ms, float), 9))
+    # The decimal that the float32 stands for.
+    return state.clock.to_numpy() * float(str(np.asarray(params.tick_ms, np.float32)))
 
 
 __all__ = [

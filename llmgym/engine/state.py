@@ -80,7 +80,8 @@ class Stream:
     key: jax.Array  # two words (uint32, axis 0) that with the index fix every request
     index: jax.Array  # number of the next request not drawn yet, int32
     wait: jax.Array  # ticks from now until its arrival, int32; NEVER if there is none
-    memory: jax.Array  # memory of the arrival process, uint32
+    later: jax.Array  # periods of 2**29 ticks on top, int32; 0 unless ``wait`` is 2**30 or more
+    memory: jax.Array  # (job types, 2, ...) memory of the arrival process, uint32
 
 
 @register
@@ -175,7 +176,7 @@ class State:
     busy: jax.Array  # of engines: ticks until the batch ends; 0: free
     batches: jax.Array  # of engines: run so far
     present: jax.Array  # requests in the table, or jobs in the network, int32
-    backlog: jax.Array  # tokens left over all requests in the table, int32
+    backlog: Wide  # tokens left over all requests in the table
     clock: Wide  # ticks
     inflow: FreshRows | Queues
     stream: Stream

@@ -13,6 +13,7 @@ from llmgym.core.arrays import select
 from llmgym.core.pytree import register
 from llmgym.engine.state import Stream
 from llmgym.scenario.arrivals import FAR, NEVER
+from llmgym.scenario.gap_samplers import Gap, lift
 
 
 @register
@@ -114,16 +115,18 @@ def start(processes: tuple[Any, ...], key: jax.Array, burst: jax.Array) -> Strea
     for job_class, process in enumerate(processes):
         # The gap before the first arrival belongs to "arrival -1".
         word = words(key, job_class, jnp.full(key.shape[1:], -1, jnp.int32), 1)[0]
-        wait, memory = process.first(word)
-        waits.append(jnp.where(burst > 0, 0, wait))
+        gap, memory = process.first(word)
+        gap = jax.tree.map(lambda ticks: jnp.where(burst > 0, 0, ticks), gap)
+        waits.append(lift(gap.ticks, gap.later))
         memories.append(memory)
-    wait = jnp.stack(waits)
-    return Stream(key, jnp.zeros_like(wait), wait, jnp.stack(memories))
+    wait, later = (jnp.stack(words) for words in zip(*waits, strict=True))
+    return Stream(key, jnp.zeros_like(wait), wait, later, jnp.stack(memories))
 
 
 def pass_time(stream: Stream, ticks: jax.Array) -> Stream:
     """Let ``ticks`` pass: waits become shorter, and negative for arrivals that are overdue."""
-    return replace(stream, wait=jnp.where(stream.wait >= NEVER, NEVER, stream.wait - ticks))
+    wait, later = lift(stream.wait - ticks, stream.later)
+    return replace(stream, wait=jnp.where(stream.wait >= NEVER, NEVER, wait), later=later)
 
 
 def draw(
@@ -139,21 +142,18 @@ def draw(
     The first ``burst`` requests of each job type all arrive at time 0: a start from a backlog.
     """
     ahead = jnp.arange(most, dtype=jnp.int32).reshape((-1,) + (1,) * limit.ndim)
-    times, memories, fields = [], [], []
+    times, laters, memories, fields = [], [], [], []
     for k, (process, length) in enumerate(zip(processes, lengths, strict=True)):
         index = stream.index[k] + ahead
         random = words(stream.key, k, index, 2)
         gaps, memory = process.gaps(stream.memory[k], stream.index[k], random[0])
-        gaps = jnp.where(index + 1 < burst, 0, gaps)
-
-        def after(time: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # Past FAR the time stands still: sums stay inside 32 bits, and such arrivals wait.
-            later = jnp.where(gap == NEVER, NEVER, time + gap)
-            time = jnp.where(time >= FAR, time, later)
-            return time, time
-
-        _, later = jax.lax.scan(after, stream.wait[k], gaps)
-        times.append(jnp.concatenate([stream.wait[k][None], later]))
+        in_burst = index + 1 < burst
+        gaps = jax.tree.map(lambda ticks, now=in_burst: jnp.where(now, 0, ticks), gaps)
+        start = stream.wait[k], stream.later[k]
+        _, after = jax.lax.scan(_after, start, gaps)
+        time, later = (jnp.concatenate([a[None], b]) for a, b in zip(start, after, strict=True))
+        times.append(time)
+        laters.append(later)
         prefill, decode = length(index, random[1:3])
         memories.append(memory)
         listed = getattr(length, "request_class", None) is not None
@@ -169,11 +169,27 @@ def draw(
     def at(columns: list[jax.Array]) -> jax.Array:
         return jnp.stack([_pick(c, n) for c, n in zip(columns, taken, strict=True)])
 
-    return drawn, Stream(stream.key, stream.index + jnp.stack(taken), at(times), at(memories))
+    index = stream.index + jnp.stack(taken)
+    return drawn, Stream(stream.key, index, at(times), at(laters), at(memories))
+
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def _after(now: Pair, gap: Gap) -> tuple[Pair, Pair]:
+    """The time after a gap, in ticks and periods; past FAR it stands still, as such arrivals wait."""
+    time, later = now
+    coming, periods = lift(time + gap.ticks, gap.later)
+    coming = jnp.where(gap.ticks == NEVER, NEVER, coming)
+    stands = time >= FAR
+    now = jnp.where(stands, time, coming), jnp.where(stands, later, periods)
+    return now, now
 
 
 def _pick(column: jax.Array, index: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(column, index[None], axis=0)[0]
+    """Entry ``index`` (...) of a column (count, ..., ...)."""
+    index = index.reshape((1,) * (column.ndim - index.ndim) + index.shape)
+    return jnp.take_along_axis(column, index, axis=0)[0]
 
 
 def _merge(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
@@ -80,6 +81,7 @@ class FunctionalEngine:
 
     default_scenario: ClassVar[str] = "paper-figure-1"
 
+    @in_32_bits
     def __init__(
         self,
         scenario: Scenario | str | None = None,
@@ -127,12 +129,14 @@ class FunctionalEngine:
         # from traced ones, and a run must not depend on how it was compiled.
         return params or jax.lax.optimization_barrier(self.params)
 
+    @in_32_bits
     def init(self, key: jax.Array, params: Any = None) -> EnvState:
         """An empty engine. ``key``: a JAX random key, or an array of them for a batch."""
         engine = simulator.init(self._physics(params), key)
         none = jnp.zeros(engine.present.shape, jnp.float32)
         return EnvState(engine, none, none)
 
+    @in_32_bits
     def step(self, state: EnvState, action: Any, params: Any = None) -> tuple[EnvState, TimeStep]:
         """One decision epoch. Does not reset: do so where ``truncated`` is set."""
         physics = self._physics(params)
@@ -153,7 +157,7 @@ class FunctionalEngine:
             "arrived": info.arrived,
             "dropped": info.dropped,
             "in_system": after.present,
-            "backlog_tokens": after.backlog,
+            "backlog_tokens": after.backlog.to_float(),
             "clipped": info.clipped,
             "action_mask": self.encoding.mask(simulator.view(physics, after)),
         }
@@ -163,18 +167,22 @@ class FunctionalEngine:
         reward = jnp.asarray(self.reward(transition), jnp.float32)
         return new, TimeStep(self.observe(new, physics), reward, truncated, step_info)
 
+    @in_32_bits
     def observe(self, state: EnvState, params: Any = None) -> jax.Array:
         """The observation vector (entries, ...)."""
         return self._look(state, self.view(state, params))
 
+    @in_32_bits
     def view(self, state: EnvState, params: Any = None) -> View:
         """What a policy of llmgym.baselines sees."""
         return simulator.view(self._physics(params), state.engine)
 
+    @in_32_bits
     def action_mask(self, state: EnvState, params: Any = None) -> jax.Array:
         """Feasible choices, flat (choices, ...)."""
         return self.encoding.mask(self.view(state, params))
 
+    @in_32_bits
     def expand(self, state: EnvState, action: Any, params: Any = None) -> Batch:
         """The Batch that an action stands for in this state."""
         return self.encoding.expand(action, self.view(state, params))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState, TimeStep
 from llmgym.envs.registration import array_form
 from llmgym.envs.rendering.network import NetworkRenderer
@@ -31,6 +32,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
     env_id: ClassVar[str] = "llmgym/Engine-v0"
 
+    @in_32_bits
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise unknown("render mode", render_mode, RENDER_MODES)
@@ -55,6 +57,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
             raise LLMGymError("Call reset() first: the environment has no state yet.")
         return self._state
 
+    @in_32_bits
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -69,6 +72,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         observation = np.array(self._observe(self._state, self.core.params))
         return observation, {"action_mask": self._action_mask}
 
+    @in_32_bits
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one batch."""
         before = self.state

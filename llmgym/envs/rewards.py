@@ -72,7 +72,7 @@ def weighted_holding(step: Transition, prefill_weight: float, decode_weight: flo
 
 def backlog_tokens(step: Transition) -> jax.Array:
     """Minus tokens left at the decision times the length of the step, thousand token-seconds."""
-    return -step.before.backlog.astype(jnp.float32) * step.duration_s / 1000
+    return -step.before.backlog.to_float() * step.duration_s / 1000
 
 
 def throughput(step: Transition) -> jax.Array:

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState, TimeStep
 from llmgym.envs.registration import array_form
 
@@ -31,6 +32,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     env_id: ClassVar[str] = "llmgym/Engine-v0"
 
+    @in_32_bits
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **settings: Any) -> None:
         check_number("num_envs", num_envs, low=1, high=2**20, integer=True)
         if render_mode is not None:
@@ -83,6 +85,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         )
         return state, episode, result, observation.T, mask.T
 
+    @in_32_bits
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -108,6 +111,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         generators = (gym.utils.seeding.np_random(s)[0] for s in seeds)
         return np.array([g.integers(2**31) for g in generators])
 
+    @in_32_bits
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
@@ -42,6 +42,7 @@ class CapacityEstimate:
     replications: int
 
 
+@in_32_bits
 def estimate_capacity(
     scenario: Scenario | str,
     policy: policies.PolicyLike,
@@ -199,7 +200,7 @@ def _slowest(
 
     def look(state: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
         """Tokens that each engine has served, those left at it, and whether jobs were dropped."""
-        left = np.asarray(jnp.sum(state.table.prefill + state.table.decode, axis=0))
+        left = np.asarray(state.table.prefill + state.table.decode, np.int64).sum(axis=0)
         lost = bool(np.asarray(state.totals.dropped).any())
         return tokens, left[: len(group)], lost
 

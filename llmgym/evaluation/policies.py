@@ -17,6 +17,7 @@ import numpy as np
 
 from llmgym import baselines
 from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.precision import in_32_bits
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.request_size import held_tokens, likely_longest_request
 from llmgym.scenario.scenario import Scenario
@@ -145,6 +146,7 @@ def name_of(policy: PolicyLike) -> str:
     return str(label or getattr(policy, "__name__", type(policy).__name__))
 
 
+@in_32_bits
 def compose(policy: Callable[[jax.Array, View], Batch], keys: jax.Array, view: View) -> Batch:
     """The policy's batch for every engine of every environment.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
@@ -28,12 +29,14 @@ FOREVER = 2**62
 Policy = Callable[[jax.Array, Any], Batch]
 
 
+@in_32_bits
 def keys(seed: int, num_envs: int) -> jax.Array:
     """Keys of the environments: a function of the seed and of the environment's number alone."""
     one = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(lambda i: jax.random.fold_in(one, i))(jnp.arange(num_envs))
 
 
+@in_32_bits
 def policy_key(key: jax.Array, steps: jax.Array) -> jax.Array:
     """The policy's key for a decision: apart from the arrivals', and fresh in every step."""
 
@@ -59,7 +62,7 @@ class Steps:
     decode_tokens: jax.Array
     requests: jax.Array  # in the batch
     present: jax.Array  # requests (of a network: jobs) in the system at the decision
-    backlog: jax.Array  # their tokens left
+    backlog: Wide  # their tokens left
     dropped: jax.Array  # dropped since the start
     lost: jax.Array  # tokens that preemption makes to be computed again
     found: jax.Array  # prompt tokens that prefix caching found in memory
@@ -107,7 +110,7 @@ def run_chunk(
     return jax.lax.scan(body, state, None, length=length)
 
 
-start = jax.jit(simulator.init)
+start = in_32_bits(jax.jit(simulator.init))
 
 
 def rollout(
@@ -128,7 +131,9 @@ def rollout(
     length = int(np.clip(2**21 // state.table.prefill.size, 16, 512)) if detail else 512
     bounded, end = horizon < FOREVER, Wide.of(horizon)
     while True:
-        state, steps = run_chunk(physics, state, key, end, policy, length, detail, bounded)
+        state, steps = in_32_bits(run_chunk)(
+            physics, state, key, end, policy, length, detail, bounded
+        )
         steps = jax.device_get(steps)
         yield state, steps
         if not steps.duration[-1].any():

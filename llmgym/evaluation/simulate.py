@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from llmgym.core.errors import LLMGymError, TableFullError, UnservableWarning, check_number
+from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.engine import stream as streams
 from llmgym.evaluation import policies
@@ -114,6 +115,7 @@ class Run(Record):
         return latency_summary(jobs.e2e_ms.to_numpy(), jobs.env.to_numpy(), self.num_envs)
 
 
+@in_32_bits
 def simulate(
     scenario: Scenario | str,
     policy: policies.PolicyLike,
@@ -198,7 +200,6 @@ def _levels(state: Any) -> dict[str, np.ndarray]:
     totals = state.totals
     served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
     plain = {
-        "backlog": state.backlog,
         "present": state.present,
         "arrived": totals.arrived,
         "completed": totals.completed,
@@ -209,6 +210,7 @@ def _levels(state: Any) -> dict[str, np.ndarray]:
         plain["dropped_of_class"] = totals.dropped_of_class
     return {k: np.asarray(v).astype(np.int64) for k, v in plain.items()} | {
         "clock": state.clock.to_numpy(),
+        "backlog": state.backlog.to_numpy(),
         "served": served,
         "request_ticks": totals.request_ticks.to_numpy(),
     }
@@ -217,9 +219,9 @@ def _levels(state: Any) -> dict[str, np.ndarray]:
 def _host(steps: rollouts.Steps) -> dict[str, np.ndarray]:
     """A chunk as host arrays; finished requests as flat columns."""
     start = steps.start.to_numpy()
-    kept: dict[str, np.ndarray] = {"start": start}
+    kept: dict[str, np.ndarray] = {"start": start, "backlog": steps.backlog.to_numpy()}
     of_batches = ("batch_ticks", "prefill_tokens", "decode_tokens", "requests")
-    for name in ("duration", *of_batches, "present", "backlog", "found"):
+    for name in ("duration", *of_batches, "present", "found"):
         kept[name] = np.asarray(getattr(steps, name))
     if steps.service is not None:
         kept |= {k: np.asarray(v) for k, v in vars(steps.service).items()}

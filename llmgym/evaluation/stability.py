@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
@@ -63,6 +64,7 @@ class Trend:
     dropped: int
 
 
+@in_32_bits
 def trend(
     scenario: Scenario,
     policy: rollouts.Policy,
@@ -83,7 +85,7 @@ def trend(
     start = rollouts.start(physics, key)
     for _, steps in rollouts.rollout(physics, policy, start, key, horizon):
         columns["time"].append(steps.start.to_numpy())
-        columns["backlog"].append(np.asarray(steps.backlog).astype(float))
+        columns["backlog"].append(steps.backlog.to_numpy().astype(float))
         columns["dropped"].append(np.asarray(steps.dropped))
         served = np.asarray(steps.prefill_tokens + steps.decode_tokens)
         served = served if served.ndim == 2 else served.sum(axis=1)
@@ -125,6 +127,7 @@ def _window_end(
     )  # a table that is full at once leaves no window, but no division by 0 either
 
 
+@in_32_bits
 def stability(
     scenario: Scenario | str,
     policy: policies.PolicyLike,

@@ -16,6 +16,7 @@ from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.gap_samplers import (
     FAR,
     NEVER,
+    PERIOD,
     CurveGaps,
     ExponentialGaps,
     GammaGaps,
@@ -23,7 +24,6 @@ from llmgym.scenario.gap_samplers import (
     ListedGaps,
     ModulatedGaps,
     RegularGaps,
-    to_ticks,
     uniform,
 )
 
@@ -49,6 +49,41 @@ def _check_rate(rate_per_s: object) -> None:
     check_number("rate_per_s", rate_per_s, above=0)
 
 
+MOST_TICKS = 2.0**40
+"""Longest mean gap in ticks (127 days at 0.01 ms)."""
+
+MOST_PER_TICK = 1024
+"""Most arrivals per tick, in the busiest state (1e8 per second at 0.01 ms)."""
+
+MOST_CHANGES = 100_000
+"""Most changes of state, or bins of a curve, in a mean gap: each costs a random draw."""
+
+
+def _check_scale(rate_per_s: float, ticks_per_s: float, busiest_per_s: float = 0.0) -> None:
+    """Refuse a rate whose gaps the clock cannot hold, or cannot tell apart."""
+    tick_ms, busiest = 1000 / ticks_per_s, max(busiest_per_s, rate_per_s)
+    if rate_per_s * MOST_TICKS < ticks_per_s:
+        raise LLMGymError(
+            f"{rate_per_s:g} arrivals per second are too few for a clock tick of {tick_ms:g} ms; the "
+            f"fewest are {ticks_per_s / MOST_TICKS:.3g}. Use a larger tick_ms."
+        )
+    if busiest > MOST_PER_TICK * ticks_per_s:
+        raise LLMGymError(
+            f"{busiest:g} arrivals per second are too many for a clock tick of {tick_ms:g} ms; the "
+            f"most are {MOST_PER_TICK * ticks_per_s:.3g}. Use a smaller tick_ms."
+        )
+
+
+def _check_changes(rate_per_s: float, shortest_s: float, what: str) -> None:
+    """Refuse a process whose states or bins are far shorter than the time between arrivals."""
+    if rate_per_s * shortest_s * MOST_CHANGES < 1:
+        raise LLMGymError(
+            f"At {rate_per_s:g} arrivals per second the next one is {1 / (rate_per_s * shortest_s):.3g} "
+            f"times {what} of {shortest_s:g} s away; the most is {MOST_CHANGES}. Arrivals that rare "
+            "show nothing of it: use Poisson arrivals."
+        )
+
+
 @dataclass(frozen=True)
 class Poisson(Arrivals):
     """Poisson arrivals at ``rate_per_s``."""
@@ -60,6 +95,7 @@ class Poisson(Arrivals):
         _check_rate(self.rate_per_s)
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
+        _check_scale(self.rate_per_s, ticks_per_s)
         return ExponentialGaps(jnp.float32(ticks_per_s / self.rate_per_s))
 
 
@@ -74,11 +110,15 @@ class Deterministic(Arrivals):
         _check_rate(self.rate_per_s)
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
+        _check_scale(self.rate_per_s, ticks_per_s)
         # A rate is usually written as a rounded decimal of 1/interval: limit_denominator recovers it.
         exact = Fraction(ticks_per_s) / Fraction(self.rate_per_s)
         interval = exact.limit_denominator(10**6) if exact > 1 else exact
-        scaled = round(interval * 2**32)
-        return RegularGaps(jnp.int32(scaled >> 32), jnp.uint32(scaled & 0xFFFFFFFF))
+        whole, fraction = divmod(round(interval * 2**32), 2**32)
+        later = whole // PERIOD if whole >= FAR else 0
+        return RegularGaps(
+            jnp.int32(whole - later * PERIOD), jnp.int32(later), jnp.uint32(fraction)
+        )
 
 
 @dataclass(frozen=True)
@@ -94,6 +134,7 @@ class GammaRenewal(Arrivals):
         check_number("cv", self.cv, above=0, high=100)
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
+        _check_scale(self.rate_per_s, ticks_per_s)
         return GammaGaps(jnp.float32(ticks_per_s / self.rate_per_s), jnp.float32(self.cv**-2))
 
 
@@ -118,6 +159,8 @@ class MMPP(Arrivals):
     def sampler(self, ticks_per_s: float) -> GapSampler:
         as_ticks = 1 / ticks_per_s
         rates = self.rate_per_s * relative_rates(self.weights, self.sojourn_s)
+        _check_scale(self.rate_per_s, ticks_per_s, float(rates.max()))
+        _check_changes(self.rate_per_s, min(self.sojourn_s), "a sojourn")
         return ModulatedGaps(
             jnp.asarray(rates * as_ticks, jnp.float32),
             jnp.asarray(as_ticks / np.array(self.sojourn_s), jnp.float32),
@@ -183,6 +226,11 @@ class RateCurve(Arrivals):
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
         weights, period = np.array(self.weights, float), self.period_s * ticks_per_s
+        if period > MOST_TICKS:
+            raise LLMGymError(
+                f"The period of the rate curve has {period:.3g} clock ticks; the most are "
+                f"{MOST_TICKS:.3g}. Use a larger tick_ms, or a shorter period_s."
+            )
         unit = int(np.ceil(period / (2**31 - len(weights))))
         bin_units = round(period / len(weights) / unit)
         if bin_units < 1:
@@ -190,25 +238,25 @@ class RateCurve(Arrivals):
                 f"The rate curve has bins of {self.period_s / len(weights):g} s, shorter than a clock "
                 "tick; use fewer bins or a smaller tick_ms."
             )
-        nights = "".join("x" if w else "0" for w in self.weights * 2).split("x")
-        night_s = len(max(nights, key=len)) * self.period_s / len(weights)
-        if night_s * ticks_per_s >= FAR - 128:
-            raise LLMGymError(
-                f"The rate curve has {night_s:g} s without arrivals; the longest gap is "
-                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or a small weight there."
-            )
         states, leave = np.ones(2), np.zeros(2)
         if self.burst_weights is not None and self.burst_sojourn_s is not None:
             states = relative_rates(self.burst_weights, self.burst_sojourn_s)
             leave = 1 / np.array(self.burst_sojourn_s)
         per_unit = unit / ticks_per_s
-        rates = self.rate_per_s * weights / weights.mean()
+        rates = np.outer(self.rate_per_s * weights / weights.mean(), states)
+        shortest = min([self.period_s / len(weights), *(self.burst_sojourn_s or ())])
+        _check_scale(self.rate_per_s, ticks_per_s, float(rates.max()))
+        _check_changes(self.rate_per_s, shortest, "a bin or sojourn")
         return CurveGaps(
-            jnp.asarray(np.outer(rates, states) * per_unit, jnp.float32),
+            jnp.asarray(rates * per_unit, jnp.float32),
             jnp.asarray(leave * per_unit, jnp.float32),
             jnp.int32(bin_units),
             jnp.int32(unit),
         )
+
+
+LATEST = 2.0**53
+"""Ticks before which every arrival of a list must come: float64 holds whole numbers up to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,14 +279,18 @@ class ListedArrivals(Arrivals):
         return replace(self, arrival_s=self.arrival_s * (self.rate_per_s / rate_per_s))
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
-        ticks = np.rint(self.arrival_s * ticks_per_s).astype(np.int64)
-        gaps = np.diff(ticks, prepend=0)
-        if gaps.max() >= FAR:
+        times = np.rint(self.arrival_s * ticks_per_s)
+        if times[-1] >= LATEST:
             raise LLMGymError(
-                f"Two requests are {gaps.max() / ticks_per_s:.0f} s apart; the longest gap is "
-                f"{FAR / ticks_per_s:.0f} s. Use a larger tick_ms, or cut the trace there."
+                f"The last request comes after {self.arrival_s[-1]:g} s; the clock holds "
+                f"{LATEST / ticks_per_s:g} s. Use a larger tick_ms, or cut the trace there."
             )
-        return ListedGaps(jnp.asarray(np.append(gaps, NEVER), jnp.int32))
+        gaps = np.diff(times.astype(np.int64), prepend=0)
+        later = np.where(gaps >= FAR, gaps // PERIOD, 0)
+        ticks = jnp.asarray(np.append(gaps - later * PERIOD, NEVER), jnp.int32)
+        return ListedGaps(
+            ticks, jnp.asarray(np.append(later, 0), jnp.int32) if later.any() else None
+        )
 
 
 ARRIVALS: dict[str, type[Arrivals]] = {
@@ -250,6 +302,7 @@ __all__ = [
     "FAR",
     "MMPP",
     "NEVER",
+    "PERIOD",
     "Arrivals",
     "Deterministic",
     "GammaRenewal",
@@ -259,6 +312,5 @@ __all__ = [
     "Poisson",
     "RateCurve",
     "relative_rates",
-    "to_ticks",
     "uniform",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.scenario.batch_time import BatchTime
+from llmgym.scenario.clock_limits import check_clock
 from llmgym.scenario.engine import ROUTERS, Engine
 from llmgym.scenario.job_types import JobTypes
 from llmgym.scenario.kv_cache import KVCache
@@ -56,8 +57,11 @@ class Scenario:
             object.__setattr__(self, "workload", JobTypes.of(self.workload))
         check_number("slots", self.slots, low=1, high=2**15, integer=True)
         check_number("tick_ms", self.tick_ms, above=0, high=1000)
+        check_number("tick_ms", self.tick_ms, low=1e-9)
         self._check_engines()
         self._check_service_weights()
+        slots = None if self.is_network else self.slots
+        check_clock(self.engines, self.jobs, self.tick_ms, slots)
 
     def _check_service_weights(self) -> None:
         if self.service_weights is None:
@@ -72,11 +76,6 @@ class Scenario:
         object.__setattr__(self, "service_weights", tuple(int(weight) for weight in weights))
         if not any(self.service_weights):
             raise LLMGymError("service_weights must not both be 0.")
-        if self.is_network:
-            raise LLMGymError(
-                "service_weights keep counters of one engine; a network of engines has none. "
-                "Leave them out."
-            )
 
     def _check_engines(self) -> None:
         if not self.engines or not all(isinstance(e, Engine) for e in self.engines):

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.precision import in_32_bits
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.lengths import quantiles
 from llmgym.scenario.library import as_scenario
@@ -80,6 +81,7 @@ class Capacity:
     engines: tuple[EngineLoad, ...]
 
 
+@in_32_bits
 def capacity(scenario: Scenario | str) -> Capacity:
     """Capacity of a scenario by the static planning LP.
 

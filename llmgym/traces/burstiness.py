@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.errors import LLMGymError
+from llmgym.core.precision import in_32_bits
 from llmgym.scenario.arrivals import MMPP, Arrivals, relative_rates
+from llmgym.scenario.gap_samplers import Gap
 
 SCALES_S = (1.0, 10.0, 60.0)
 """Windows, in seconds, in which requests are counted."""
@@ -107,17 +109,18 @@ def mmpp_shape(process: MMPP, scales_s: Sequence[float]) -> np.ndarray:
     return np.array([np.sqrt(square - 1), *(1 + limit * (1 + np.expm1(-changes) / changes))])
 
 
+@in_32_bits
 def sample_times(
     process: Arrivals, count: int, runs: int = 1, seed: int = 0, ticks_per_s: float = 1e5
 ) -> np.ndarray:
     """Arrival times in seconds (runs, count) of independent runs of a process, for looking at it."""
     words = jax.random.bits(jax.random.key(seed), (count, runs), jnp.uint32)
-    gaps = np.asarray(_draw(process.sampler(ticks_per_s), words), np.int64)
+    gaps = _draw(process.sampler(ticks_per_s), words).to_numpy()
     return np.cumsum(gaps, axis=0).T / ticks_per_s
 
 
 @jax.jit
-def _draw(sampler: Any, words: jax.Array) -> jax.Array:
+def _draw(sampler: Any, words: jax.Array) -> Gap:
     first, memory = sampler.first(words[0])
     gaps, _ = sampler.gaps(memory, jnp.zeros(words.shape[1:], jnp.int32), words[1:])
-    return jnp.concatenate([first[None], gaps])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, gaps)

@@ -35,6 +35,22 @@ def test_sum(start: int, amount: int) -> None:
     assert value(Wide.of(start) + jnp.uint32(amount)) == start + amount
 
 
+@given(start=counters, amount=st.integers(-(2**31), 2**31 - 1))
+@example(start=2**32, amount=1)
+@example(start=2**32 - 1, amount=-1)
+@EXAMPLES
+def test_difference(start: int, amount: int) -> None:
+    amount = min(amount, start)
+    assert value(Wide.of(start) - jnp.int32(amount)) == start - amount
+
+
+@given(start=counters)
+@EXAMPLES
+def test_as_a_float_it_is_right_to_seven_digits(start: int) -> None:
+    assert abs(float(Wide.of(start).to_float()) - start) <= start * 2.0**-23
+    assert float(Wide.of(start % 2**24).to_float()) == start % 2**24
+
+
 @given(start=st.integers(0, 2**61), a=factors, b=factors)
 @example(start=2**32 - 1, a=2**31 - 1, b=2**31 - 1)
 @EXAMPLES

@@ -70,7 +70,7 @@ def test_requests_and_tokens_are_conserved(seed: int, number: int) -> None:
     served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
     np.testing.assert_array_equal(served, out["tokens"].sum(axis=(0, 1)))
     left = (state.table.prefill + state.table.decode).sum(axis=0)
-    np.testing.assert_array_equal(left, state.backlog)
+    np.testing.assert_array_equal(left, state.backlog.to_numpy())
     np.testing.assert_array_equal(np.asarray(state.table.live).sum(axis=0), state.present)
     for env, stream in enumerate(requests(physics, key, 1000)):
         arrived = {r.name: r for r in stream if r.arrival <= state.clock.to_numpy()[env]}
@@ -81,7 +81,7 @@ def test_requests_and_tokens_are_conserved(seed: int, number: int) -> None:
         inside = list(zip(classes.tolist(), numbers.tolist(), strict=True))
         assert len({*finished, *inside}) == len(finished) + len(inside)
         tokens = sum(arrived[n].prefill + arrived[n].decode for n in (*finished, *inside))
-        assert tokens == served[env] + state.backlog[env]
+        assert tokens == served[env] + state.backlog.to_numpy()[env]
 
 
 @given(seed=seeds, number=policy_numbers)
@@ -290,7 +290,7 @@ def test_idling_ends_at_its_limit_or_at_an_arrival() -> None:
     assert seen == [(150, 0), (50, 1), (70, 0), (730, 4), (1000, 0)]
     state, info = step(physics, state, nothing)
     assert int(info.duration) == 0  # no limit, and nothing to come
-    assert int(state.backlog) == 6  # three slots
+    assert int(state.backlog.to_numpy()) == 6  # three slots
 
 
 def test_a_hot_start_has_its_requests_at_time_zero() -> None:

@@ -104,7 +104,7 @@ def test_whatever_is_asked_memory_and_tokens_are_conserved(first_token: str, cac
             assert before.memory is not None
             lost = jnp.where(info.batch.preempt, before.memory.cached, 0)
             seen = look(physics, after) | {
-                "backlog": after.backlog,
+                "backlog": after.backlog.low,
                 "present": after.present,
                 "size": info.prefill_tokens + info.decode_tokens,
                 "lost": jnp.sum(lost, axis=0),

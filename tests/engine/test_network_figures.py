@@ -31,7 +31,7 @@ def peaks(rho: float, windows: int = 5) -> np.ndarray:
     for state, steps in rollout.rollout(physics, policy, start, keys, horizon):
         assert not np.asarray(state.totals.dropped).any()
         time.append(steps.start.to_numpy() * scenario.tick_ms)
-        backlog.append(np.asarray(steps.backlog))
+        backlog.append(steps.backlog.to_numpy())
     window, tokens = np.concatenate(time) // 1000, np.concatenate(backlog)
     return np.array([np.where(window == n, tokens, 0).max(axis=0) for n in range(windows)])
 

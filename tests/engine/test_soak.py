@@ -70,9 +70,9 @@ def test_soak() -> None:
         served = totals.prefill_tokens.to_numpy() + totals.decode_tokens.to_numpy()
         words = jax.random.key_data(key).T
         asked = tokens_of_first(physics.lengths, words, arrived)
-        assert (asked == served + np.asarray(state.backlog)).all()
+        assert (asked == served + state.backlog.to_numpy()).all()
         left = np.asarray(state.table.prefill + state.table.decode).sum(0)
-        assert (left == np.asarray(state.backlog)).all()
+        assert (left == state.backlog.to_numpy()).all()
         # The integral of the number present counts arrivals from within a step too.
         assert (totals.request_ticks.to_numpy() >= present_ticks).all()
         return int(arrived.sum()), float(ticks.sum())

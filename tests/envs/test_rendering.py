@@ -107,7 +107,7 @@ def test_an_image_is_of_the_engine_now(renderer: Renderer) -> None:
         engine = env.state.engine
         assert shown.prompt.size == int(engine.present)
         assert shown.completed == int(engine.totals.completed)
-        assert shown.prompt_left.sum() + shown.in_batch.sum() <= int(engine.backlog)
+        assert shown.prompt_left.sum() + shown.in_batch.sum() <= int(engine.backlog.to_numpy())
         ran = shown.batch
         assert ran is not None and ran.end_s == pytest.approx(shown.time_s)
     assert all((one != two).any() for one, two in itertools.pairwise(images))

@@ -310,3 +310,18 @@ def test_bad_arguments_are_refused(changes: dict[str, Any], message: str) -> Non
     arguments = {"scenario": "paper-figure-1", "policy": "sarathi", "duration_s": 10.0}
     with pytest.raises(LLMGymError, match=message):
         simulate(**(arguments | changes))
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_backlog_beyond_32_bits_is_counted_to_the_last_token(replicas: int) -> None:
+    # 2,100 prompts of a megatoken: 2.2e9 tokens, more than 2**31.
+    prompts = np.full(2100, 2**20)
+    replay = llmgym.Replay(np.zeros(2100), prompts, np.ones(2100, int))
+    scenario = llmgym.Scenario.single_engine(llmgym.Affine(1.0, 0.0), 2**16, replay, slots=2100)
+    scenario = scenario.override(replicas=replicas, router="round_robin")
+    run = llmgym.simulate(scenario, "sarathi", duration_s=0.02, record=False)
+    served = run.raw["prefill_tokens"].sum() + run.raw["decode_tokens"].sum()
+    assert served == 20 * 2**16 * replicas
+    assert run.summary["backlog_tokens"] == 2100 * (2**20 + 1) - served
+    assert run.trajectory.backlog_tokens.iloc[0] == 2100 * (2**20 + 1)
+    assert run.trajectory.backlog_tokens.is_monotonic_decreasing
