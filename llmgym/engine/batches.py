@@ -27,7 +27,7 @@ class Begun:
     ticks: jax.Array  # that the batch takes; 0 where none starts
     prefill_tokens: jax.Array
     decode_tokens: jax.Array
-    clipped: jax.Array  # whether less runs than was asked for
+    clipped: jax.Array  # whether the batch asked for had to be cut
     preempted: jax.Array  # requests
     lost: jax.Array  # tokens to be computed again
     found: jax.Array  # (slots, engines...) tokens that prefix caching found
@@ -67,7 +67,7 @@ def begin(params: Params, state: State, seen: View, batch: Batch, clipped: jax.A
         ticks=jnp.where(size > 0, ticks, 0),
         prefill_tokens=prefill_tokens,
         decode_tokens=decode_tokens,
-        clipped=clipped | admission.cut,
+        clipped=clipped,
         preempted=admission.preempted,
         lost=admission.lost,
         found=admission.found,

@@ -147,6 +147,14 @@ def own_budget(view: View, token_budget: jax.Array | int | None) -> jax.Array:
     return jnp.minimum(view.token_budget, jnp.asarray(token_budget, jnp.int32))
 
 
+def feasible(view: View, batch: Batch) -> Batch:
+    """What an engine makes of a batch within budget and seats: KV memory says who runs, and who goes.
+
+    What runs is then what was asked for. Without KV memory it is the batch itself.
+    """
+    return batch if view.memory is None else clip(view, batch)[0]
+
+
 @in_32_bits
 def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
     """The nearest feasible batch, and whether anything had to be cut.

@@ -18,6 +18,7 @@ from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
+from llmgym.engine.fill import feasible
 from llmgym.engine.view import Batch, View
 from llmgym.envs.interface.actions import ActionEncoding, make_encoding
 from llmgym.envs.interface.observations import Observation
@@ -119,7 +120,12 @@ class FunctionalEngine:
 
     def _act(self, engine: Any, action: Any, view: View) -> tuple[Any, Batch]:
         """The engine and the batch that an action stands for."""
-        return engine, self.encoding.expand(action, view)
+        return engine, self._expand(action, view)
+
+    def _expand(self, action: Any, view: View) -> Batch:
+        batch = self.encoding.expand(action, view)
+        # A Batch of one's own is looked at as it is: the step says whether it had to be cut.
+        return batch if self.encoding.space is None else feasible(view, batch)
 
     def _look(self, state: EnvState, view: View) -> jax.Array:
         return jnp.asarray(self.observation(view, state.arrival_rate))
@@ -185,7 +191,7 @@ class FunctionalEngine:
     @in_32_bits
     def expand(self, state: EnvState, action: Any, params: Any = None) -> Batch:
         """The Batch that an action stands for in this state."""
-        return self.encoding.expand(action, self.view(state, params))
+        return self._expand(action, self.view(state, params))
 
 
 def _whole(tokens: jax.Array, state: Any) -> jax.Array:

@@ -225,7 +225,7 @@ class FunctionalNetwork(FunctionalEngine):
         if self.encoding.routed:
             route = self.encoding.route(action, engine.inflow.route)
             engine = replace(engine, inflow=replace(engine.inflow, route=route))
-        return engine, self.encoding.expand(action, view)
+        return engine, self._expand(action, view)
 
     def _look(self, state: EnvState, view: View) -> jax.Array:
         return jnp.asarray(self.observation(view, state))

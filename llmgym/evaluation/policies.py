@@ -19,7 +19,7 @@ from llmgym import baselines
 from llmgym.core.errors import LLMGymError, unknown
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.view import Batch, View
-from llmgym.scenario.request_size import held_tokens, likely_longest_request
+from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
 
 
@@ -180,10 +180,16 @@ def check(policy: Any, scenario: Scenario) -> str | None:
 
 def memory_problem(scenario: Scenario) -> str | None:
     """Which requests never fit into the KV memory of an engine; None if all do."""
-    cache = scenario.engine.kv_cache
-    if cache is None or scenario.is_network or likely_longest_request(scenario) <= cache.tokens:
+    short = [
+        (engine.kv_cache, likely_longest_call(scenario, engine))
+        for engine in scenario.engines
+        if engine.kv_cache is not None
+        and likely_longest_call(scenario, engine) > engine.kv_cache.tokens
+    ]
+    if not short:
         return None
-    who = f"Requests of up to {likely_longest_request(scenario):g} tokens"
+    cache, longest = short[0]
+    who = f"Requests of up to {longest:g} tokens"
     held = held_tokens(scenario)
     if held is not None:
         number = np.flatnonzero(held > cache.tokens)

@@ -85,7 +85,11 @@ class Scenario:
             raise LLMGymError(f"Engines need different names, got {known}.")
         limits = {e.seq_limit for e in self.engines if e.max_num_seqs is not None}
         if len(limits) > 1:
-            raise LLMGymError("All engines must count their limit on requests alike (seq_limit).")
+            raise LLMGymError("Engines with max_num_seqs must use the same seq_limit.")
+        if len({e.first_token for e in self.engines}) > 1:
+            raise LLMGymError("All engines must use the same first_token.")
+        if len({e.kv_cache.block_size for e in self.engines if e.kv_cache is not None}) > 1:
+            raise LLMGymError("All KV caches must have the same block_size.")
         if self.router not in ROUTERS:
             raise unknown("router", self.router, ROUTERS)
         self.demand.check(self.engines)

@@ -168,9 +168,9 @@ def _engine_plan(
     if engine.max_num_seqs is not None and engine.seq_limit == "resident":
         supply.append(engine.max_num_seqs / ms)
         demand.append(mean_decode + prompts)
-    if engine.kv_cache is not None and not scenario.is_network:
+    if engine.kv_cache is not None:
         supply.append(engine.kv_cache.tokens / ms)
-        demand.append(token_iterations(scenario))
+        demand.append(token_iterations(scenario, engine=engine))
     one, shares = _plan(np.array(supply), np.array(demand) / mean_tokens)
     tokens_per_ms = engine.replicas * one
     jobs_per_s = 1000.0 * tokens_per_ms / mean_tokens

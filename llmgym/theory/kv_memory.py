@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.scenario.engine import Engine
 from llmgym.scenario.lengths import quantiles
 from llmgym.scenario.request_size import longest_request
 from llmgym.scenario.scenario import Scenario
@@ -56,17 +57,34 @@ def memory_bound(
     return MemoryBound(rate, rate * max(1 - delta, 0.0), delta, footprint)
 
 
-def token_iterations(scenario: Scenario, chunk_tokens: int | None = None) -> float:
-    """E[g] of a mean request of an engine: sum over its iterations of the tokens it has in memory.
+def token_iterations(
+    scenario: Scenario, chunk_tokens: int | None = None, engine: Engine | None = None
+) -> float:
+    """E[g] of what a mean job brings an engine: sum over iterations of the tokens in memory.
 
     A prompt of s tokens takes n = ceil(s/s') iterations and holds s' more in each, s at last; the
     j-th output token s + j. With s a multiple of s' that is (1 + s/s')*s/2 + s*o + (1 + o)*o/2.
+    Context that a call inherits counts with its mean: E[g] is then a lower bound (g is convex in s).
+
+    Args:
+        scenario: one engine, or a network.
+        chunk_tokens: s', most prompt tokens of a request in one iteration; None: the token budget.
+        engine: the one of a network that is meant; None: the first.
     """
-    chunk = scenario.engine.token_budget if chunk_tokens is None else chunk_tokens
+    engine = scenario.engine if engine is None else engine
+    chunk = engine.token_budget if chunk_tokens is None else chunk_tokens
     check_number("chunk_tokens", chunk, low=1, integer=True)
-    samples = scenario.engine.prompt_samples
-    means = [_mean_footprint(job.stages[0], chunk, samples) for job in scenario.jobs]
-    return float(np.average(means, weights=scenario.demand.weights))
+    totals = []
+    for job in scenario.jobs:
+        flow, total = job.workflow, 0.0
+        for v, stage in enumerate(job.stages):
+            if stage.is_delay or stage.engine != engine.name:
+                continue
+            inherited = float(flow.means[v, 0]) - stage.mean_prefill if stage.inherits else 0.0
+            held = _mean_footprint(stage, chunk, engine.prompt_samples, inherited)
+            total += float(flow.visits[v]) * held
+        totals.append(total)
+    return float(np.average(totals, weights=scenario.demand.weights))
 
 
 def unshared(scenario: Scenario) -> Scenario:
@@ -82,13 +100,13 @@ def unshared(scenario: Scenario) -> Scenario:
     return replace(scenario, engines=(engine,), workload=workload)
 
 
-def _mean_footprint(stage: Stage, chunk: int, samples: bool) -> float:
+def _mean_footprint(stage: Stage, chunk: int, samples: bool, inherited: float) -> float:
     if stage.paired is not None:
         columns = np.asarray(stage.paired.prefill_tokens), np.asarray(stage.paired.decode_tokens)
-        return float(_footprint(*columns, chunk, samples).mean())
+        return float(_footprint(columns[0] + inherited, columns[1], chunk, samples).mean())
     assert stage.prefill is not None
     assert stage.decode is not None
-    prompts, outputs = quantiles(stage.prefill), quantiles(stage.decode)
+    prompts, outputs = quantiles(stage.prefill) + inherited, quantiles(stage.decode)
     # Prompt and output are independent: E[s*o] = E[s]*E[o], and the rest has no mixed terms.
     prompt = _footprint(prompts, np.zeros_like(prompts), chunk, False).mean()
     steps = np.maximum(outputs - samples, 0)

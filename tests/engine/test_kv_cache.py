@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -262,11 +263,24 @@ def test_bad_settings_are_named(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
-def test_networks_have_no_memory_yet() -> None:
-    engine = llmgym.Engine(llmgym.Affine(1, 1), 5, kv_cache=KVCache(10), replicas=2)
-    work = llmgym.Workload(llmgym.Poisson(1), llmgym.Fixed(2), llmgym.Fixed(2))
-    with pytest.raises(LLMGymError, match="networks of engines have none of these yet"):
-        llmgym.simulate(llmgym.Scenario((engine,), work), "sarathi", duration_s=1)
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"kv_cache": KVCache(10, 32)}, "same block_size"),
+        ({"first_token": "prefill"}, "same first_token"),
+        ({"kv_cache": KVCache(10, prefix_caching=True)}, "all engines have prefix caching or none"),
+    ],
+)
+def test_what_the_engines_of_a_network_must_share(second: dict[str, Any], message: str) -> None:
+    one = llmgym.Engine(llmgym.Affine(1, 1), 5, kv_cache=KVCache(10), name="one")
+    other = replace(one, name="other", **second)
+    stages = (llmgym.Stage(2, 2, engine="one"), llmgym.Stage(2, 2, engine="other"))
+    with pytest.raises(LLMGymError, match=message):
+        llmgym.simulate(
+            llmgym.Scenario((one, other), llmgym.JobType(llmgym.Poisson(1), stages)),
+            "sarathi",
+            duration_s=1,
+        )
 
 
 def test_scenario_files_hold_the_memory() -> None:

@@ -25,7 +25,6 @@ class Admission:
     batch: Batch
     table: Table
     pool: BlockPool | None
-    cut: jax.Array  # of engines: whether less runs than was asked for
     found: jax.Array  # (slots, engines...) that prefix caching found in memory
     lost: jax.Array  # of engines: to be computed again
     swapped: jax.Array  # of engines: moved to the host or back
@@ -59,16 +58,14 @@ def admit(params: Params, state: State, seen: View, table: Table, batch: Batch) 
     memory, pool = seen.memory, state.pool
     none, nothing = jnp.zeros_like(state.busy), jnp.zeros_like(batch.tokens)
     if memory is None:
-        return Admission(batch, table, None, none > 0, nothing, none, none, none, none)
+        return Admission(batch, table, None, nothing, none, none, none, none)
     assert batch.preempt is not None
-    found, cut = nothing, none > 0
+    found = nothing
     if pool is not None:
-        asked = jnp.where(batch.preempt, 0, batch.tokens)
         served = _each(prefix_cache.serve, state)(
             memory, seen.prefill, batch.tokens, batch.preempt, seen.urgency
         )
         batch, pool, found = Batch(served.tokens, served.gone), served.pool, served.found
-        cut = jnp.any(asked != batch.tokens, axis=0)
         table = replace(table, prefill=table.prefill - found)
     assert table.admitted is not None
     assert batch.preempt is not None
@@ -79,7 +76,7 @@ def admit(params: Params, state: State, seen: View, table: Table, batch: Batch) 
     held = jnp.where(inside, memory.needed(found + batch.tokens), 0)
     free = memory.blocks - jnp.sum(held, axis=0) if pool is None else pool.free
     preempted = jnp.sum(batch.preempt.astype(jnp.int32), axis=0)
-    return Admission(batch, table, pool, cut, found, lost, swapped, free, preempted)
+    return Admission(batch, table, pool, found, lost, swapped, free, preempted)
 
 
 def _preempt(
