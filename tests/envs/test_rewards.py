@@ -62,7 +62,7 @@ def run() -> dict[str, np.ndarray]:
             kept = {
                 "in_prefill": (engine.table.prefill > 0).sum(axis=0),
                 "present": engine.present,
-                "backlog": engine.backlog.low,
+                "backlog": engine.backlog.to_float(),
                 "ticks": after.engine.clock.low,
                 "request_ticks": after.engine.totals.request_ticks,
             }
