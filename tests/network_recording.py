@@ -41,6 +41,8 @@ class Recorded:
     served: int  # tokens
     end: int
     clipped: bool
+    preempted: int  # calls
+    found: int  # tokens, by prefix caching
 
 
 def run(
@@ -66,6 +68,8 @@ def run(
             "duration": info.duration,
             "batch_ticks": info.batch_ticks,
             "clipped": info.clipped,
+            "preempted": _sum(info.batch.preempt, info.duration),
+            "found": _sum(info.found, info.duration),
             "tokens": info.batch.tokens,
             "decoding": seen.decoding[:, :engines],
             "finished": info.finished,
@@ -76,6 +80,13 @@ def run(
         }
 
     return jax.lax.scan(body, state, None, length=steps)
+
+
+def _sum(values: jax.Array | None, like: jax.Array) -> jax.Array:
+    """The sum over all axes but those of the environments, those of ``like``."""
+    if values is None:
+        return jnp.zeros_like(like)
+    return jnp.sum(values.astype(jnp.int32), axis=tuple(range(values.ndim - like.ndim)))
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -126,6 +137,8 @@ def _environment(network: Network, out: Record, state: NetworkState, env: int) -
         served=sum(int(t.to_numpy()[env]) for t in served),
         end=int(state.clock.to_numpy()[env]),
         clipped=bool(column["clipped"].any()),
+        preempted=int(column["preempted"].sum()),
+        found=int(column["found"].sum()),
     )
 
 
@@ -189,7 +202,8 @@ class Table:
         return prefill, decode
 
     def uniform(self, what: str, job: tuple[int, int], stage: int, visit: int) -> float:
-        words, word = (self.own, 3) if what == "loop" else (self.other, WORDS[what])
+        mine = what in ("loop", "prefix")
+        words, word = (self.own, 3) if mine else (self.other, WORDS[what])
         return ((int(words[word, *self._at(job, stage, visit)]) >> 9) + 0.5) * 2.0**-23
 
 

@@ -1,7 +1,7 @@
 """Random networks of many structures: compiling is what costs time in JAX.
 
 A ``Structure`` holds what is static: engines, router, workflows (grown at random from a seed of its own),
-kinds of laws and sizes of tables. A seed chooses every number.
+kinds of laws, kinds of KV memory and sizes of tables. A seed chooses every number.
 """
 
 from __future__ import annotations
@@ -11,35 +11,47 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from network_memory import KV
 from network_reference import Loop, Site, Step
 from network_workflows import grow
-from reference import BATCH_TIMES
+from reference import BATCH_TIMES, attention, hinge
 from reference import Engine as PlainEngine
 from workloads import _length, _pairs, _replay
 
 from llmgym import arrivals
-from llmgym.batch_time import Affine, BatchTime, Hinge, Staircase
+from llmgym.batch_time import Affine, BatchTime, Hinge, Roofline, Staircase
+from llmgym.kv_cache import KVCache
+from llmgym.prefixes import SharedPrefix
 from llmgym.scenario import Engine, Scenario
 from llmgym.workload import JobType, Paired, Stage
+
+NETWORKS_HAVE_MEMORY = False
+"""Whether networks can have KV memory, rooflines, and first tokens with the prompt: else all are plain."""
 
 TILE = 8
 ROUTERS = (
     "fewest_tokens", "fewest_requests", "power_of_two", "least_kv", "round_robin", "random",
 )  # fmt: skip
 BATCH_TIME_KINDS = ("staircase", "hinge", "affine", "mixed")
+MEMORIES = ("none", "recompute", "swap", "prefix")
 POLICIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sarathi", {}),
     ("orca", {}),
     ("vllm", {"prompts": "split"}),
     ("faster_transformer", {"prompts": "split"}),
     ("always_full", {}),
+    ("vllm_v1", {}),
 )
 """Name, and settings that are static; each has a token budget of its own besides."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What is static in a compiled run; ``seed`` grows the workflows."""
+    """What is static in a compiled run; ``seed`` grows the workflows.
+
+    ``memories``: what KV memory the engines of each group have, of MEMORIES. ``rooflines``: of which
+    groups the batch time depends on the context.
+    """
 
     seed: int
     form: str
@@ -50,33 +62,59 @@ class Structure:
     types: int
     slots: int
     fresh: int
+    memories: tuple[str, ...]
+    first_token: str = "decode"
+    rooflines: tuple[int, ...] = ()
+
+    @property
+    def featured(self) -> bool:
+        """Whether an engine has anything that depends on what its requests have in memory."""
+        return self != self.plain
+
+    @property
+    def plain(self) -> Structure:
+        """The same without any of it."""
+        none = ("none",) * len(self.engines)
+        return replace(self, memories=none, first_token="decode", rooflines=())
 
     @property
     def label(self) -> str:
         """Name of the test."""
         replicas = "+".join(map(str, self.engines))
-        return f"{self.seed}-{self.form}_{self.types}-{replicas}-{self.router}-{self.cap}"
+        label = f"{self.seed}-{self.form}_{self.types}-{replicas}-{self.router}-{self.cap}"
+        if not self.featured:
+            return label
+        rooflines = "-roofline" * bool(self.rooflines)
+        return f"{label}-{'+'.join(self.memories)}-{self.first_token}{rooflines}"
 
 
-def structures() -> list[Structure]:
-    """Every form and every router, with all caps and kinds of batch times."""
-    table = (
-        (0, "cycle", (1, 1), 2),
-        (3, "dag", (2, 1), 2),
-        (120, "any", (3,), 1),
-        (7, "loop", (1, 2, 1), 1),
-        (2, "choice", (2, 1), 2),
-        (140, "tools", (2, 2), 1),
-        (6, "waits", (2, 1), 3),
-        (7, "replay", (3,), 1),
-        (52, "any", (1, 2, 1), 2),
-        (137, "rounds", (2, 1), 1),
-        (56, "any", (2, 2), 1),
-        (46, "tools", (3,), 2),
-        (12, "cycle", (2, 2), 1),
-        (56, "any", (1, 2, 1), 2),
-    )
-    return [
+PLAIN = ("", "decode", "")
+"""No KV memory."""
+
+TABLE: tuple[tuple[int, str, tuple[int, ...], int, tuple[str, str, str]], ...] = (
+    (0, "cycle", (1, 1), 2, ("rr", "prefill", "")),
+    (3, "dag", (2, 1), 2, ("pp", "decode", "1")),
+    (120, "any", (3,), 1, ("s", "decode", "")),
+    (7, "loop", (1, 2, 1), 1, ("r-r", "prefill", "0")),
+    (2, "choice", (2, 1), 2, ("pp", "prefill", "")),
+    (140, "tools", (2, 2), 1, ("--", "prefill", "01")),
+    (6, "waits", (2, 1), 3, ("p-", "decode", "")),
+    (7, "replay", (3,), 1, ("r", "prefill", "0")),
+    (52, "any", (1, 2, 1), 2, PLAIN),
+    (137, "rounds", (2, 1), 1, ("ss", "prefill", "1")),
+    (56, "any", (2, 2), 1, ("pr", "prefill", "1")),
+    (46, "tools", (3,), 2, PLAIN),
+    (12, "cycle", (2, 2), 1, ("-r", "decode", "0")),
+    (56, "any", (1, 2, 1), 2, ("sr-", "decode", "02")),
+)
+"""Seed, form, replicas, job types; then of each group the initial of its memory (-: none), when the
+first token comes, and the groups with a roofline."""
+
+
+def structures(plain: bool = not NETWORKS_HAVE_MEMORY) -> list[Structure]:
+    """Every form and every router, with all caps, batch times and memories; ``plain``: without those."""
+    initials = {"-": "none"} | {name[0]: name for name in MEMORIES[1:]}
+    found = [
         Structure(
             seed=seed,
             form=form,
@@ -87,9 +125,13 @@ def structures() -> list[Structure]:
             types=types,
             slots=(12, 7, 16, 4)[n % 4],
             fresh=(40, 24, 33)[n % 3],
+            memories=tuple(initials[k] for k in memories or "-" * len(engines)),
+            first_token=first_token,
+            rooflines=tuple(map(int, rooflines)),
         )
-        for n, (seed, form, engines, types) in enumerate(table)
+        for n, (seed, form, engines, types, (memories, first_token, rooflines)) in enumerate(TABLE)
     ]
+    return [s.plain for s in found] if plain else found
 
 
 def workflows(structure: Structure) -> list[list[dict[str, Any]]]:
@@ -112,10 +154,12 @@ def random_network(structure: Structure, seed: int) -> RandomNetwork:
     rng = np.random.default_rng([seed, structure.seed])
     coarse = bool(rng.uniform() < 0.5)
     tick = 1.0 if coarse else float(rng.choice([0.01, 0.1]))
+    if "swap" in structure.memories:  # powers of two, by which 32 bits divide without rounding
+        tick = {0.01: 1 / 128, 0.1: 1 / 8}.get(tick, tick)
     engines = tuple(
         _engine(structure, group, tick, coarse, rng) for group in range(len(structure.engines))
     )
-    mean = float(rng.uniform(0.3, 2.5))
+    mean = float(rng.uniform(0.3, 2.5)) * (1 if structure == structure.plain else 2)
     if structure.form == "replay":
         workload: Any = _replay(1.0, mean, rng)
     else:
@@ -123,11 +167,14 @@ def random_network(structure: Structure, seed: int) -> RandomNetwork:
             tuple(_stage(draft, mean, tick, coarse, rng) for draft in drafts)
             for drafts in workflows(structure)
         ]
+        if "prefix" in structure.memories:
+            stages = [tuple(_shared(stage, mean, rng) for stage in list_) for list_ in stages]
         workload = tuple(_job_type(structure, n, list_, rng) for n, list_ in enumerate(stages))
     scenario = Scenario(
         engines, workload, slots=structure.slots, router=structure.router, tick_ms=tick
     )
     scenario = scenario.at_rate(_capacity(scenario) * float(rng.uniform(0.5, 1.4)))
+    scenario = replace(scenario, engines=_with_memory(structure, scenario, tick, coarse, rng))
     burst = int(rng.integers(1, structure.slots)) if rng.uniform() < 0.25 else 0
     return RandomNetwork(scenario, burst, int(rng.integers(4, 60)))
 
@@ -152,10 +199,79 @@ def _engine(
 def _batch_time(kind: str, tick: float, coarse: bool, rng: np.random.Generator) -> BatchTime:
     """Random constants, whole numbers of ticks."""
     most = (4, 3) if coarse else (900, 200)
-    c, a = (round(float(t), 4) for t in rng.integers((1, 1), most) * tick)
+    c, a = (round(float(t), 9) for t in rng.integers((1, 1), most) * tick)
     if kind == "staircase":
         return Staircase(c, a, int(rng.integers(3, 12)))
     return Hinge(c, a, int(rng.integers(0, 12))) if kind == "hinge" else Affine(c, a)
+
+
+def _with_memory(
+    structure: Structure, scenario: Scenario, tick: float, coarse: bool, rng: np.random.Generator
+) -> tuple[Engine, ...]:
+    """The engines with what the structure says of memory and rooflines.
+
+    Memory is for one to four of the largest calls, as means go: some must be refused, many preempted.
+    """
+    largest = _largest_means(scenario)
+    engines = []
+    for group, (engine, memory) in enumerate(
+        zip(scenario.engines, structure.memories, strict=True)
+    ):
+        size = int(rng.integers(1, 5))
+        tokens = largest[engine.name] * float(rng.uniform(1.5, 4)) + 4
+        cache = KVCache(
+            int(np.ceil(tokens / size)),
+            size,
+            prefix_caching=memory == "prefix",
+            swap_tokens_per_ms=float(2.0 ** rng.integers(-2, 3)) / tick
+            if memory == "swap"
+            else None,
+        )
+        batch_time = engine.batch_time
+        if group in structure.rooflines:
+            # Per token of context, or half a pair, an odd fraction of a tick: no sum ends in a half.
+            parts = rng.integers(0, 12 if coarse else 300, 3) / 45 * tick
+            constants = (parts * (1e3, 2e6, 1e3)).tolist()
+            hinge = _batch_time("hinge", tick, coarse, rng)
+            batch_time = Roofline(*vars(hinge).values(), *constants)
+        engines.append(
+            replace(
+                engine,
+                kv_cache=None if memory == "none" else cache,
+                batch_time=batch_time,
+                first_token=structure.first_token,
+            )
+        )
+    return tuple(engines)
+
+
+def _largest_means(scenario: Scenario) -> dict[str, float]:
+    """Of each engine: mean tokens of the stage with the most of them."""
+    found = dict.fromkeys((e.name for e in scenario.engines), 0.0)
+    for job in scenario.job_types:
+        for stage, means in zip(job.stages, job.workflow.means, strict=True):
+            if not stage.is_delay:
+                found[stage.engine] = max(found[stage.engine], float(sum(means)))
+    if not scenario.job_types:
+        found[scenario.engine.name] = scenario.mean_prefill + scenario.mean_decode
+    return found
+
+
+def without_memory(scenario: Scenario) -> Scenario:
+    """The same jobs at engines without anything that depends on what requests have in memory."""
+    engines = tuple(
+        replace(engine, batch_time=Affine(1, 0), kv_cache=None, first_token="decode")
+        for engine in scenario.engines
+    )
+    return replace(scenario, engines=engines)
+
+
+def _shared(stage: Stage, mean: float, rng: np.random.Generator) -> Stage:
+    """The stage, mostly with a beginning that its prompts share."""
+    tokens, variants = int(rng.integers(1, 4 * mean + 4)), int(rng.integers(1, 4))
+    if stage.is_delay or rng.uniform() < 0.2:
+        return stage
+    return replace(stage, shared_prefix=SharedPrefix(tokens, variants))
 
 
 def _stage(
@@ -215,14 +331,36 @@ def reference_site(scenario: Scenario) -> Site:
     tick_ms = Fraction(str(scenario.tick_ms))
     groups = []
     for engine in scenario.engines:
-        constants = vars(engine.batch_time).values()  # fields in their order
-        batch_ms = BATCH_TIMES[engine.batch_time.kind](*constants)
-        plain = PlainEngine(
-            batch_ms, engine.token_budget, engine.max_num_seqs, engine.seq_limit, tick_ms=tick_ms
-        )
-        plain = replace(plain, tile=getattr(engine.batch_time, "tile", plain.tile))
-        groups.append((plain,) * engine.replicas)
+        groups.append((plain_engine(engine, tick_ms),) * engine.replicas)
     return Site(tuple(groups), scenario.router, scenario.slots, tick_ms)
+
+
+def plain_engine(engine: Engine, tick_ms: Fraction) -> PlainEngine:
+    """One engine for the event simulator."""
+    constants = tuple(vars(engine.batch_time).values())  # fields in their order
+    roofline = engine.batch_time.kind == "roofline"
+    kind = hinge if roofline else BATCH_TIMES[engine.batch_time.kind]
+    plain = PlainEngine(
+        kind(*constants[:3] if roofline else constants),
+        engine.token_budget,
+        engine.max_num_seqs,
+        engine.seq_limit,
+        tick_ms=tick_ms,
+        attention_ms=attention(*constants[3:]) if roofline else None,
+        samples=engine.first_token == "prefill",
+        kv=None if engine.kv_cache is None else _kv(engine.kv_cache),
+    )
+    return replace(plain, tile=getattr(engine.batch_time, "tile", plain.tile))
+
+
+def _kv(cache: KVCache) -> KV:
+    swap = cache.swap_tokens_per_ms
+    return KV(
+        cache.blocks,
+        cache.block_size,
+        cache.prefix_caching,
+        None if swap is None else Fraction(swap),
+    )
 
 
 def reference_steps(scenario: Scenario) -> list[list[Step]]:
@@ -244,6 +382,9 @@ def reference_steps(scenario: Scenario) -> list[list[Step]]:
                     stage.probability,
                     again and Loop(names.index(again.to), again.probability, again.rounds),
                     stage.inherits,
+                    (0, 1)
+                    if stage.shared_prefix is None
+                    else (stage.shared_prefix.tokens, stage.shared_prefix.variants),
                 )
             )
         found.append(steps)
