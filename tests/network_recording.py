@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from network_workloads import POLICIES
 from reference import Ran
 
 from llmgym import baselines, policies, stream
+from llmgym.composition import Batch, View
 from llmgym.jobs import CHOICE
 from llmgym.network import (
     Network,
@@ -45,6 +47,23 @@ class Recorded:
     found: int  # tokens, by prefix caching
 
 
+def form(number: jax.Array, token_budget: jax.Array, keys: jax.Array, seen: View) -> Batch:
+    """The batch of policy ``number`` of POLICIES."""
+
+    def composer(name: str, fixed: dict[str, Any]) -> Callable[[jax.Array, View], Batch]:
+        policy = baselines.make(name, **fixed, token_budget=token_budget)
+
+        def compose(keys: jax.Array, seen: View) -> Batch:
+            batch = policies.compose(policy, keys, seen)
+            if seen.memory is None or batch.preempt is not None:
+                return batch
+            return Batch(batch.tokens, jnp.zeros_like(seen.live))
+
+        return compose
+
+    return jax.lax.switch(number, [composer(*entry) for entry in POLICIES], keys, seen)
+
+
 def run(
     network: Network,
     state: NetworkState,
@@ -54,12 +73,10 @@ def run(
     steps: int,
 ) -> tuple[NetworkState, dict[str, jax.Array]]:
     """``steps`` epochs under policy ``number`` of POLICIES, and all that tests ask for (axis 0: steps)."""
-    made = [baselines.make(name, **fixed, token_budget=token_budget) for name, fixed in POLICIES]
 
     def body(state: NetworkState, _: None) -> tuple[NetworkState, dict[str, jax.Array]]:
         seen = network_view(network, state)
-        composers = [partial(policies.compose, policy) for policy in made]
-        batch = jax.lax.switch(number, composers, keys, seen)
+        batch = form(number, token_budget, keys, seen)
         after, info = step_network(network, state, batch)
         table, engines = info.table, network.plan.engines
         visit = jnp.zeros_like(table.request) if table.visit is None else table.visit

@@ -7,15 +7,10 @@ kinds of laws, kinds of KV memory and sizes of tables. A seed chooses every numb
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from network_memory import KV
-from network_reference import Loop, Site, Step
 from network_workflows import grow
-from reference import BATCH_TIMES, attention, hinge
-from reference import Engine as PlainEngine
 from workloads import _length, _pairs, _replay
 
 from llmgym import arrivals
@@ -163,8 +158,10 @@ def random_network(structure: Structure, seed: int) -> RandomNetwork:
     if structure.form == "replay":
         workload: Any = _replay(1.0, mean, rng)
     else:
+        # Prefix caching would lose a block at every request whose prompt is empty and yields a token.
+        prompted = "prefix" in structure.memories and structure.first_token == "prefill"
         stages = [
-            tuple(_stage(draft, mean, tick, coarse, rng) for draft in drafts)
+            tuple(_stage(draft, mean, tick, coarse, rng, prompted) for draft in drafts)
             for drafts in workflows(structure)
         ]
         if "prefix" in structure.memories:
@@ -208,17 +205,17 @@ def _batch_time(kind: str, tick: float, coarse: bool, rng: np.random.Generator) 
 def _with_memory(
     structure: Structure, scenario: Scenario, tick: float, coarse: bool, rng: np.random.Generator
 ) -> tuple[Engine, ...]:
-    """The engines with what the structure says of memory and rooflines.
+    """The engines with what the structure says of memory and rooflines; block sizes are static, too.
 
-    Memory is for one to four of the largest calls, as means go: some must be refused, many preempted.
+    Memory is for about one of the largest calls, as means go: some must be refused, many preempted.
     """
     largest = _largest_means(scenario)
     engines = []
     for group, (engine, memory) in enumerate(
         zip(scenario.engines, structure.memories, strict=True)
     ):
-        size = int(rng.integers(1, 5))
-        tokens = largest[engine.name] * float(rng.uniform(1.5, 4)) + 4
+        size = 1 + (structure.seed + group) % 4
+        tokens = largest[engine.name] * float(rng.uniform(0.8, 2)) + 3
         cache = KVCache(
             int(np.ceil(tokens / size)),
             size,
@@ -275,18 +272,27 @@ def _shared(stage: Stage, mean: float, rng: np.random.Generator) -> Stage:
 
 
 def _stage(
-    draft: dict[str, Any], mean: float, tick: float, coarse: bool, rng: np.random.Generator
+    draft: dict[str, Any],
+    mean: float,
+    tick: float,
+    coarse: bool,
+    rng: np.random.Generator,
+    prompted: bool,
 ) -> Stage:
+    """The stage with lengths; ``prompted``: without empty prompts."""
     fixed = {k: v for k, v in draft.items() if k not in ("kinds", "delay", "engine")}
     prefill, decode = draft["kinds"]
     if draft["delay"]:
         ms = _length(prefill, float(rng.uniform(0.5, 8 if coarse else 4000 * tick)), True, rng)
         return Stage(delay_ms=ms, **fixed | {"inherits": False})
     if prefill == "paired":
-        return Stage(paired=Paired(*_pairs(12, mean, rng)), engine=draft["engine"], **fixed)
+        prompts, outputs = _pairs(12, mean, rng)
+        return Stage(paired=Paired(prompts + prompted, outputs), engine=draft["engine"], **fixed)
     zero = str(rng.choice(["none", "prefill", "decode"]))
+    if prompted and prefill == "poisson":
+        prefill = "geometric"
     return Stage(
-        _length(prefill, mean, zero == "prefill", rng),
+        _length(prefill, mean, zero == "prefill" and not prompted, rng),
         _length(decode, mean, zero == "decode", rng),
         engine=draft["engine"],
         **fixed,
@@ -324,68 +330,3 @@ def _capacity(scenario: Scenario) -> float:
         for e in scenario.engines
     }
     return min(rates[name] / tokens[name] for name in tokens if tokens[name] > 0)
-
-
-def reference_site(scenario: Scenario) -> Site:
-    """The engines of a scenario for the event simulator."""
-    tick_ms = Fraction(str(scenario.tick_ms))
-    groups = []
-    for engine in scenario.engines:
-        groups.append((plain_engine(engine, tick_ms),) * engine.replicas)
-    return Site(tuple(groups), scenario.router, scenario.slots, tick_ms)
-
-
-def plain_engine(engine: Engine, tick_ms: Fraction) -> PlainEngine:
-    """One engine for the event simulator."""
-    constants = tuple(vars(engine.batch_time).values())  # fields in their order
-    roofline = engine.batch_time.kind == "roofline"
-    kind = hinge if roofline else BATCH_TIMES[engine.batch_time.kind]
-    plain = PlainEngine(
-        kind(*constants[:3] if roofline else constants),
-        engine.token_budget,
-        engine.max_num_seqs,
-        engine.seq_limit,
-        tick_ms=tick_ms,
-        attention_ms=attention(*constants[3:]) if roofline else None,
-        samples=engine.first_token == "prefill",
-        kv=None if engine.kv_cache is None else _kv(engine.kv_cache),
-    )
-    return replace(plain, tile=getattr(engine.batch_time, "tile", plain.tile))
-
-
-def _kv(cache: KVCache) -> KV:
-    swap = cache.swap_tokens_per_ms
-    return KV(
-        cache.blocks,
-        cache.block_size,
-        cache.prefix_caching,
-        None if swap is None else Fraction(swap),
-    )
-
-
-def reference_steps(scenario: Scenario) -> list[list[Step]]:
-    """The workflows of a scenario for the event simulator."""
-    if not scenario.job_types:
-        return [[Step(0, ())]]
-    groups = [e.name for e in scenario.engines]
-    found = []
-    for job in scenario.job_types:
-        names = [s.name for s in job.stages]
-        steps = []
-        for n, stage in enumerate(job.stages):
-            after = names[max(n - 1, 0) : n] if stage.after is None else stage.after
-            again = stage.repeat
-            steps.append(
-                Step(
-                    None if stage.is_delay else groups.index(stage.engine),
-                    tuple(names.index(name) for name in after),
-                    stage.probability,
-                    again and Loop(names.index(again.to), again.probability, again.rounds),
-                    stage.inherits,
-                    (0, 1)
-                    if stage.shared_prefix is None
-                    else (stage.shared_prefix.tokens, stage.shared_prefix.variants),
-                )
-            )
-        found.append(steps)
-    return found

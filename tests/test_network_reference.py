@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_policies
-from network_recording import Recorded, draws, jobs, record, run, trace
+from network_recording import Recorded, record, run, trace
 from network_reference import Draws, Loop, NetworkSimulator, Site, Step
+from network_sites import JOBS, reference_steps, simulators
 from network_workflows import FORMS
 from network_workloads import (
     BATCH_TIME_KINDS,
@@ -23,8 +24,6 @@ from network_workloads import (
     ROUTERS,
     Structure,
     random_network,
-    reference_site,
-    reference_steps,
     structures,
 )
 from reference import Engine, affine
@@ -38,8 +37,8 @@ from llmgym.scenario import Engine as ScenarioEngine
 from llmgym.scenario import Scenario
 from llmgym.workload import JobType, Stage
 
-STEPS, ENVS, JOBS, VISITS = 144, 4, 500, 48
-"""Epochs of a run; environments of a network; jobs and visits whose random numbers are at hand."""
+STEPS, ENVS = 144, 4
+"""Epochs of a run; environments of a network."""
 
 REPEATS = 3
 """Random networks of a structure under every policy."""
@@ -78,16 +77,10 @@ def cases(
     number, environments = seed % len(POLICIES), keys(seed, ENVS)
     network, physics = random_network(structure, seed), lowered(structure, seed)
     recorded = record(physics, environments, number, network.token_budget, STEPS)
-    name, fixed = POLICIES[number]
-    budget = other.pop("token_budget", network.token_budget)
-    policy = reference_policies.POLICIES[name](**fixed, token_budget=budget)
-    site = replace(reference_site(network.scenario), **other)
-    steps = reference_steps(network.scenario)
-    arriving = jobs(physics, environments, JOBS)
-    numbers = draws(physics, environments, JOBS, VISITS)
-    for one, coming, random in zip(recorded, arriving, numbers, strict=True):
+    plain = simulators(network, environments, number, **other)
+    for one, simulator in zip(recorded, plain, strict=True):
         assert one.arrived < JOBS
-        yield one, NetworkSimulator(site, steps, policy, coming, random)
+        yield one, simulator
 
 
 def run_structure(structure: Structure) -> None:
