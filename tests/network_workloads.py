@@ -154,7 +154,7 @@ def random_network(structure: Structure, seed: int) -> RandomNetwork:
     engines = tuple(
         _engine(structure, group, tick, coarse, rng) for group in range(len(structure.engines))
     )
-    mean = float(rng.uniform(0.3, 2.5)) * (1 if structure == structure.plain else 2)
+    mean = float(rng.uniform(0.3, 2.5)) * (1 if structure.memories == structure.plain.memories else 2)
     if structure.form == "replay":
         workload: Any = _replay(1.0, mean, rng)
     else:

@@ -33,17 +33,15 @@ STEPS, ENVS, REPEATS = 128, 4, 3
 
 SINGLE = Structure(0, "cycle", (1,), "round_robin", None, "hinge", 2, 120, 40, ("none",))
 SINGLES = [
-    replace(SINGLE, seed=n, memories=(memory,), first_token=token, cap=cap, rooflines=rooflines)
-    for n, (memory, token, cap, rooflines) in enumerate(
-        (
-            ("prefix", "prefill", None, (0,)),
-            ("recompute", "prefill", "resident", ()),
-            ("recompute", "decode", "batch", (0,)),
-            ("swap", "prefill", "batch", (0,)),
-            ("swap", "decode", "resident", ()),
-            ("prefix", "decode", "resident", ()),
-            ("none", "prefill", "resident", (0,)),
-        )
+    replace(SINGLE, seed=seed, memories=(memory,), first_token=token, cap=cap, rooflines=rooflines)
+    for seed, memory, token, cap, rooflines in (
+        (0, "prefix", "prefill", None, (0,)),
+        (1, "recompute", "prefill", "resident", ()),
+        (2, "recompute", "decode", "batch", (0,)),
+        (7, "swap", "prefill", "batch", (0,)),
+        (4, "swap", "decode", "resident", ()),
+        (5, "prefix", "decode", "resident", ()),
+        (6, "none", "prefill", "resident", (0,)),
     )
 ]
 """One engine each: its memory, when the first token comes, what its seats count, and rooflines."""
@@ -58,6 +56,11 @@ def single(structure: Structure, seed: int) -> RandomNetwork:
     scenario = network.scenario
     one = tuple(replace(job, stages=job.stages[:1]) for job in scenario.job_types)
     rate = scenario.arrival_rate_per_s * (0.4 if structure.rooflines else 1)
+    if structure.cap == "batch":  # requests take turns, a batch for each output token
+        engine = scenario.engine
+        batch_ms = float(engine.batch_time.ms(engine.max_num_seqs or 1))
+        together = (engine.max_num_seqs or 1) / (1 + replace(scenario, workload=one).mean_decode)
+        rate = min(rate, 400 * together / batch_ms)
     return replace(network, scenario=replace(scenario, workload=one).at_rate(rate), burst=0)
 
 
