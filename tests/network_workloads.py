@@ -98,8 +98,8 @@ TABLE: tuple[tuple[int, str, tuple[int, ...], int, tuple[str, str, str]], ...] =
     (52, "any", (1, 2, 1), 2, PLAIN),
     (137, "rounds", (2, 1), 1, ("ss", "prefill", "1")),
     (56, "any", (2, 2), 1, ("pr", "prefill", "1")),
-    (46, "tools", (3,), 2, PLAIN),
-    (12, "cycle", (2, 2), 1, ("-r", "decode", "0")),
+    (46, "tools", (3,), 2, ("r", "prefill", "")),
+    (12, "cycle", (2, 2), 1, PLAIN),
     (56, "any", (1, 2, 1), 2, ("sr-", "decode", "02")),
 )
 """Seed, form, replicas, job types; then of each group the initial of its memory (-: none), when the
@@ -118,7 +118,7 @@ def structures(plain: bool = not NETWORKS_HAVE_MEMORY) -> list[Structure]:
             cap=(None, "batch", "resident")[(n + n // 3) % 3],
             batch_time=BATCH_TIME_KINDS[(n + n // 4) % 4],
             types=types,
-            slots=(12, 7, 16, 4)[n % 4],
+            slots=(12, 7, 16, 4, 9)[n % 5],
             fresh=(40, 24, 33)[n % 3],
             memories=tuple(initials[k] for k in memories or "-" * len(engines)),
             first_token=first_token,
@@ -154,7 +154,9 @@ def random_network(structure: Structure, seed: int) -> RandomNetwork:
     engines = tuple(
         _engine(structure, group, tick, coarse, rng) for group in range(len(structure.engines))
     )
-    mean = float(rng.uniform(0.3, 2.5)) * (1 if structure.memories == structure.plain.memories else 2)
+    mean = float(rng.uniform(0.3, 2.5)) * (
+        1 if structure.memories == structure.plain.memories else 2
+    )
     if structure.form == "replay":
         workload: Any = _replay(1.0, mean, rng)
     else:
@@ -215,7 +217,7 @@ def _with_memory(
         zip(scenario.engines, structure.memories, strict=True)
     ):
         size = 1 + (structure.seed + group) % 4
-        tokens = largest[engine.name] * float(rng.uniform(0.8, 2)) + 3
+        tokens = largest[engine.name] * float(rng.uniform(0.4, 1.6)) + 3
         cache = KVCache(
             int(np.ceil(tokens / size)),
             size,

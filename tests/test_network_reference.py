@@ -20,6 +20,8 @@ from network_sites import JOBS, reference_steps, simulators
 from network_workflows import FORMS
 from network_workloads import (
     BATCH_TIME_KINDS,
+    MEMORIES,
+    NETWORKS_HAVE_MEMORY,
     POLICIES,
     ROUTERS,
     Structure,
@@ -51,13 +53,17 @@ def compare(recorded: Recorded, simulator: NetworkSimulator) -> None:
     for engine, server in enumerate(simulator.servers):
         assert server.batches == recorded.batches[engine], f"engine {engine}"
     assert simulator.now == recorded.end
-    assert not recorded.clipped
+    limited = any(server.engine.memory is not None for server in simulator.servers)
+    assert limited or not recorded.clipped  # a batch may be cut where memory does not suffice
     assert set(simulator.decisions) <= set(recorded.epochs) <= set(simulator.events)
     assert simulator.finished == recorded.finished
     for count in ("arrived", "dropped", "present", "completed", "backlog"):
         assert getattr(simulator, count) == getattr(recorded, count), count
     assert recorded.arrived - recorded.dropped - recorded.completed == recorded.present
-    assert recorded.served + recorded.backlog == simulator.joined
+    for count in ("preempted", "found"):
+        assert getattr(recorded, count) == simulator.count(count), count
+    computed_again = simulator.count("lost") - simulator.count("found")
+    assert recorded.served + recorded.backlog == simulator.joined + computed_again
 
 
 def lowered(structure: Structure, seed: int) -> Network:
@@ -92,13 +98,20 @@ def run_structure(structure: Structure) -> None:
             seen["batches"] += sum(len(batches) for batches in recorded.batches)
             for count in ("dropped", "completed"):
                 seen[count] += getattr(recorded, count)
-            for count in ("passed_over", "rounds"):
+            for count in ("passed_over", "rounds", "refused"):
                 seen[count] += getattr(simulator, count)
+            for count in ("preempted", "found", "lost", "swapped"):
+                seen[count] += simulator.count(count)
     assert seen["batches"] > 0.4 * STEPS * ENVS * REPEATS * len(POLICIES)
     assert min(seen["dropped"], seen["completed"]) > 8
     steps = [s for job in reference_steps(random_network(structure, 0).scenario) for s in job]
     assert (seen["rounds"] > 20) == any(s.loop for s in steps)
     assert (seen["passed_over"] > 20) == any(s.probability for s in steps)
+    memories = set(structure.memories)
+    assert (seen["preempted"] > 50) == (seen["refused"] > 50) == (memories != {"none"})
+    assert (seen["lost"] > 100) == bool(memories & {"recompute", "prefix"})
+    assert (seen["swapped"] > 1000) == ("swap" in memories)
+    assert (seen["found"] > 500) == ("prefix" in memories)
 
 
 ALL = structures()
@@ -117,7 +130,7 @@ def test_more_random_networks_are_equal_batch_by_batch(structure: Structure) -> 
 
 
 def test_all_kinds_are_among_them() -> None:
-    assert len(ALL) * len(POLICIES) * REPEATS >= 200  # networks, each in ENVS environments
+    assert len(ALL) * len(POLICIES) * REPEATS >= 210  # networks, each in ENVS environments
     assert {s.form for s in ALL} == {*FORMS, "replay"}
     assert {s.router for s in ALL if max(s.engines) > 1} == set(ROUTERS)
     assert {s.cap for s in ALL} == {None, "batch", "resident"}
@@ -133,6 +146,33 @@ def test_all_kinds_are_among_them() -> None:
     assert any(stage.inherits and len(stage.after or ()) > 1 for stage in stages)
     assert any(stage.probability and len(stage.after or ()) > 1 for stage in stages)
     assert any(stage.probability and not stage.after for stage in stages)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        structures(plain=False),
+        pytest.param(ALL, marks=pytest.mark.skipif(not NETWORKS_HAVE_MEMORY, reason="all plain")),
+    ],
+    ids=["prepared", "compared"],
+)
+def test_most_networks_have_memory_or_what_depends_on_it(kinds: list[Structure]) -> None:
+    featured = [s for s in kinds if s.featured]
+    assert len(featured) * len(POLICIES) * REPEATS >= 150
+    assert {memory for s in kinds for memory in s.memories} == set(MEMORIES)
+    mixed = [set(s.memories) for s in kinds if len(set(s.memories)) > 1]
+    assert sum("none" in memories for memories in mixed) >= 3
+    assert not any({"prefix", "swap"} <= memories for memories in mixed)
+    assert {s.first_token for s in featured} == {"decode", "prefill"}
+    assert {s.cap for s in featured} == {None, "batch", "resident"}
+    assert {s.router for s in featured if max(s.engines) > 1} == set(ROUTERS)
+    engines = [e for s in featured for e in random_network(s, 0).scenario.engines]
+    assert sum(e.batch_time.needs_attention for e in engines) >= 5
+    sizes = [
+        {e.kv_cache.block_size for e in random_network(s, 0).scenario.engines if e.kv_cache}
+        for s in featured
+    ]
+    assert any(len(several) > 1 for several in sizes)
 
 
 @pytest.mark.parametrize("change", ["token_budget", "router", "slots"])
