@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from llmgym.engine.jobs import CHOICE
 from llmgym.engine.params import Params
 from llmgym.engine.queues import call_lengths
 from llmgym.engine.state import State
+from llmgym.engine.view import Batch, View
 from llmgym.evaluation import policies
 
 Record = dict[str, np.ndarray]
@@ -38,6 +40,25 @@ class Recorded:
     served: int  # tokens
     end: int
     clipped: bool
+    preempted: int  # calls
+    found: int  # tokens, by prefix caching
+
+
+def form(number: jax.Array, token_budget: jax.Array, keys: jax.Array, seen: View) -> Batch:
+    """The batch of policy ``number`` of POLICIES."""
+
+    def composer(name: str, fixed: dict[str, Any]) -> Callable[[jax.Array, View], Batch]:
+        policy = baselines.make(name, **fixed, token_budget=token_budget)
+
+        def compose(keys: jax.Array, seen: View) -> Batch:
+            batch = policies.compose(policy, keys, seen)
+            if seen.memory is None or batch.preempt is not None:
+                return batch
+            return Batch(batch.tokens, jnp.zeros_like(seen.live))
+
+        return compose
+
+    return jax.lax.switch(number, [composer(*entry) for entry in POLICIES], keys, seen)
 
 
 def run(
@@ -49,12 +70,10 @@ def run(
     steps: int,
 ) -> tuple[State, dict[str, jax.Array]]:
     """``steps`` epochs under policy ``number`` of POLICIES, and all that tests ask for (axis 0: steps)."""
-    made = [baselines.make(name, **fixed, token_budget=token_budget) for name, fixed in POLICIES]
 
     def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
         seen = simulator.view(network, state)
-        composers = [partial(policies.compose, policy) for policy in made]
-        batch = jax.lax.switch(number, composers, keys, seen)
+        batch = form(number, token_budget, keys, seen)
         after, info = simulator.step(network, state, batch)
         table, engines = info.table, network.plan.engines
         visit = jnp.zeros_like(table.request) if table.visit is None else table.visit
@@ -63,6 +82,8 @@ def run(
             "duration": info.duration,
             "batch_ticks": info.batch_ticks,
             "clipped": info.clipped,
+            "preempted": _sum(info.batch.preempt, info.duration),
+            "found": _sum(info.found, info.duration),
             "tokens": info.batch.tokens,
             "decoding": seen.decoding[:, :engines],
             "finished": info.finished,
@@ -73,6 +94,13 @@ def run(
         }
 
     return jax.lax.scan(body, state, None, length=steps)
+
+
+def _sum(values: jax.Array | None, like: jax.Array) -> jax.Array:
+    """The sum over all axes but those of the environments, those of ``like``."""
+    if values is None:
+        return jnp.zeros_like(like)
+    return jnp.sum(values.astype(jnp.int32), axis=tuple(range(values.ndim - like.ndim)))
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -123,6 +151,8 @@ def _environment(network: Params, out: Record, state: State, env: int) -> Record
         served=sum(int(t.to_numpy()[env]) for t in served),
         end=int(state.clock.to_numpy()[env]),
         clipped=bool(column["clipped"].any()),
+        preempted=int(column["preempted"].sum()),
+        found=int(column["found"].sum()),
     )
 
 
@@ -186,7 +216,8 @@ class Table:
         return prefill, decode
 
     def uniform(self, what: str, job: tuple[int, int], stage: int, visit: int) -> float:
-        words, word = (self.own, 3) if what == "loop" else (self.other, WORDS[what])
+        mine = what in ("loop", "prefix")
+        words, word = (self.own, 3) if mine else (self.other, WORDS[what])
         return ((int(words[word, *self._at(job, stage, visit)]) >> 9) + 0.5) * 2.0**-23
 
 

@@ -5,16 +5,22 @@ arrival, and random numbers as a table (``Draws``); out come the batches of ever
 joins at the instant of its arrival, every call at the instant at which what it waits for is done.
 Events of one instant: ends of batches, engine by engine; ends of delays, in the order in which they
 began; new jobs.
+
+KV memory (``network_memory``) takes part when a batch starts: its requests get their blocks then, those
+that it preempts lose theirs, and nothing changes until it ends. A call that could never fit is refused:
+its job leaves at once and counts as dropped. What else of the job has begun, or begins at that instant,
+runs to its end and sets off nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
-from reference import Engine, Policy, Ran, Request
+from network_server import Call, Job, Server
+from reference import Engine, Policy
 
 WAITING, RUNNING, DONE, PASSED = "waiting", "running", "done", "passed"
 
@@ -30,13 +36,17 @@ class Loop:
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a job type, those before it by number; ``group`` None: a delay."""
+    """A stage of a job type, those before it by number; ``group`` None: a delay.
+
+    ``shared``: tokens with which its prompts begin, and how many such beginnings there are.
+    """
 
     group: int | None
     parents: tuple[int, ...]
     probability: float | None = None
     loop: Loop | None = None
     inherits: bool = False
+    shared: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -56,76 +66,10 @@ class Draws(Protocol):
         """Prompt and output tokens of a call; milliseconds and 0 of a delay."""
 
     def uniform(self, what: str, job: tuple[int, int], stage: int, visit: int) -> float:
-        """For a "loop", the "choice" whose first stage is given, or a "router" ("other": once more)."""
+        """For a "loop", the "choice" whose first stage is given, or a "router" ("other": once more).
 
-
-@dataclass(eq=False)
-class Job:
-    """A job in the network: where each of its stages stands."""
-
-    name: tuple[int, int]  # (type, number)
-    status: list[str]
-    visits: list[int]  # how often each stage has ended
-    context: list[int]  # prompt and output of its last visit
-
-
-@dataclass(eq=False, kw_only=True)
-class Call(Request):
-    """A call, or a delay, which is over at ``until``."""
-
-    job: Job
-    stage: int
-    visit: int
-    until: int | None = None
-
-    @property
-    def name(self) -> Any:
-        """(job type, job number, stage, visit)."""
-        return *self.job.name, self.stage, self.visit
-
-    @property
-    def left(self) -> int:
-        """Tokens to come."""
-        return self.prefill_left + self.decode_left
-
-
-@dataclass(eq=False)
-class Server:
-    """One engine: its calls in the order in which they came, and the batch that runs."""
-
-    engine: Engine
-    calls: list[Call] = field(default_factory=list)
-    running: dict[Any, int] | None = None
-    until: int = 0
-    batches: list[Ran] = field(default_factory=list)
-
-    def start(self, policy: Policy, now: int) -> None:
-        """Form a batch and let it run, if there is anything in it."""
-        tokens = policy(self.engine, list(self.calls), now)
-        served = [c for c in self.calls if c.name in tokens]
-        prefill = {c.name: tokens[c.name] for c in served if c.prefill_left > 0}
-        decode = {c.name: tokens[c.name] for c in served if c.prefill_left == 0}
-        assert sum(tokens.values()) <= self.engine.token_budget
-        assert all(tokens[c.name] <= max(c.prefill_left, 1) for c in served)
-        if tokens:
-            duration = self.engine.batch_ticks(sum(tokens.values()))
-            self.batches.append(Ran(now, duration, prefill, decode))
-            self.running, self.until = tokens, now + duration
-
-    def end(self, now: int) -> list[Call]:
-        """Credit the batch; the calls that are done leave."""
-        assert self.running is not None
-        for call in [c for c in self.calls if c.name in self.running]:
-            call.last_service = now
-            if call.prefill_left > 0:
-                call.prefill_left -= self.running[call.name]
-            else:
-                call.decode_left -= self.running[call.name]
-            if call.first_token is None and (call.decode_left < call.decode or call.left == 0):
-                call.first_token = now
-        self.running = None
-        done, self.calls = ([c for c in self.calls if (c.left > 0) == m] for m in (False, True))
-        return done
+        Or for the "prefix" that a prompt begins with.
+        """
 
 
 class NetworkSimulator:
@@ -146,6 +90,7 @@ class NetworkSimulator:
         self.delays: list[Call] = []
         self.turns = [0] * len(self.groups)
         self.now = self.arrived = self.dropped = self.present = self.completed = 0
+        self.epoch = self.refused = 0
         self.finished: dict[Any, tuple[int, int]] = {}  # name of a call: first token, finish
         self.events: list[int] = []  # times at which something happened
         self.decisions: list[int] = []  # those at which an engine may have become free, or was
@@ -155,17 +100,22 @@ class NetworkSimulator:
     @property
     def backlog(self) -> int:
         """Tokens to come of all calls at engines."""
-        return sum(c.left for s in self.servers for c in s.calls)
+        return sum(c.work for s in self.servers for c in s.calls)
+
+    def count(self, what: str) -> int:
+        """Calls "preempted", or tokens "found", "lost" or "swapped", over all engines."""
+        return sum(server.counts[what] for server in self.servers)
 
     def step(self) -> bool:
         """Free engines start batches; then time passes to the next event. False: nothing is to come."""
-        for server in [s for s in self.servers if s.running is None]:
-            server.start(self.policy, self.now)
+        free = [s for s in self.servers if s.running is None]
+        changed = [server.start(self.policy, self.now, self.epoch) for server in free]
+        self.epoch += 1
         times = [s.until for s in self.servers if s.running is not None]
         times += [d.until for d in self.delays if d.until is not None]
         times += [arrival for arrival, _, _ in self.coming[:1]]
-        if not times:
-            return False
+        if not times:  # who was preempted may run in the next epoch, at the same instant
+            return any(changed)
         some_free = any(s.running is None for s in self.servers)
         self.now = min(times)
         ended, came = self._end(), self._admit()
@@ -182,7 +132,8 @@ class NetworkSimulator:
         self.delays = [d for d in self.delays if d.until != self.now]
         for call in done + over:
             self.finished[call.name] = call.first_token or 0, self.now
-            self._stage_ended(call.job, call.stage, call.prefill + call.decode)
+            if not call.job.refused:
+                self._stage_ended(call.job, call.stage, call.prefill + call.decode)
         return bool(servers or over)
 
     def _admit(self) -> bool:
@@ -266,8 +217,26 @@ class NetworkSimulator:
                 call.until = self.now + max(round(Fraction(first) / self.site.tick_ms), 1)
                 self.delays.append(call)
             else:
-                self.joined += call.left
-                self._route(step.group, call).calls.append(call)
+                self._join(step, call)
+        if job.refused:
+            self.present, self.dropped = self.present - 1, self.dropped + 1
+
+    def _join(self, step: Step, call: Call) -> None:
+        """A call joins the queue of an engine, or is refused if it could never fit into memory."""
+        assert step.group is not None
+        engine = self.groups[step.group][0].engine
+        call.samples, call.limited = engine.samples, engine.memory is not None
+        if engine.memory is not None and not engine.memory.fits(call):
+            self.refused += 1
+            call.job.refused = True
+            return
+        tokens, variants = step.shared
+        if tokens:
+            at = call.job.name, call.stage, call.visit
+            variant = int(self.draws.uniform("prefix", *at) * variants)
+            call.shared = tokens, (call.job.name[0], call.stage, variant)
+        self.joined += call.work
+        self._route(step.group, call).calls.append(call)
 
     def _route(self, group: int, call: Call) -> Server:
         """The replica that a call goes to: the first of those that are equally good."""
@@ -286,9 +255,7 @@ class NetworkSimulator:
             case "fewest_tokens":
                 return min(servers, key=lambda s: sum(c.left for c in s.calls))
             case "least_kv":
-                return min(
-                    servers, key=lambda s: sum(c.prefill + c.decode - c.left for c in s.calls)
-                )
+                return min(servers, key=lambda s: s.tokens_in_memory)
         return min(servers, key=lambda s: len(s.calls))
 
 

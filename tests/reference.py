@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 
 @dataclass(eq=False)
@@ -50,7 +51,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Engine:
-    """Limits and batch time: ``batch_ms(tokens)`` exactly, ``tile`` tokens to a tile."""
+    """Limits and batch time: ``batch_ms(tokens)`` exactly, ``tile`` tokens to a tile.
+
+    ``attention_ms`` (tokens that decodes read, query-key pairs of prefill) comes on top of it, and
+    ``samples`` says that the end of a prompt yields an output token. ``kv`` are the settings of a KV
+    memory, and ``memory`` its state, a ``network_memory.Memory``: engines of networks alone have them.
+    """
 
     batch_ms: Callable[[int], Fraction]
     token_budget: int
@@ -59,10 +65,17 @@ class Engine:
     slots: int = 10**9
     tile: int = 128
     tick_ms: Fraction = Fraction(1, 100)
+    attention_ms: Callable[[int, Fraction], Fraction] | None = None
+    samples: bool = False
+    kv: Any = None
+    memory: Any = None
 
-    def batch_ticks(self, tokens: int) -> int:
+    def batch_ticks(self, tokens: int, context: int = 0, pairs: Fraction = Fraction(0)) -> int:
         """The batch time as the nearest whole number of ticks, at least one."""
-        return max(round(self.batch_ms(tokens) / self.tick_ms), 1)
+        ms = self.batch_ms(tokens)
+        if self.attention_ms is not None:
+            ms += self.attention_ms(context, pairs)
+        return max(round(ms / self.tick_ms), 1)
 
 
 @dataclass(frozen=True)
@@ -80,51 +93,83 @@ class Ran:
         return sum(self.prefill.values()) + sum(self.decode.values())
 
 
+class Formed(dict[tuple[int, int], int]):
+    """Tokens of each request, and the names of those that are to lose their KV memory first."""
+
+    preempt: frozenset[tuple[int, int]] = frozenset()
+
+
 class Plan:
-    """A batch being formed from the requests present: gives tokens while budget and seats last."""
+    """A batch being formed from the requests present: gives tokens while seats, memory and budget last."""
 
     def __init__(self, engine: Engine, present: list[Request], budget: int) -> None:
         self.engine, self.present = engine, present
         self.budget = budget
-        self.tokens: dict[tuple[int, int], int] = {}
+        self.tokens = Formed()
 
     @property
     def room(self) -> int:
         """Tokens that still fit."""
         return self.budget - sum(self.tokens.values())
 
-    def seat(self, request: Request) -> bool:
-        """Whether the request has a seat (k_max) or can get one."""
-        most = self.engine.max_num_seqs
-        if most is None:
-            return True
+    def fill(self, wanted: Iterable[tuple[Request, int]], whole: bool = False) -> None:
+        """As many of the wanted tokens as fit, in the order given.
+
+        Seats go first, then memory, then tokens: a request that has a seat keeps it from those behind
+        even where it finds no memory. ``whole``: the first whose tokens do not all fit stops those behind.
+        """
+        most = self.room + 1  # nobody asks memory for more than a token too many
+        some = [(request, min(tokens, most)) for request, tokens in wanted if tokens > 0]
+        some = self.seated(some)
+        if self.engine.memory is not None:
+            some = self.engine.memory.entrance(self.present, self.tokens, some)
+        for request, tokens in some:
+            if whole and tokens > self.room:
+                return
+            if self.room > 0:
+                self.tokens[request.name] = min(tokens, self.room)
+
+    def seated(self, wanted: list[tuple[Request, int]]) -> list[tuple[Request, int]]:
+        """Those of them who have a seat (k_max) or can get one."""
+        if self.engine.max_num_seqs is None:
+            return wanted
         resident = self.engine.seq_limit == "resident"
-        seated = [r for r in self.present if r.name in self.tokens or (resident and r.started)]
-        return request in seated or len(seated) < most
+        has_one = {
+            r.name for r in self.present if r.name in self.tokens or (resident and r.started)
+        }
+        free, found = self.engine.max_num_seqs - len(has_one), []
+        for request, tokens in wanted:
+            newcomer = request.name not in has_one
+            if newcomer and free <= 0:
+                continue
+            free -= newcomer
+            found.append((request, tokens))
+        return found
 
     def add(self, request: Request, wanted: int) -> None:
-        """As many of the wanted tokens as fit."""
-        given = min(wanted, self.room)
-        if given > 0 and self.seat(request):
-            self.tokens[request.name] = given
+        """As many of the wanted tokens of one request as fit."""
+        self.fill([(request, wanted)])
 
     def add_decodes(self, requests: Iterable[Request]) -> None:
         """One token for each of the requests that decodes, in the order given."""
-        for request in requests:
-            if request.decodes:
-                self.add(request, 1)
+        self.fill((request, 1) for request in requests if request.decodes)
+
+    def add_decodes_in_turn(self) -> None:
+        """The same, and where there is no room for all, for those that were served longest ago."""
+        decodes = [(request, 1) for request in self.present if request.decodes]
+        if self.engine.seq_limit == "resident":
+            decodes = self.seated(decodes)
+        decodes.sort(key=lambda pair: pair[0].last_service)  # stable: ties in order of arrival
+        chosen = [request for request, _ in self.seated(decodes)[: max(self.room, 0)]]
+        self.add_decodes(request for request in self.present if request in chosen)
 
     def add_prefills(self, requests: Iterable[Request]) -> None:
         """Prompt tokens, in the order given; the last prompt is cut where the budget ends."""
-        for request in requests:
-            self.add(request, request.prefill_left)
+        self.fill((request, request.prefill_left) for request in requests)
 
     def add_whole_prompts(self, requests: Iterable[Request]) -> None:
         """Whole prompts only: the first that does not fit stops those behind it."""
-        for request in requests:
-            if request.prefill_left > self.room:
-                return
-            self.add(request, request.prefill_left)
+        self.fill(((request, request.prefill_left) for request in requests), whole=True)
 
 
 Policy = Callable[[Engine, list[Request], int], dict[tuple[int, int], int]]
@@ -234,6 +279,16 @@ def hinge(c_ms: object, a_ms_per_token: object, free_tokens: int) -> Callable[[i
 def affine(c_ms: object, a_ms_per_token: object) -> Callable[[int], Fraction]:
     """t_b = c + a * b."""
     return lambda b: exact(c_ms) + exact(a_ms_per_token) * b
+
+
+def attention(kv: object, prefill: object, mixed: object) -> Callable[[int, Fraction], Fraction]:
+    """k * KV / 1000 + p * PP / 10^6, and k_mix * KV / 1000 more where the batch holds prefill as well."""
+
+    def ms(context: int, pairs: Fraction) -> Fraction:
+        per_token = exact(kv) + (exact(mixed) if pairs > 0 else 0)
+        return per_token * context / 1000 + exact(prefill) * pairs / 10**6
+
+    return ms
 
 
 BATCH_TIMES: dict[str, Callable[..., Callable[[int], Fraction]]] = {

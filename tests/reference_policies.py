@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from reference import Engine, Plan, Policy, Request
+from reference import Engine, Formed, Plan, Policy, Request
 
 Tokens = dict[tuple[int, int], int]
 
@@ -43,8 +43,12 @@ def vllm(token_budget: int | None = None, prompts: str = "whole") -> Policy:
             plan.add_whole_prompts(present)
         else:
             plan.add_prefills(present)
-        if not plan.tokens:
-            plan.add_decodes(present)
+        # Prompts that were admitted in part may find no memory for the rest until others have ended.
+        memory = engine.memory
+        if not plan.tokens or (memory is not None and not memory.secure(present, plan.tokens)[0]):
+            decodes = Plan(engine, present, _own(engine, token_budget))
+            decodes.add_decodes(present)
+            return decodes.tokens or plan.tokens
         return plan.tokens
 
     return compose
@@ -81,8 +85,7 @@ def k_fcfs(token_budget: int | None = None, k: int | None = None, order: str = "
         plan = Plan(engine, present, _own(engine, token_budget))
         first = present if k is None else present[:k]
         if order == "arrival":
-            for request in first:
-                plan.add(request, 1 if request.decodes else request.prefill_left)
+            plan.fill((r, 1 if r.decodes else r.prefill_left) for r in first)
         elif order == "decode":
             plan.add_decodes(first)
             plan.add_prefills(first)
@@ -116,8 +119,7 @@ def tiled(rule: Rule, token_budget: int | None = None, tile: int | None = None) 
         prefill = sum(r.prefill_left for r in present)
         open_tiles = rule(engine, len(decodes), prefill, size, _tiles(budget, size))
         plan = Plan(engine, present, min(open_tiles * size, budget))
-        decodes.sort(key=lambda r: r.last_service)  # stable: ties in order of arrival
-        plan.add_decodes(decodes)
+        plan.add_decodes_in_turn()
         plan.add_prefills(present)
         return plan.tokens
 
@@ -166,6 +168,87 @@ def flush(token_budget: int | None = None, tile: int | None = None, threshold: i
     return tiled(rule, token_budget, tile)
 
 
+def vllm_v1(token_budget: int | None = None) -> Policy:
+    """Those that run, then those that wait, up to the first whose known tokens find no memory.
+
+    One that runs and finds no memory takes that of the last; then nobody who waits is admitted.
+    """
+
+    def compose(engine: Engine, present: list[Request], now: int) -> Tokens:
+        budget = _own(engine, token_budget)
+        if engine.memory is not None and engine.memory.pool is not None:
+            return _vllm_v1_block_by_block(engine, present, budget)
+        plan = Plan(engine, present, budget)
+        running = [r for r in present if r.started]
+        plan.fill((r, 1 if r.decodes else r.prefill_left) for r in running)
+        free = None
+        if engine.memory is not None:
+            plan.tokens, gone = engine.memory.secure(running, plan.tokens)
+            if gone:
+                plan.tokens.preempt = frozenset(r.name for r in gone)
+                return plan.tokens
+            free = engine.memory.kv.blocks
+            free -= sum(engine.memory.needed(r, plan.tokens.get(r.name, 0)) for r in running)
+        seats = engine.max_num_seqs
+        for request in present:
+            if request.started:
+                continue
+            wanted = 1 if request.decodes else request.prefill_left
+            given = min(wanted, plan.room)
+            if given <= 0 or (seats is not None and len(running) >= seats):
+                break
+            if free is not None:
+                if engine.memory.needed(request, wanted) > free:
+                    break
+                free -= engine.memory.needed(request, given)
+            plan.tokens[request.name] = given
+            running.append(request)
+        return plan.tokens
+
+    return compose
+
+
+def _vllm_v1_block_by_block(engine: Engine, present: list[Request], budget: int) -> Formed:
+    """The same with prefix caching: on a copy of the blocks, as each depends on those before it.
+
+    A request that loses its memory may have been in the batch: it stays among the tokens, as its blocks
+    keep what it would have computed.
+    """
+    memory, tokens, gone = engine.memory, Formed(), set()
+    pool, claims = memory.trial(present)
+    running = sorted((r for r in present if r.started), key=lambda r: r.admitted)
+    for request in list(running):
+        wanted = min(1 if request.decodes else request.prefill_left, budget)
+        if budget <= 0 or request in gone:
+            continue
+        claim = claims[request.name]
+        while request not in gone and not pool.fits(claim, request.cached + wanted):
+            last = [r for r in present if r in running and r not in gone][-1]
+            gone.add(last)
+            pool.release(claims[last.name])
+            budget += tokens.get(last.name, 0)
+        if request in gone:
+            break
+        pool.allocate(claim, request.cached + wanted)
+        tokens[request.name] = wanted
+        budget -= wanted
+    seats = engine.max_num_seqs
+    for request in [] if gone else [r for r in present if not r.started]:
+        if budget <= 0 or (seats is not None and len(running) >= seats):
+            break
+        claim, hits = claims[request.name], pool.hits(request)
+        wanted = 1 if request.decodes else request.prefill_left
+        begin = len(hits) * memory.kv.block_size
+        if not pool.fits(claim, wanted, hits):
+            break
+        tokens[request.name] = min(wanted - begin, budget)
+        pool.allocate(claim, begin + tokens[request.name], hits)
+        budget -= tokens[request.name]
+        running.append(request)
+    tokens.preempt = frozenset(r.name for r in gone)
+    return tokens
+
+
 POLICIES: dict[str, Callable[..., Policy]] = {
     "faster_transformer": faster_transformer,
     "vllm": vllm,
@@ -176,5 +259,6 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "tile_align": tile_align,
     "flush": flush,
     "k_fcfs": k_fcfs,
+    "vllm_v1": vllm_v1,
     "idle": idle,
 }

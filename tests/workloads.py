@@ -46,6 +46,7 @@ POLICIES: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("k_fcfs", {"order": "arrival"}, ("token_budget", "k")),
     ("k_fcfs", {"order": "decode"}, ("k",)),
     ("k_fcfs", {"order": "prefill"}, ("k",)),
+    ("vllm_v1", {}, ("token_budget",)),
     ("idle", {}, ()),
 )
 """Every policy: name, settings that are static, and settings that the seed chooses."""

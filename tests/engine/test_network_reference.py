@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_policies
-from network_recording import Recorded, draws, jobs, record, run, trace
+from network_recording import Recorded, record, run, trace
 from network_reference import Draws, Loop, NetworkSimulator, Site, Step
+from network_sites import JOBS, reference_steps, simulators
 from network_workflows import FORMS
 from network_workloads import (
     BATCH_TIME_KINDS,
+    MEMORIES,
     POLICIES,
     ROUTERS,
     Structure,
     random_network,
-    reference_site,
-    reference_steps,
     structures,
 )
 from reference import Engine, affine
@@ -40,8 +40,8 @@ from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.stage import Stage
 from llmgym.scenario.workload import JobType
 
-STEPS, ENVS, JOBS, VISITS = 144, 4, 500, 48
-"""Epochs of a run; environments of a network; jobs and visits whose random numbers are at hand."""
+STEPS, ENVS = 144, 4
+"""Epochs of a run; environments of a network."""
 
 REPEATS = 3
 """Random networks of a structure under every policy."""
@@ -54,13 +54,17 @@ def compare(recorded: Recorded, simulator: NetworkSimulator) -> None:
     for engine, server in enumerate(simulator.servers):
         assert server.batches == recorded.batches[engine], f"engine {engine}"
     assert simulator.now == recorded.end
-    assert not recorded.clipped
+    limited = any(server.engine.memory is not None for server in simulator.servers)
+    assert limited or not recorded.clipped  # a batch may be cut where memory does not suffice
     assert set(simulator.decisions) <= set(recorded.epochs) <= set(simulator.events)
     assert simulator.finished == recorded.finished
     for count in ("arrived", "dropped", "present", "completed", "backlog"):
         assert getattr(simulator, count) == getattr(recorded, count), count
     assert recorded.arrived - recorded.dropped - recorded.completed == recorded.present
-    assert recorded.served + recorded.backlog == simulator.joined
+    for count in ("preempted", "found"):
+        assert getattr(recorded, count) == simulator.count(count), count
+    computed_again = simulator.count("lost") - simulator.count("found")
+    assert recorded.served + recorded.backlog == simulator.joined + computed_again
 
 
 def lowered(structure: Structure, seed: int) -> Params:
@@ -80,16 +84,10 @@ def cases(
     number, environments = seed % len(POLICIES), keys(seed, ENVS)
     network, physics = random_network(structure, seed), lowered(structure, seed)
     recorded = record(physics, environments, number, network.token_budget, STEPS)
-    name, fixed = POLICIES[number]
-    budget = other.pop("token_budget", network.token_budget)
-    policy = reference_policies.POLICIES[name](**fixed, token_budget=budget)
-    site = replace(reference_site(network.scenario), **other)
-    steps = reference_steps(network.scenario)
-    arriving = jobs(physics, environments, JOBS)
-    numbers = draws(physics, environments, JOBS, VISITS)
-    for one, coming, random in zip(recorded, arriving, numbers, strict=True):
+    plain = simulators(network, environments, number, **other)
+    for one, simulator in zip(recorded, plain, strict=True):
         assert one.arrived < JOBS
-        yield one, NetworkSimulator(site, steps, policy, coming, random)
+        yield one, simulator
 
 
 def run_structure(structure: Structure) -> None:
@@ -101,13 +99,20 @@ def run_structure(structure: Structure) -> None:
             seen["batches"] += sum(len(batches) for batches in recorded.batches)
             for count in ("dropped", "completed"):
                 seen[count] += getattr(recorded, count)
-            for count in ("passed_over", "rounds"):
+            for count in ("passed_over", "rounds", "refused"):
                 seen[count] += getattr(simulator, count)
+            for count in ("preempted", "found", "lost", "swapped"):
+                seen[count] += simulator.count(count)
     assert seen["batches"] > 0.4 * STEPS * ENVS * REPEATS * len(POLICIES)
     assert min(seen["dropped"], seen["completed"]) > 8
     steps = [s for job in reference_steps(random_network(structure, 0).scenario) for s in job]
     assert (seen["rounds"] > 20) == any(s.loop for s in steps)
     assert (seen["passed_over"] > 20) == any(s.probability for s in steps)
+    memories = set(structure.memories)
+    assert (seen["preempted"] > 50) == (seen["refused"] > 50) == (memories != {"none"})
+    assert (seen["lost"] > 100) == bool(memories & {"recompute", "prefix"})
+    assert (seen["swapped"] > 1000) == ("swap" in memories)
+    assert (seen["found"] > 500) == ("prefix" in memories)
 
 
 ALL = structures()
@@ -126,7 +131,7 @@ def test_more_random_networks_are_equal_batch_by_batch(structure: Structure) -> 
 
 
 def test_all_kinds_are_among_them() -> None:
-    assert len(ALL) * len(POLICIES) * REPEATS >= 200  # networks, each in ENVS environments
+    assert len(ALL) * len(POLICIES) * REPEATS >= 210  # networks, each in ENVS environments
     assert {s.form for s in ALL} == {*FORMS, "replay"}
     assert {s.router for s in ALL if max(s.engines) > 1} == set(ROUTERS)
     assert {s.cap for s in ALL} == {None, "batch", "resident"}
@@ -142,6 +147,20 @@ def test_all_kinds_are_among_them() -> None:
     assert any(stage.inherits and len(stage.after or ()) > 1 for stage in stages)
     assert any(stage.probability and len(stage.after or ()) > 1 for stage in stages)
     assert any(stage.probability and not stage.after for stage in stages)
+
+
+def test_most_networks_have_memory_or_what_depends_on_it() -> None:
+    featured = [s for s in ALL if s.featured]
+    assert len(featured) * len(POLICIES) * REPEATS >= 150
+    assert {memory for s in ALL for memory in s.memories} == set(MEMORIES)
+    mixed = [set(s.memories) for s in ALL if len(set(s.memories)) > 1]
+    assert sum("none" in memories for memories in mixed) >= 3
+    assert not any({"prefix", "swap"} <= memories for memories in mixed)
+    assert {s.first_token for s in featured} == {"decode", "prefill"}
+    assert {s.cap for s in featured} == {None, "batch", "resident"}
+    assert {s.router for s in featured if max(s.engines) > 1} == set(ROUTERS)
+    engines = [e for s in featured for e in random_network(s, 0).scenario.engines]
+    assert sum(e.batch_time.needs_attention for e in engines) >= 5
 
 
 @pytest.mark.parametrize("change", ["token_budget", "router", "slots"])
