@@ -19,6 +19,7 @@ import numpy as np
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
+from llmgym.engine.state import ticks_since
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import cores
 from llmgym.evaluation.policies import compose
@@ -155,17 +156,18 @@ def _advance(
         )
         batch = jax.tree.map(lambda x: jnp.where(left > 0, x, 0), batch)
         after, info = simulator.step(physics, state, batch, left)
-        return after, _count(counts, info, after.clock.low, targets)
+        return after, _count(counts, info, after.clock, targets)
 
     return jax.lax.while_loop(running, body, (state, counts))
 
 
-def _count(counts: _Counts, info: Any, now: jax.Array, targets: jax.Array) -> _Counts:
+def _count(counts: _Counts, info: Any, now: Wide, targets: jax.Array) -> _Counts:
     """The counts after a step. ``targets`` (2, classes): TTFT and TPOT in ticks."""
     table, done = info.table, info.finished
     ttft, tpot = (jnp.take(of, table.job_class) for of in targets)
-    first = (table.first_token - table.arrival).astype(jnp.int32)
-    rest = (now - table.first_token).astype(jnp.int32)
+    begun = Wide(table.first_high.astype(jnp.uint32), table.first_token)
+    first = ticks_since(begun, table.arrival, table.arrival_high)
+    rest = ticks_since(now, table.first_token, table.first_high)
     late = first > ttft
     slow = rest > tpot * jnp.maximum(table.output - 1, 0)
 

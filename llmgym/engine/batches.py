@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from llmgym.core.wide import Wide
 from llmgym.engine.block_pool import BlockPool
 from llmgym.engine.make_view import engine_table
 from llmgym.engine.memory.admission import admit
@@ -90,16 +91,19 @@ def running(params: Params, state: State, seen: View, begun: Begun) -> Table:
     assert table.planned is not None
     assert table.service is not None
     tokens = plan.at_engines(begun.batch.tokens, axis=1)
+    assert table.service_high is not None
     starts = plan.at_engines(seen.free)
+    begins = (tokens > 0) & ~table.started
     return replace(
         table,
         planned=jnp.where(starts, tokens, table.planned),
-        service=jnp.where((tokens > 0) & ~table.started, state.clock.low, table.service),
+        service=jnp.where(begins, state.clock.low, table.service),
+        service_high=jnp.where(begins, state.clock.high.astype(jnp.uint16), table.service_high),
     )
 
 
 def end(
-    params: Params, table: Table, ends: jax.Array, begun: Begun, now: jax.Array
+    params: Params, table: Table, ends: jax.Array, begun: Begun, now: Wide
 ) -> tuple[Table, Ended]:
     """Credit the batches that end, and end the delays that are over.
 
@@ -108,7 +112,7 @@ def end(
         table: while the batches run.
         ends: of engines: whether the batch ends.
         begun: the batches that have just begun; a lone engine's have just ended, too.
-        now: low clock word.
+        now: clock.
     """
     plan = params.plan
     decoding = (table.prefill == 0) & (table.decode > 0)
@@ -119,7 +123,7 @@ def end(
     requests = finished
     if plan.stations > plan.engines:
         station = jnp.arange(plan.stations).reshape((1, -1) + (1,) * (table.decode.ndim - 2))
-        past = (now - table.last_token).astype(jnp.int32) >= 0
+        past = (now.low - table.last_token).astype(jnp.int32) >= 0
         over = (station == plan.engines) & (table.decode > 0) & past
         credited = replace(credited, decode=jnp.where(over, 0, credited.decode))
         requests, finished = finished[:, : plan.engines], finished | over
@@ -154,7 +158,7 @@ def _attention(params: Params, seen: View, table: Table, tokens: jax.Array) -> A
 
 
 def credit(
-    table: Table, decoding: jax.Array, tokens: jax.Array, now: jax.Array, prompt_samples: bool
+    table: Table, decoding: jax.Array, tokens: jax.Array, now: Wide, prompt_samples: bool
 ) -> tuple[Table, jax.Array]:
     """The table after its ``tokens`` ran, and which requests they completed."""
     ran = tokens > 0
@@ -171,7 +175,8 @@ def credit(
         table,
         prefill=prefill,
         decode=decode,
-        first_token=jnp.where(first, now, table.first_token),
-        last_token=jnp.where(ran, now, table.last_token),
+        first_token=jnp.where(first, now.low, table.first_token),
+        first_high=jnp.where(first, now.high.astype(jnp.uint16), table.first_high),
+        last_token=jnp.where(ran, now.low, table.last_token),
     )
     return credited, finished

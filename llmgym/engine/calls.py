@@ -29,7 +29,7 @@ from llmgym.engine.queues import (
     waiting,
 )
 from llmgym.engine.routing import Joining, loads
-from llmgym.engine.state import Jobs, State, Table
+from llmgym.engine.state import Jobs, State, Table, high_of
 
 Carry = tuple[State, Ended, jax.Array]
 
@@ -143,12 +143,14 @@ def _some_of_chains(params: Params, state: State, ended: Ended, extra: jax.Array
     none = jnp.zeros_like(place)
     now = jnp.broadcast_to(state.clock.low, following.shape)
     assert table.job_arrival is not None
+    assert table.job_arrival_high is not None
     calls = Joining(
         valid=valid,
         job_class=both(jnp.asarray(plan.first_class)[jobs.job_type], jnp.maximum(following, 0)),
         number=both(jobs.number, take(table.request)),
         arrival=both(jobs.arrival, now),
         job_arrival=both(jobs.arrival, take(table.job_arrival)),
+        job_arrival_high=both(high_of(state.clock, jobs.arrival), take(table.job_arrival_high)),
         job_row=none,
         visit=none,
         context=none,
@@ -200,6 +202,7 @@ def _some_of_jobs(params: Params, state: State, ended: Ended, extra: jax.Array |
         number=of_event(job.number),
         arrival=of_event(jnp.where(events.begins, job.arrival, state.clock.low)),
         job_arrival=of_event(job.arrival),
+        job_arrival_high=of_event(job.arrival_high),
         job_row=of_event(events.row),
         visit=of_stage(job.visits),
         context=of_stage(inherited),
@@ -235,7 +238,8 @@ def _events(
 
     new = Jobs(
         begins, of_new(coming.job_type), of_new(coming.number), of_new(coming.arrival),
-        blank, blank, blank, jnp.zeros_like(known.visits), jnp.zeros_like(known.visits),
+        of_new(high_of(state.clock, coming.arrival)), blank, blank, blank,
+        jnp.zeros_like(known.visits), jnp.zeros_like(known.visits),
     )  # fmt: skip
     job = jax.tree.map(lambda n, o: jnp.where(begins, n, o), new, known)
     # A job that was dropped has left; in its row there may be another.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from llmgym.core.arrays import class_sums, compacted, prefix_sum, rows
 from llmgym.engine import stream as streams
 from llmgym.engine.params import COMPACT_EVERY, Params
-from llmgym.engine.state import FreshRows, State, Table
+from llmgym.engine.state import FreshRows, State, Table, high_of
 from llmgym.scenario.arrivals import NEVER
 
 
@@ -160,6 +160,8 @@ def _rows_to_come(state: State, drawn: streams.Drawn) -> Table:
         last_token=arrival,
         request=drawn.request,
         job_class=drawn.job_class,
+        arrival_high=high_of(state.clock, arrival),
+        first_high=jnp.zeros(arrival.shape, jnp.uint16),
         preemptions=None if table.preemptions is None else none,
         admitted=None if table.admitted is None else none,
         swapped=None if table.swapped is None else none > 0,

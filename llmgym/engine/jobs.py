@@ -24,7 +24,8 @@ def no_jobs(slots: int, stages: int, shape: tuple[int, ...]) -> Jobs:
         jnp.zeros((slots, *shape), jnp.int32),
         jnp.zeros((stages, slots, *shape), jnp.int32),
     )
-    return Jobs(none > 0, none, none, none.astype(jnp.uint32), none, none, none, several, several)
+    low, high = none.astype(jnp.uint32), none.astype(jnp.uint16)
+    return Jobs(none > 0, none, none, low, high, none, none, none, several, several)
 
 
 def job_at(jobs: Jobs, row: jax.Array) -> Jobs:

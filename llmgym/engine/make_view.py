@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.precision import in_32_bits
+from llmgym.core.wide import Wide
 from llmgym.engine import stream as streams
 from llmgym.engine.memory.paged import cached_tokens
 from llmgym.engine.params import Params
 from llmgym.engine.plan import CHOICE, Plan
-from llmgym.engine.state import State, Table
+from llmgym.engine.state import State, Table, ticks_since
 from llmgym.engine.view import Classes, Memory, View
 from llmgym.scenario.prefixes import Contents
 
@@ -30,9 +31,8 @@ def view(params: Params, state: State) -> View:
     started = table.started if memory is None else memory.resident
     if table.planned is not None:
         started = started | (table.planned > 0)
-    job_arrival = table.arrival if table.job_arrival is None else table.job_arrival
     return View(
-        **request_columns(table, state.clock.low, job_arrival, params.lengths_known),
+        **request_columns(table, state.clock, params.lengths_known),
         started=started,
         token_budget=spread(params.token_budget),
         max_num_seqs=None if seqs is None else spread(seqs),
@@ -64,23 +64,23 @@ def _over(x: Any, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
 
 
-def request_columns(
-    table: Table, now: jax.Array, job_arrival: jax.Array, lengths_known: bool
-) -> dict[str, Any]:
-    """The entries of a View that the request table alone gives, at clock word ``now``."""
+def request_columns(table: Table, now: Wide, lengths_known: bool) -> dict[str, Any]:
+    """The entries of a View that the request table alone gives, at the clock ``now``."""
     live = table.live
-
-    def since(time: jax.Array) -> jax.Array:
-        return jnp.where(live, (now - time).astype(jnp.int32), 0)
-
+    waited = jnp.where(live, ticks_since(now, table.arrival, table.arrival_high), 0)
+    served = jnp.where(live, (now.low - table.last_token).astype(jnp.int32), 0)
+    job_age = waited
+    if table.job_arrival is not None:
+        assert table.job_arrival_high is not None
+        job_age = jnp.where(live, ticks_since(now, table.job_arrival, table.job_arrival_high), 0)
     return {
         "prefill": table.prefill,
         "decoding": (table.prefill == 0) & (table.decode > 0),
         "prompt": jnp.where(live, table.prompt, 0),
         "generated": jnp.where(live, table.output - table.decode, 0),
-        "waited": since(table.arrival),
-        "unserved": since(table.last_token),
-        "job_age": since(job_arrival),
+        "waited": waited,
+        "unserved": jnp.where(table.last_token == table.arrival, waited, served),
+        "job_age": job_age,
         "job_class": table.job_class,
         "decode_left": table.decode if lengths_known else None,
     }

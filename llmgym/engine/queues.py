@@ -15,7 +15,7 @@ from llmgym.engine import stream as streams
 from llmgym.engine.jobs import no_jobs
 from llmgym.engine.params import Params
 from llmgym.engine.routing import Joining, route
-from llmgym.engine.state import Coming, Queues, State
+from llmgym.engine.state import Coming, Queues, State, high_of
 from llmgym.scenario.arrivals import NEVER
 
 T = TypeVar("T")
@@ -260,7 +260,9 @@ def enter(params: Params, state: State, calls: Joining, extra: jax.Array | None)
         "last_token": calls.arrival + due,
         "request": calls.number,
         "job_class": calls.job_class,
+        "arrival_high": high_of(state.clock, calls.arrival),
         "job_arrival": calls.job_arrival,
+        "job_arrival_high": calls.job_arrival_high,
         "job_row": calls.job_row,
         "visit": calls.visit,
     }
@@ -291,9 +293,11 @@ def _refuse(
     refused = calls.valid & ~delay & (tokens - params.prompt_samples > most)
     first, inflow = refused, queues(state)
     if inflow.jobs is not None:  # several calls of one job may be refused at once
-        same = calls.job_row[:, None] == calls.job_row[None]
-        earlier = (rows(calls.job_row)[:, None] > rows(calls.job_row)[None, :, 0]) & same
-        first = refused & ~jnp.any(earlier & refused[None], axis=1)
+        several = len(refused)
+        earlier = jnp.tril(jnp.ones((several, several), bool), -1)
+        earlier = earlier.reshape(several, several, *[1] * (refused.ndim - 1))
+        same = earlier & (calls.job_row[:, None] == calls.job_row[None])
+        first = refused & ~jnp.any(same & refused[None], axis=1)
         live = inflow.jobs.live
         for n in range(refused.shape[0]):
             live = live & ~((rows(live) == calls.job_row[n]) & refused[n])

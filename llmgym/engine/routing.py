@@ -28,6 +28,7 @@ class Joining:
     number: jax.Array
     arrival: jax.Array
     job_arrival: jax.Array
+    job_arrival_high: jax.Array
     job_row: jax.Array
     visit: jax.Array
     context: jax.Array

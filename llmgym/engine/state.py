@@ -28,9 +28,10 @@ class Table:
     to the top. So an arrival moves no data, and what it touches is the same few rows in every
     environment.
 
-    Times are the low word (uint32) of the clock in ticks; their differences are exact up to 2**31 ticks
-    (6 hours at 0.01 ms). In the station of delays a row has one token, and ``last_token`` is when the
-    delay is over.
+    Times are the low word (uint32) of the clock in ticks. Those that may lie long ago have 16 bits above
+    it in a column ``..._high`` (see ``ticks_since``); ``last_token`` has none, and is held at 2**30 ticks
+    before now where it would be older. In the station of delays a row has one token, and
+    ``last_token`` is when the delay is over.
     """
 
     prefill: jax.Array  # prompt tokens left, int32
@@ -42,13 +43,17 @@ class Table:
     last_token: jax.Array  # time of the last service; the time of arrival before the first
     request: jax.Array  # number of the request, or of the job, within its job type, int32
     job_class: jax.Array  # index of its class: the job type, or the job type at one of its calls
+    arrival_high: jax.Array  # uint16
+    first_high: jax.Array  # uint16
     # Only with KV memory:
     preemptions: jax.Array | None = None  # how often it lost its memory
     admitted: jax.Array | None = None  # number of the step in which it got the memory that it has
     swapped: jax.Array | None = None  # whether its memory is at the host, where engines swap
     # Only in networks:
     job_arrival: jax.Array | None = None  # time of arrival of the job
+    job_arrival_high: jax.Array | None = None  # uint16
     service: jax.Array | None = None  # time of the start of its first batch
+    service_high: jax.Array | None = None  # uint16
     planned: jax.Array | None = None  # tokens in the batch that runs
     job_row: jax.Array | None = None  # row in the table of jobs, where there is one
     visit: jax.Array | None = None  # how often the job had been through this call before
@@ -66,8 +71,10 @@ class Table:
     def details(self) -> dict[str, jax.Array]:
         """The columns that a record of finished requests keeps."""
         kept = ["request", "job_class", "arrival", "first_token", "preemptions"]
+        kept += ["arrival_high", "first_high"]
         if self.planned is not None:  # the tokens of a lone engine's requests can be drawn again
-            kept += ["prompt", "output", "job_arrival", "service", "visit"]
+            kept += ["prompt", "output", "job_arrival", "job_arrival_high"]
+            kept += ["service", "service_high", "visit"]
         found = {name: getattr(self, name) for name in kept}
         return {name: column for name, column in found.items() if column is not None}
 
@@ -127,6 +134,7 @@ class Jobs:
     job_type: jax.Array
     number: jax.Array
     arrival: jax.Array  # low clock word
+    arrival_high: jax.Array  # uint16
     done: jax.Array
     passed: jax.Array
     begun: jax.Array
@@ -186,6 +194,28 @@ class State:
     counters: Counters | None = None  # of the clients' service, where the scenario weighs it
 
 
+def high_of(clock: Wide, low: jax.Array) -> jax.Array:
+    """The 16 bits above the low word of times within 2**31 ticks of the clock, uint16."""
+    later = (low - clock.low).astype(jnp.int32) >= 0
+    carry = (later & (low < clock.low)).astype(jnp.uint32)
+    borrow = (~later & (low > clock.low)).astype(jnp.uint32)
+    return (clock.high + carry - borrow).astype(jnp.uint16)
+
+
+def ticks_since(clock: Wide, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Ticks from past times to the clock, int32; 2**31 - 1 where they are more (6 hours at 0.01 ms).
+
+    Args:
+        clock: now.
+        low: (rows, ...) low words of the times, uint32.
+        high: (rows, ...) the 16 bits above them, uint16.
+    """
+    behind, borrow = clock.low - low, (clock.low < low).astype(jnp.uint16)
+    above = clock.high.astype(jnp.uint16) - high - borrow
+    far = (above > 0) | (behind >> 31 > 0)
+    return jnp.where(far, jnp.int32(2**31 - 1), behind.astype(jnp.int32))
+
+
 def empty_table(
     rows: int,
     shape: tuple[int, ...],
@@ -205,6 +235,7 @@ def empty_table(
         jobs: whether those point into a table of jobs.
     """
     none, never = jnp.zeros((rows, *shape), jnp.int32), jnp.zeros((rows, *shape), jnp.uint32)
+    high = jnp.zeros((rows, *shape), jnp.uint16)
     more: dict[str, jax.Array] = {}
     if memory:
         more |= {"preemptions": none, "admitted": none}
@@ -212,9 +243,10 @@ def empty_table(
         more |= {"swapped": none > 0}
     if calls:
         more |= {"job_arrival": never, "service": never, "planned": none}
+        more |= {"job_arrival_high": high, "service_high": high}
     if jobs:
         more |= {"job_row": none, "visit": none}
-    return Table(none, none, none, none, never, never, never, none, none, **more)
+    return Table(none, none, none, none, never, never, never, none, none, high, high, **more)
 
 
 def empty_totals(shape: tuple[int, ...], classes: int = 1) -> Totals:

@@ -17,7 +17,8 @@ import numpy as np
 
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.pytree import register
-from llmgym.engine.state import Table
+from llmgym.core.wide import Wide
+from llmgym.engine.state import Table, ticks_since
 from llmgym.scenario.request_class import target_ticks
 from llmgym.scenario.scenario import Scenario
 
@@ -106,7 +107,7 @@ def goodput(step: Transition, levels: ServiceLevels) -> jax.Array:
     when it completes with both met, minus when its first missed deadline passes, or when it is dropped
     at a full table. A class without targets always meets them.
     """
-    end = step.after.clock.low
+    end = step.after.clock
     # Requests present before the step, at its end; and those that came within it.
     old = _judge(step.info.table, step.info.finished, step, levels, end)
     new = came(step)
@@ -124,7 +125,7 @@ def tardiness(step: Transition, levels: ServiceLevels) -> jax.Array:
 
     Deadlines are whole ticks, the nearest: over the steps the cost adds up with no gap or overlap.
     """
-    end = step.after.clock.low
+    end = step.after.clock
     duration = step.info.duration
     table = step.before.table
     late = _lateness(table, table.live, levels, end)
@@ -138,15 +139,16 @@ FAR_TICKS = 2**30
 """Deadlines beyond it never pass."""
 
 
-def _lateness(table: Table, those: jax.Array, levels: ServiceLevels, end: jax.Array) -> jax.Array:
+def _lateness(table: Table, those: jax.Array, levels: ServiceLevels, end: Wide) -> jax.Array:
     """Ticks from the next deadline of ``those`` requests to the end of the step, 0 before it."""
     ttft, tpot = _per_class(table, levels.ttft), _per_class(table, levels.tpot)
     generated = table.output - table.decode
     begun = jnp.isinf(ttft) & (generated > 0)  # then the first token starts the schedule
     start = jnp.where(begun, table.first_token, table.arrival)
+    start_high = jnp.where(begun, table.first_high, table.arrival_high)
     due = jnp.where(begun, 0.0, ttft) + jnp.where(generated > 0, generated * tpot, 0.0)
     allowed = jnp.round(jnp.minimum(due, FAR_TICKS)).astype(jnp.int32)
-    late = jnp.maximum(_since(end, start) - allowed, 0)
+    late = jnp.maximum(ticks_since(end, start, start_high) - allowed, 0)
     return jnp.where(those & (allowed < FAR_TICKS), late, 0)
 
 
@@ -159,7 +161,9 @@ def _weighted(table: Table, values: jax.Array, weights: tuple[float, ...]) -> ja
 def came(step: Transition) -> jax.Array:
     """Which requests of the table after the step arrived within it."""
     table = step.after.table
-    return table.live & (_since(step.after.clock.low, table.arrival) < step.info.duration)
+    return table.live & (
+        ticks_since(step.after.clock, table.arrival, table.arrival_high) < step.info.duration
+    )
 
 
 def _dropped_weight(step: Transition, weights: tuple[float, ...]) -> jax.Array:
@@ -169,29 +173,28 @@ def _dropped_weight(step: Transition, weights: tuple[float, ...]) -> jax.Array:
     return jnp.tensordot(jnp.array(weights, jnp.float32), (after - before).astype(jnp.float32), 1)
 
 
-def _since(now: jax.Array, then: jax.Array) -> jax.Array:
-    return (now - then).astype(jnp.int32)
-
-
 def _judge(
     table: Table,
     finished: jax.Array,
     step: Transition,
     levels: ServiceLevels,
-    end: jax.Array,
+    end: Wide,
     only: jax.Array | None = None,
 ) -> jax.Array:
     present = finished | table.live if only is None else only
     ttft, tpot = _per_class(table, levels.ttft), _per_class(table, levels.tpot)
     duration = step.info.duration
     # Ages at the end of the step; a first token inside it came at its end.
-    age, produced = _since(end, table.arrival), (table.decode < table.output) | finished
-    first_age = jnp.where(produced, _since(table.first_token, table.arrival), age)
+    age = ticks_since(end, table.arrival, table.arrival_high)
+    produced = (table.decode < table.output) | finished
+    first = Wide(table.first_high.astype(jnp.uint32), table.first_token)
+    to_first = ticks_since(first, table.arrival, table.arrival_high)
+    first_age = jnp.where(produced, to_first, age)
     first_late = first_age > ttft
     missed_first = present & first_late & (age - duration <= ttft)
     between = jnp.maximum(table.output - 1, 0).astype(jnp.float32)
     allowed = jnp.where(between > 0, tpot * between, 0.0)  # inf * 0 is no number
-    since_first = _since(end, table.first_token)
+    since_first = ticks_since(end, table.first_token, table.first_high)
     last_late = produced & ~first_late & (since_first > allowed)
     missed_last = present & last_late & (since_first - duration <= allowed)
     good = finished & present & ~first_late & ~last_late

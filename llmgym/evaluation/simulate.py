@@ -246,23 +246,24 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Request columns from those of the table.
 
-    Low clock words become absolute times: all lie less than 2**32 ticks before ``now``.
+    Clock words of 48 bits become absolute times: all lie less than 2**48 ticks before ``now``.
     """
 
-    def absolute(low: np.ndarray) -> np.ndarray:
-        return now - ((now - low.astype(np.int64)) & 0xFFFFFFFF)
+    def absolute(low: str, high: str) -> np.ndarray:
+        words = (details[high].astype(np.int64) << 32) | details[low].astype(np.int64)
+        return now - ((now - words) & 0xFFFFFFFFFFFF)
 
     found = {
         "request_env": env,
         "request_station": station,
         "request_number": details["request"],
         "request_class": details["job_class"],
-        "request_arrival": absolute(details["arrival"]),
-        "request_first": absolute(details["first_token"]).astype(float),
+        "request_arrival": absolute("arrival", "arrival_high"),
+        "request_first": absolute("first_token", "first_high").astype(float),
     }
     for name in ("job_arrival", "service"):
         if name in details:
-            found[f"request_{name}"] = absolute(details[name]).astype(float)
+            found[f"request_{name}"] = absolute(name, f"{name}_high").astype(float)
     kept = {"prefill": "prompt", "decode": "output", "visit": "visit", "preemptions": "preemptions"}
     for name, source in kept.items():
         if source in details:
