@@ -31,7 +31,7 @@ NO_LIMIT = 2**20
 """Requests in a batch of an engine without a limit, where other engines have one."""
 
 NO_MEMORY_LIMIT = 2**30
-"""Blocks of an engine without KV memory, where other engines have one."""
+"""Tokens that fit into an engine without KV memory, where other engines have one."""
 
 
 @register
@@ -66,6 +66,7 @@ class Params:
     coming: int = field(metadata={"static": True})  # jobs drawn in advance
     pool_size: int = field(metadata={"static": True})  # room for kv_blocks, with prefix caching
     block_size: int = field(metadata={"static": True})
+    limited: tuple[bool, ...] = field(metadata={"static": True})  # engines with KV memory
     prompt_samples: bool = field(metadata={"static": True})  # the end of a prompt yields a token
     resident_limit: bool = field(metadata={"static": True})
     lengths_known: bool = field(metadata={"static": True})
@@ -112,7 +113,8 @@ def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Param
         return jnp.asarray(values[0] if lone else values, kind)
 
     seqs = [e.max_num_seqs or NO_LIMIT for e in engines]
-    blocks = [NO_MEMORY_LIMIT if c is None else c.blocks for c in caches]
+    block_size = limited[0].block_size if limited else 1
+    blocks = [NO_MEMORY_LIMIT // block_size if c is None else c.blocks for c in caches]
     weights = scenario.service_weights
     return Params(
         batch_time=stacked_times([e.batch_time for e in engines], lone),
@@ -133,7 +135,8 @@ def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Param
         lone=lone,
         length_of=demand.length_of,
         pool_size=-(-max((c.blocks for c in limited), default=0) // 64) * 64,
-        block_size=limited[0].block_size if limited else 1,
+        block_size=block_size,
+        limited=tuple(c is not None for c in caches),
         prompt_samples=engines[0].prompt_samples,
         resident_limit=bool(capped) and capped[0].seq_limit == "resident",
         lengths_known=scenario.lengths_known,

@@ -12,7 +12,7 @@ from llmgym.core.pytree import register
 from llmgym.engine import stream as streams
 from llmgym.engine.make_view import engine_table
 from llmgym.engine.memory.paged import cached_tokens
-from llmgym.engine.params import NO_MEMORY_LIMIT, Params
+from llmgym.engine.params import Params
 from llmgym.engine.plan import CHOICE
 from llmgym.engine.state import Queues, State, Table
 from llmgym.scenario.arrivals import NEVER, uniform
@@ -103,7 +103,7 @@ def _held(params: Params, table: Table) -> jax.Array:
     cached = cached_tokens(table, params.prompt_samples)
     if table.swapped is not None:
         cached = jnp.where(table.swapped, 0, cached)
-    limited = params.kv_blocks < NO_MEMORY_LIMIT
+    limited = jnp.asarray(params.limited)
     return jnp.where(limited.reshape(-1, *[1] * (cached.ndim - 2)), cached, computed)
 
 
