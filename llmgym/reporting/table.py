@@ -58,9 +58,9 @@ class Table:
         """For ``rich``: as wide as the terminal at most, in several parts where it is too narrow."""
         return Layout(self.columns, self._shown(), self.title, self.notes)
 
-    def to_text(self) -> str:
-        """Plain text with a line for each row, for pipes and files."""
-        return self.to_terminal().plain()
+    def to_text(self, width: int | None = None) -> str:
+        """Plain text with a line for each row, for pipes and files; or fitted to a width."""
+        return self.to_terminal().plain(width)
 
     def to_markdown(self) -> str:
         """GitHub's Markdown; title and notes are paragraphs of their own."""
@@ -111,7 +111,8 @@ class Table:
 
     def _shown(self) -> tuple[tuple[Shown, ...], ...]:
         """All cells as they are drawn."""
-        found, best = [], self._best()
+        found: list[tuple[Shown, ...]] = []
+        best = self._best()
         for n, row in enumerate(self.rows):
             if isinstance(row, Section):
                 found.append((Shown(row.title, "strong"),))

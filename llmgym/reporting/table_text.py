@@ -39,29 +39,40 @@ class Layout:
         """At most as wide as the terminal; columns that do not fit follow below, led by the first one."""
         if self.title:
             yield Text(self.title, "bold")
-        gap = 2 if self._least(2) <= options.max_width else 1
-        rule = "-" if options.ascii_only else "─"
-        for n, part in enumerate(self._parts(options.max_width, gap)):
-            if n:
-                yield Text("")
-            yield from self._lines(part, options.max_width, gap, rule)
+        yield from self._body(options.max_width, "-" if options.ascii_only else "─")
         for note in self.notes:
             yield Text(note, "dim")
         yield Text("")
 
-    def plain(self) -> str:
-        """Every row on a line of its own, as wide as it is."""
+    def plain(self, width: int | None = None) -> str:
+        """Every row on a line of its own, as wide as it is; or fitted to a width."""
         lines = [self.title] if self.title else []
-        lines += [line.plain for line in self._lines(range(len(self.columns)), None, 2, "-")]
+        lines += [line.plain for line in self._body(width, "-")]
         return "\n".join([*lines, *self.notes])
 
-    def _widths(self) -> list[int]:
-        """The width of each column whose texts are not wrapped, but whose heading may be."""
+    def _body(self, most: int | None, rule: str) -> Iterator[Text]:
+        """Headings and rows, at most so wide: in several parts where they do not fit."""
+        every = range(len(self.columns))
+        if most is None or sum(self._widths(whole=True)) + 2 * (len(every) - 1) <= most:
+            yield from self._lines(every, self._widths(whole=True), 2, rule)
+            return
+        gap = 2 if self._least(2) <= most else 1
+        own, floors = self._widths(), self._floors()
+        for k, part in enumerate(self._parts(most, gap)):
+            if k:
+                yield Text("")
+            room = most - gap * (len(part) - 1)
+            widths = _shrunk([own[n] for n in part], [floors[n] for n in part], room)
+            yield from self._lines(part, widths, gap, rule)
+
+    def _widths(self, whole: bool = False) -> list[int]:
+        """The width of each column on one line; headings may be on several, if not ``whole``."""
         found = []
         for n, column in enumerate(self.columns):
             texts = (row[n].text for row in self.rows if not self._is_section(row))
             lines = (cell_len(line) for text in texts for line in text.split("\n"))
-            found.append(max(_longest_word(column.header), *lines, 0))
+            head = cell_len(column.header) if whole else _longest_word(column.header)
+            found.append(max(head, *lines, 0))
         return found
 
     def _is_section(self, row: Sequence[Shown]) -> bool:
@@ -90,14 +101,9 @@ class Layout:
         return parts
 
     def _lines(
-        self, numbers: Sequence[int], most: int | None, gap: int, rule: str
+        self, numbers: Sequence[int], widths: Sequence[int], gap: int, rule: str
     ) -> Iterator[Text]:
-        """Columns of these numbers, ``gap`` characters apart, ``most`` characters wide in all."""
-        own = self._widths()
-        widths, floors = [own[n] for n in numbers], self._floors()
-        if most is not None:
-            floor = [floors[n] for n in numbers]
-            widths = _shrunk(widths, floor, most - gap * (len(widths) - 1))
+        """The columns of these numbers, in their widths and ``gap`` characters apart."""
         columns = [self.columns[n] for n in numbers]
         if any(column.header for column in columns):
             heads = [_wrapped(c.header, w) for c, w in zip(columns, widths, strict=True)]
