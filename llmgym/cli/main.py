@@ -11,6 +11,7 @@ from llmgym.cli import (
     calibration,
     discovery,
     evaluation,
+    measuring,
     optimum,
     reproduction,
     simulation,
@@ -28,7 +29,8 @@ app = typer.Typer(
     help="Reinforcement-learning environments for scheduling LLM inference.",
 )
 for group in (
-    discovery, simulation, benchmarks, training, evaluation, optimum, reproduction, calibration, speed,
+    discovery, simulation, benchmarks, training, evaluation, optimum, reproduction,
+    measuring, calibration, speed,
 ):  # fmt: skip
     app.add_typer(group.app)
 
