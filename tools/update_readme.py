@@ -260,7 +260,7 @@ def section() -> str:
     optimum = results / "optimum" / "README.md"
     if optimum.exists():
         link = "[what this assumes](docs/results/optimum/README.md)"
-        lines += ["", f"`python tools/optimum_results.py`: the optimum of the policies that serve decodes "
+        lines += ["", f"`llmgym study optimum`: the optimum of the policies that serve decodes "
                   f"first, for geometric outputs, and what policies are above it; {link}.", ""]  # fmt: skip
         lines += table_under(optimum, "Geometric outputs")
         lines += ["", "The same command, scenario `capped`: requests per second under a limit on resident "

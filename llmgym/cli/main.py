@@ -16,6 +16,7 @@ from llmgym.cli import (
     reproduction,
     simulation,
     speed,
+    studies,
     training,
 )
 from llmgym.cli.common import messages
@@ -29,7 +30,7 @@ app = typer.Typer(
     help="Reinforcement-learning environments for scheduling LLM inference.",
 )
 for group in (
-    discovery, simulation, benchmarks, training, evaluation, optimum, reproduction,
+    discovery, simulation, benchmarks, training, evaluation, optimum, reproduction, studies,
     measuring, calibration, speed,
 ):  # fmt: skip
     app.add_typer(group.app)
