@@ -38,13 +38,15 @@ def optimum(
     --out writes optimum.json, and the solution of each load to rate-R.npz.
     """
     from llmgym.agents.dynamic_programming import solve
-    from llmgym.agents.optimality import optimality_gaps
     from llmgym.agents.optimum import save
     from llmgym.core.files import to_json, write
     from llmgym.evaluation.policies import resolve
 
+    chosen = [(name, resolve(name)) for name in policy or ()]  # a wrong name is told at once
+    simulation = {
+        "num_envs": num_envs, "duration_s": duration_s, "warmup_s": duration_s / 10, "seed": seed,
+    }  # fmt: skip
     rows: list[dict[str, Any]] = []
-    chosen = [resolve(name) for name in policy or ()]  # a wrong name is told at once
     with cli.bar(as_json) as bar:
         for problem in _problems(scenario, settings, load, rate):
             what = f"{problem.arrival_rate_per_s:g} requests/s"
@@ -58,23 +60,7 @@ def optimum(
                 ),
             )
             bar.update(task, description=f"{what}, simulations")
-            gaps = optimality_gaps(
-                problem, [found.policy, *chosen], None, found,
-                num_envs, duration_s, duration_s / 10, seed,
-            )  # fmt: skip
-            labels = ("dynamic_program", *(policy or ()))
-            named = [asdict(g) | {"policy": n} for g, n in zip(gaps, labels, strict=True)]
-            rows.append(
-                {
-                    "scenario": problem.name,
-                    "rate_per_s": problem.arrival_rate_per_s,
-                    "low_s": found.low,
-                    "high_s": found.high,
-                    "exact": found.exact,
-                    "truncation": found.truncation,
-                    "policies": named,
-                }
-            )
+            rows.append(_compared(problem, found, chosen, simulation))
             if out is not None:
                 save(found, out / f"rate-{problem.arrival_rate_per_s:g}.npz")
     if out is not None:
@@ -82,6 +68,25 @@ def optimum(
     if as_json:
         return cli.print_json(rows)
     cli.show(*map(tables.optimum_table, rows))
+
+
+def _compared(
+    problem: Any, found: Any, chosen: list[tuple[str, Any]], simulation: dict[str, Any]
+) -> dict[str, Any]:
+    """The optimum of a problem, and the latency of its policy and of others beside it."""
+    from llmgym.agents.optimality import optimality_gaps
+
+    named = [("dynamic_program", found.policy), *chosen]
+    gaps = optimality_gaps(problem, [policy for _, policy in named], None, found, **simulation)
+    return {
+        "scenario": problem.name,
+        "rate_per_s": problem.arrival_rate_per_s,
+        "low_s": found.low,
+        "high_s": found.high,
+        "exact": found.exact,
+        "truncation": found.truncation,
+        "policies": [asdict(g) | {"policy": n} for g, (n, _) in zip(gaps, named, strict=True)],
+    }
 
 
 def _problems(
