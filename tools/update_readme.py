@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import summary_tool
-from results_tool import RESULTS
-from summary_tool import LEARNED, learned_rows
+from summary_tool import LEARNED, RESULTS, learned_rows
 
 from llmgym.reporting.evaluation_report import change
 from llmgym.reporting.palette import TUNED
@@ -230,7 +229,7 @@ def reproduced_table(path: Path) -> list[str]:
 def optimum_table() -> list[str]:
     """The optimum of the policies that serve decodes first, and latencies above it."""
     return [
-        "`python tools/optimum_results.py`: mean E2E latency in seconds for geometric outputs, and in "
+        "`llmgym study optimum`: mean E2E latency in seconds for geometric outputs, and in "
         "brackets how far it is above the optimum of the policies that serve decodes first.",
         "",
         *table_under(RESULTS / "optimum" / "README.md", "Geometric outputs"),
@@ -240,7 +239,7 @@ def optimum_table() -> list[str]:
 def capped_table() -> list[str]:
     """Throughput under a cap on resident requests."""
     return [
-        "`python tools/optimum_results.py`, scenario `capped`: requests per second under a limit on resident "
+        "`llmgym study optimum`, scenario `capped`: requests per second under a limit on resident "
         "requests; w0 is the one weight of the tile index, found by search.",
         "",
         *table_under(RESULTS / "optimum" / "README.md", "A cap on resident requests"),
