@@ -245,9 +245,10 @@ def reproduced_table(path: Path) -> list[str]:
     for item in found["items"]:
         checks = item["checks"]
         shown = Check(**next((c for c in checks if c["low"] is not None), checks[0]))
-        measured = f"{text(shown.measured)} {interval(shown)}".strip()
+        expected, measured = (text(x).replace("|", "/") for x in (shown.expected, shown.measured))
+        measured = f"{measured} {interval(shown)}".strip()
         passed = f"{sum(c['verdict'] == 'pass' for c in checks)} of {len(checks)}"
-        figures = (shown.what, text(shown.expected), measured)
+        figures = (shown.what, expected, measured)
         rows.append((item["item"], *figures, passed, item["verdict"], item["cpu_seconds"]))
     return [
         "`llmgym reproduce --out docs/results/reproduce`; one figure of each item, and its processor time in "

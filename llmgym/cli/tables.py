@@ -9,6 +9,7 @@ from typing import Any
 
 from llmgym.reporting.service_tables import fairness_table, job_levels_table, slo_table
 from llmgym.reporting.table import Cell, Column, Estimate, Table
+from llmgym.reporting.table_parts import is_missing
 
 
 def facts_table(title: str, facts: dict[str, Any]) -> Table:
@@ -49,7 +50,7 @@ def _latencies(summary: dict[str, dict[str, Any]]) -> Table:
     rows = []
     for name, of in summary.items():
         mean = of["mean"]
-        if of.get("low") is not None:
+        if not is_missing(of.get("low")):
             mean = Estimate(mean, of["low"], of["high"])
         rows.append((name, mean, *(of[part] for part in parts)))
     columns = (Column("latency", text=True), *(Column(x, ",.1f") for x in ("mean", *parts)))

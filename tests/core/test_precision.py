@@ -19,7 +19,7 @@ from llmgym.core.precision import in_32_bits
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 """Compiling is most of the time; both runs are compiled alike."""
 
-SCRIPT = Path(__file__).with_name("bits_of_runs.py")
+SCRIPT = Path(__file__).parents[1] / "bits_of_runs.py"
 
 
 def bits(names: Sequence[str], switch: str) -> dict[str, str]:
