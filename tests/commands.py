@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llmgym.cli import main as cli
+from llmgym import cli
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import pydoc
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -127,7 +127,10 @@ def test_scenarios_and_policies_of_commands_exist(page: str, line: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_names_of_the_package_exist(page: Path) -> None:
     for name in set(re.findall(r"\bllmgym(?:\.\w+)+", text_of(page))):
-        assert pydoc.locate(name) is not None, f"{page.name}: {name}"
+        try:
+            pkgutil.resolve_name(name)  # also where a function has the name of a package
+        except (ImportError, AttributeError):
+            pytest.fail(f"{page.name}: {name}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

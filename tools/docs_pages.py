@@ -15,6 +15,7 @@ import mkdocs_gen_files
 
 import llmgym
 from llmgym import baselines
+from llmgym.reporting.table import Cell, Column, Table
 from llmgym.scenario import library, toml_writer
 from llmgym.theory.capacity import capacity
 
@@ -169,13 +170,16 @@ def figures_of(name: str, records: dict[str, dict[str, str]]) -> str:
     """A table of what was measured of a policy."""
     if not records:
         return ""
-    lines = ["## Measured", "", "| experiment | figure | |", "|---|---|---|"]
+    rows = []
     for title, record in records.items():
         for key, (label, unit) in SHOWN.items():
-            value = record.get(key)
-            if value not in (None, "", "nan"):
-                lines.append(f"| {title} | {label} | {float(value) / unit:.4g} |")  # type: ignore[arg-type]
-    return "\n".join(lines) if len(lines) > 4 else ""
+            value = record.get(key, "")
+            if value not in ("", "nan"):
+                rows.append((title, label, float(value) / unit))
+    columns = (
+        Column("experiment", text=True), Column("figure", text=True), Column("", ".4g", key="value"),
+    )  # fmt: skip
+    return f"## Measured\n\n{Table(columns, tuple(rows)).to_markdown()}" if rows else ""
 
 
 def baseline_pages() -> list[str]:
@@ -218,21 +222,24 @@ def scenario_pages() -> list[str]:
         graph = ROOT / "docs" / "graphs" / f"{name}.svg"
         if graph.exists():
             parts.append(f"![{name}](../graphs/{name}.svg)")
-        limit = "-"
+        limit = None
         if scenario.demand.end_s is None:
             plan = capacity(scenario)
-            limit = f"{plan.requests_per_s:.4g}"
+            limit = plan.requests_per_s
             parts.append(
-                f"No policy serves more than {limit} jobs per second (`llmgym capacity --scenario {name}`); "
-                f"its own arrivals are {plan.load_factor:.3g} of that."
+                f"No policy serves more than {limit:.4g} jobs per second "
+                f"(`llmgym capacity --scenario {name}`); its own arrivals are {plan.load_factor:.3g} of that."
             )
         text = toml_writer.dumps(scenario)
         page(f"scenarios/{name}.md", *parts, f"```toml\n{text}```")
         first = scenario.description.partition(". ")[0].rstrip(".")
-        rows.append(f"| [{name}]({name}.md) | {len(scenario.engines)} | {limit} | {first} |")
+        rows.append((Cell(name, link=f"{name}.md"), len(scenario.engines), limit, first))
         lines.append(f"    * [{name}](scenarios/{name}.md)")
-    head = ["| scenario | engines | jobs/s | |", "|---|---|---|---|"]
-    page("scenarios/index.md", "# Scenarios", "\n".join([*head, *rows]))
+    columns = (
+        Column("scenario", text=True), Column("engines"), Column("jobs/s", ".4g"),
+        Column("", text=True, key="description"),
+    )  # fmt: skip
+    page("scenarios/index.md", "# Scenarios", Table(columns, tuple(rows)).to_markdown())
     return lines
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from results_tool import RESULTS
-
 from llmgym.reporting.palette import TUNED
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 LEARNED = ("latency", "kv", "slo")
 """Problems with a folder of ``llmgym evaluate``."""
@@ -103,7 +103,7 @@ def table() -> list[str]:
         ("Mean latency of a learned policy, against the published one with the best token budget",
          learned(), "llmgym evaluate", "[Learned policies](docs/learned-policies.md)"),
         ("Mean latency above the least possible (geometric outputs)", optimum(),
-         "python tools/optimum_results.py", "[The optimum](docs/optimum.md)"),
+         "llmgym study optimum", "[The optimum](docs/optimum.md)"),
         ("Iterations per second, 1,024 environments on 2 cores", speed(), "llmgym speed",
          "[Speed](docs/speed.md)"),
     ]  # fmt: skip

@@ -14,21 +14,21 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import summary_tool
-from results_tool import RESULTS
-from summary_tool import LEARNED, learned_rows
+from summary_tool import LEARNED, RESULTS, learned_rows
 
 from llmgym.reporting.evaluation_report import change
 from llmgym.reporting.palette import TUNED
+from llmgym.reporting.table import Cell, Column, Estimate, Table
 from llmgym.reproduce.items import Check
 from llmgym.reproduce.run import interval, text
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-MARK = {"stable": "stable", "unstable": "**grows**", "undecided": "?"}
 
 
 def capacity_table(folder: Path) -> list[str]:
@@ -37,71 +37,80 @@ def capacity_table(folder: Path) -> list[str]:
         rows = list(csv.DictReader(file))
     loads = sorted({float(r["load"]) for r in rows})
     limit = float(rows[0]["limit_requests_per_s"])
-    lines = [
+    columns = (
+        Column("policy", text=True, code=True),
+        Column("capacity, requests/s", ".3f"),
+        Column("of the limit", ".1f", " %", 100 / limit),
+        *(Column(f"load {x:g}", ".2f", scale=1 / 1000) for x in loads),
+    )
+    found = []
+    for name in dict.fromkeys(r["policy"] for r in rows):
+        mine = {float(r["load"]): r for r in rows if r["policy"] == name}
+        ends = (float(mine[loads[0]][f"capacity_{k}"]) for k in ("requests_per_s", "low", "high"))
+        estimate = Estimate(*ends)
+        found.append((name, estimate, estimate.value, *(latency(mine[x]) for x in loads)))
+    return [
         "`make benchmark`: the requests per second that each policy carries, where the limit is "
         f"{limit:.3f}, and its mean E2E latency in seconds at some loads. **grows**: the backlog grows "
         "without end.",
         "",
-        "| policy | capacity, requests/s | of the limit | "
-        + " | ".join(f"load {x:g}" for x in loads)
-        + " |",
-        "|---|---|---|" + "---|" * len(loads),
+        *lines_of(columns, found),
     ]
-    for name in dict.fromkeys(r["policy"] for r in rows):
-        mine = {float(r["load"]): r for r in rows if r["policy"] == name}
-        first = mine[loads[0]]
-        value, low, high = (
-            float(first[f"capacity_{k}"]) for k in ("requests_per_s", "low", "high")
-        )
-        cells = [
-            f"{float(mine[x]['e2e_ms_mean']) / 1000:.2f}"
-            if mine[x]["verdict"] == "stable"
-            else MARK[mine[x]["verdict"]]
-            for x in loads
-        ]
-        lines.append(
-            f"| `{name}` | {value:.3f} [{low:.3f}, {high:.3f}] | {100 * value / limit:.1f} % | "
-            + " | ".join(cells)
-            + " |"
-        )
-    return lines
+
+
+def lines_of(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """A table as lines of Markdown."""
+    return Table(tuple(columns), tuple(rows)).to_markdown().splitlines()
+
+
+def latency(row: dict[str, str]) -> float | Cell:
+    """The mean latency at a load, in ms; where the run was not stable, its verdict."""
+    if row["verdict"] == "stable":
+        return float(row["e2e_ms_mean"])
+    grows = row["verdict"] == "unstable"
+    return Cell(None, "grows" if grows else "?", emphasis="bad" if grows else "")
 
 
 def speed_table(path: Path) -> list[str]:
     """Steps per second, the rows of `llmgym speed`."""
+    columns = (
+        Column("", text=True, key="what"),
+        Column("environments", key="num_envs"),
+        Column("slots"),
+        Column("policy", text=True),
+        Column("steps/s", ",.0f", key="steps_per_s"),
+    )
     rows = json.loads(path.read_text())
-    lines = [
+    return [
         "`llmgym speed --out docs/results/speed`, on 2 cores, medians:",
         "",
-        "| | environments | slots | policy | steps/s |",
-        "|---|---|---|---|---|",
+        *lines_of(columns, (tuple(row[column.name] for column in columns) for row in rows)),
     ]
-    for row in rows:
-        rate = "-" if row["steps_per_s"] is None else f"{row['steps_per_s']:,.0f}"
-        lines.append(
-            f"| {row['what']} | {row['num_envs']} | {row['slots']} | {row['policy']} | {rate} |"
-        )
-    return lines
 
 
 def arrivals_table(folder: Path) -> list[str]:
     """What `llmgym fit-trace --json` said of each trace, and of what it fitted."""
-    lines = []
-    for name in ("conversation", "code"):
-        found = json.loads((folder / name / "arrivals.json").read_text())
-        scales = sorted(found["trace"]["dispersion"], key=float)
-        if not lines:
-            windows = " | ".join(f"in {float(scale):g} s" for scale in scales)
-            lines += [f"| | requests/s | CV of gaps | dispersion {windows} | error |"]
-            lines += ["|---|---|---|" + "---|" * (len(scales) + 1)]
-        rows = [(f"**{name}, the trace**", found["trace"], "")]
-        rows += [(f["kind"], f["mean"], f"{f['error']:.2f}") for f in found["fits"]]
-        for label, facts, error in rows:
-            numbers = [facts["rate_per_s"], facts["gap_cv"]]
-            numbers += [facts["dispersion"][scale] for scale in scales]
-            cells = " | ".join(f"{x:.3g}" for x in numbers)
-            lines.append(f"| {label} | {cells} | {error} |")
-    return lines
+    traces = {
+        name: json.loads((folder / name / "arrivals.json").read_text())
+        for name in ("conversation", "code")
+    }
+    scales = sorted(traces["code"]["trace"]["dispersion"], key=float)
+    windows = [f"in {float(scale):g} s" for scale in scales]
+    columns = (
+        Column("", text=True),
+        *(Column(name, ".3g") for name in ("requests/s", "CV of gaps")),
+        *(Column(name, ".3g") for name in (f"dispersion {windows[0]}", *windows[1:])),
+        Column("error", ".2f", missing=""),
+    )
+    rows: list[tuple[Any, ...]] = []
+    for name, found in traces.items():
+        label = Cell(f"{name}, the trace", emphasis="strong")
+        parts = [(label, found["trace"], None)]
+        parts += [(fit["kind"], fit["mean"], fit["error"]) for fit in found["fits"]]
+        for what, facts, error in parts:
+            dispersion = (facts["dispersion"][scale] for scale in scales)
+            rows.append((what, facts["rate_per_s"], facts["gap_cv"], *dispersion, error))
+    return lines_of(columns, rows)
 
 
 def azure_hour(folder: Path) -> list[str]:
@@ -151,51 +160,67 @@ def service_table(folder: Path) -> list[str]:
     runs = {path.stem: json.loads(path.read_text()) for path in paths}
     runs = dict(sorted(runs.items(), key=lambda run: -run[1]["goodput_per_s"]))
     classes = list(next(iter(runs.values()))["slo"])
-    lines = [
+    columns = (
+        Column("policy", text=True, code=True),
+        Column("goodput/s, weighted", ".2f"),
+        *(Column(f"{name}/s (within targets)", ".2f") for name in classes),
+        Column("TTFT p50, s", ".2f", scale=1 / 1000),
+        Column("TPOT p50, ms", ".1f"),
+        Column("service gap", ","),
+    )
+    rows = []
+    for policy, summary in runs.items():
+        levels = (summary["slo"][name] for name in classes)
+        served = (
+            Cell(level["goodput_per_s"], note=f" ({100 * level['attainment']:.1f} %)")
+            for level in levels
+        )
+        latencies = (summary["ttft_ms"]["p50"], summary["tpot_ms"]["p50"])
+        gap = summary["fairness"]["gap"]
+        rows.append((policy, summary["goodput_per_s"], *served, *latencies, gap))
+    bound = next(iter(runs.values()))["fairness"]["bound"]
+    return [
         "`llmgym simulate -s multi-tenant -p POLICY --duration-s 900 --warmup-s 100 --num-envs 8 --json`:",
         "",
-        "| policy | goodput/s, weighted | "
-        + " | ".join(f"{name}/s (within targets)" for name in classes)
-        + " | TTFT p50, s | TPOT p50, ms | service gap |",
-        "|---|---|" + "---|" * (len(classes) + 3),
+        *lines_of(columns, rows),
+        "",
+        f"VTC's bound on the service gap: {bound:,.0f} weighted tokens.",
     ]
-    for policy, summary in runs.items():
-        levels = [summary["slo"][name] for name in classes]
-        cells = [f"{s['goodput_per_s']:.2f} ({100 * s['attainment']:.1f} %)" for s in levels]
-        latencies = [summary["ttft_ms"]["p50"] / 1000, summary["tpot_ms"]["p50"]]
-        cells += [f"{latencies[0]:.2f}", f"{latencies[1]:.1f}"]
-        cells += [f"{summary['fairness']['gap']:,}"]
-        lines.append(f"| `{policy}` | {summary['goodput_per_s']:.2f} | " + " | ".join(cells) + " |")
-    bound = next(iter(runs.values()))["fairness"]["bound"]
-    return [*lines, "", f"VTC's bound on the service gap: {bound:,.0f} weighted tokens."]
 
 
 def learned_table() -> list[str]:
     """Learned policies beside the published one with the best budget, from a cold start."""
-    lines = [
+    columns = (
+        Column("problem", text=True),
+        Column("requests/s", "g"),
+        Column("published, best budget", text=True),
+        Column("E2E, s", ".2f"),
+        Column("learned (seeds)", ".2f"),
+        Column("change", change),
+        Column("goodput, published", ".3f"),
+        Column("learned", ".3f"),
+    )
+    rows = []
+    for problem in LEARNED:
+        link = Cell(problem, link=f"results/{problem}/README.md")
+        for rate, best, mine in learned_rows(problem):
+            published, learned = (
+                Estimate(*(float(r[k]) for k in ("e2e_s_mean", "e2e_low", "e2e_high")))
+                for r in (best, mine)
+            )
+            name = f"{best['policy'].removesuffix(TUNED)}, {float(best['budget']):.0f}"
+            with_seeds = Cell(learned, note=f" ({mine['runs']})")
+            goodput = (float(best["goodput"]), float(mine["goodput"]))
+            gain = float(mine["gain_tuned"])
+            rows.append((link, float(rate), name, published, with_seeds, gain, *goodput))
+    return [
         "`llmgym evaluate --repeat docs/results/PROBLEM`: one learned policy for all rates of a problem, "
         "beside the published policy with the token budget that is best for the rate in hindsight; from an "
         "empty engine. The linked pages show hot starts, tails, other policies, and runs without prior and "
         "guard.",
         "",
-        "| problem | requests/s | published, best budget | E2E, s | learned (seeds) | change | goodput, "
-        "published | learned |",
-        "|---|---|---|---|---|---|---|---|",
+        *lines_of(columns, rows),
     ]
-    for problem in LEARNED:
-        for rate, best, mine in learned_rows(problem):
-            latencies = [
-                f"{float(r['e2e_s_mean']):.2f} [{float(r['e2e_low']):.2f}, {float(r['e2e_high']):.2f}]"
-                for r in (best, mine)
-            ]
-            name = f"{best['policy'].removesuffix(TUNED)}, {float(best['budget']):.0f}"
-            lines.append(
-                f"| [{problem}](results/{problem}/README.md) | {float(rate):g} | {name} "
-                f"| {latencies[0]} | {latencies[1]} ({mine['runs']}) "
-                f"| {change(float(mine['gain_tuned']))} | {float(best['goodput']):.3f} "
-                f"| {float(mine['goodput']):.3f} |"
-            )
-    return lines
 
 
 def table_under(page: Path, heading: str) -> list[str]:
@@ -208,29 +233,35 @@ def table_under(page: Path, heading: str) -> list[str]:
 def reproduced_table(path: Path) -> list[str]:
     """What a full run of the reproduction found: of each item its verdict and one of its figures."""
     found = json.loads(path.read_text())
-    lines = [
-        "`llmgym reproduce --out docs/results/reproduce`; one figure of each item, and its processor time in "
-        "seconds:",
-        "",
-        "| item | figure | expected | measured | checks | verdict | s |",
-        "|---|---|" + "---|" * 5,
-    ]
+    columns = (
+        Column("item", text=True, code=True),
+        *(
+            Column(name, text=True)
+            for name in ("figure", "expected", "measured", "checks", "verdict")
+        ),
+        Column("s", ".0f"),
+    )
+    rows = []
     for item in found["items"]:
         checks = item["checks"]
         shown = Check(**next((c for c in checks if c["low"] is not None), checks[0]))
         expected, measured = (text(x).replace("|", "/") for x in (shown.expected, shown.measured))
-        passed = sum(c["verdict"] == "pass" for c in checks)
-        lines.append(
-            f"| `{item['item']}` | {shown.what} | {expected} | {measured} {interval(shown)} "
-            f"| {passed} of {len(checks)} | {item['verdict']} | {item['cpu_seconds']:.0f} |"
-        )
-    return lines
+        measured = f"{measured} {interval(shown)}".strip()
+        passed = f"{sum(c['verdict'] == 'pass' for c in checks)} of {len(checks)}"
+        figures = (shown.what, expected, measured)
+        rows.append((item["item"], *figures, passed, item["verdict"], item["cpu_seconds"]))
+    return [
+        "`llmgym reproduce --out docs/results/reproduce`; one figure of each item, and its processor time in "
+        "seconds:",
+        "",
+        *lines_of(columns, rows),
+    ]
 
 
 def optimum_table() -> list[str]:
     """The optimum of the policies that serve decodes first, and latencies above it."""
     return [
-        "`python tools/optimum_results.py`: mean E2E latency in seconds for geometric outputs, and in "
+        "`llmgym study optimum`: mean E2E latency in seconds for geometric outputs, and in "
         "brackets how far it is above the optimum of the policies that serve decodes first.",
         "",
         *table_under(RESULTS / "optimum" / "README.md", "Geometric outputs"),
@@ -240,7 +271,7 @@ def optimum_table() -> list[str]:
 def capped_table() -> list[str]:
     """Throughput under a cap on resident requests."""
     return [
-        "`python tools/optimum_results.py`, scenario `capped`: requests per second under a limit on resident "
+        "`llmgym study optimum`, scenario `capped`: requests per second under a limit on resident "
         "requests; w0 is the one weight of the tile index, found by search.",
         "",
         *table_under(RESULTS / "optimum" / "README.md", "A cap on resident requests"),

@@ -1,6 +1,6 @@
 """Calibration: batch-time models fitted to measured batches, judged and written as presets.
 
-``tools/measure_batch_time.py`` is a recipe that measures; ``llmgym calibrate`` is the command.
+``llmgym measure-batch-time`` makes such a file; ``llmgym calibrate`` is the command.
 """
 
 from __future__ import annotations

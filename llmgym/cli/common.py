@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from llmgym.core.errors import LLMGymError
 from llmgym.evaluation.policies import value_of
+from llmgym.reporting.table import Table
 
 console = Console()
 messages = Console(stderr=True)
@@ -23,6 +24,14 @@ ScenarioName = Annotated[
 Load = Annotated[
     float | None,
     typer.Option(help="Fraction of the LP capacity; by default the scenario's own rate."),
+]
+Loads = Annotated[
+    list[float] | None,
+    typer.Option("--load", help="Fraction of the LP capacity. Repeatable."),
+]
+Rates = Annotated[
+    list[float] | None,
+    typer.Option("--rate", help="Requests per second, in place of a load. Repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of the arrivals and of random policies.")]
@@ -58,6 +67,19 @@ def scenario(
         changes.setdefault("token_budget", 2048)
         changes.setdefault("slots", 2048)
     return library.scenario(name, **changes)
+
+
+def at_rates(
+    base: Any, load: list[float] | None, rate: list[float] | None, usual: tuple[float, ...]
+) -> list[Any]:
+    """The scenario at each rate or load; at the usual loads where there is neither."""
+    from llmgym.theory.capacity import at_load
+
+    if load and rate:
+        raise LLMGymError("Give --load or --rate, not both.")
+    if rate:
+        return [base.at_rate(r) for r in rate]
+    return [at_load(base, x) for x in load or usual]
 
 
 def read_replay(trace: Path, window: str | None) -> Any:
@@ -115,3 +137,19 @@ def print_json(value: Any) -> None:
     from llmgym.core.files import to_json
 
     typer.echo(to_json(value))
+
+
+def show(*parts: Table | str) -> None:
+    """Print tables and lines of text: fitted to a terminal, and whole lines where there is none."""
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, markup=False, highlight=False, soft_wrap=True)
+        elif console.is_terminal:
+            console.print(part)
+        else:
+            typer.echo(part.to_text() + "\n")
+
+
+def told(paths: Iterable[Path], raw: Path | None = None) -> str:
+    """What a command wrote, as its last line."""
+    return f"Wrote {', '.join(map(str, paths))}" + (f"; raw numbers in {raw}." if raw else ".")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmgym.cli import common as cli
+from llmgym.cli import tables
 
 if TYPE_CHECKING:
     from llmgym.reproduce.items import Item
@@ -71,11 +72,8 @@ def reproduce(
     if as_json:
         cli.print_json([result.record() for result in results])
     else:
-        cli.console.print(running.table(results))
-        cli.console.print(
-            f"Wrote {paths[0]} and {len(paths) - 1} more files; raw numbers in {out / 'raw'}.",
-            markup=False,
-        )
+        more = f"Wrote {paths[0]} and {len(paths) - 1} more files; raw numbers in {out / 'raw'}."
+        cli.show(running.table(results), more)
     if running.failed(results):
         raise typer.Exit(1)
     return None
@@ -87,6 +85,5 @@ def _list(items: tuple[Item, ...], as_json: bool) -> None:
         return cli.print_json(
             [{"item": i.name, "title": i.title, "source": i.source} for i in items]
         )
-    for one in items:
-        cli.console.print(f"{one.name:20} {one.title}", markup=False, highlight=False)
+    cli.show(tables.facts_table("", {one.name: one.title for one in items}))
     return None

@@ -1,4 +1,4 @@
-"""The commands ``llmgym train`` and ``llmgym evaluate``."""
+"""The command ``llmgym train``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 
 from llmgym.cli import common as cli
 from llmgym.core.errors import LLMGymError, unknown
-from llmgym.theory.capacity import at_load
 
 if TYPE_CHECKING:
     from llmgym.agents.training import Training
@@ -36,17 +35,6 @@ NETWORK = {
 }
 """Settings of the learner where none are named and the scenario is a network."""
 
-EVALUATION_LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
-
-Rates = Annotated[
-    list[float] | None,
-    typer.Option("--rate", help="Requests per second, in place of a load. Repeatable."),
-]
-Loads = Annotated[
-    list[float] | None,
-    typer.Option("--load", help="Fraction of the LP capacity. Repeatable."),
-]
-
 
 @app.command()
 def train(
@@ -60,8 +48,8 @@ def train(
     ] = None,
     agent: Annotated[str, typer.Option(help=f"The algorithm: {', '.join(AGENTS)}.")] = "ppo",
     steps: Annotated[int, typer.Option(help="Environment steps of each seed.")] = 32_000_000,
-    load: Loads = None,
-    rate: Rates = None,
+    load: cli.Loads = None,
+    rate: cli.Rates = None,
     seed: Annotated[int, typer.Option(help="Seed of the first policy.")] = 0,
     seeds: Annotated[int, typer.Option(help="Policies to train, from consecutive seeds.")] = 1,
     patience: Annotated[
@@ -87,7 +75,7 @@ def train(
             raise LLMGymError(
                 f"--patience is for ppo, budget and scores; {agent} makes all its steps."
             )
-        worlds = [s for base in bases for s in _at(base, load, rate, TRAINING_LOADS)]
+        worlds = [s for base in bases for s in cli.at_rates(base, load, rate, TRAINING_LOADS)]
         numbers = _seeds(seed, seeds)
         policies = _sb3(agent, worlds, steps, numbers, option, out, as_json)
         return _tell(policies, numbers, out, bases[0].name, as_json)
@@ -119,8 +107,8 @@ def _tell(
     if as_json:
         return cli.print_json(found)
     for record in found:
-        cli.console.print(f"Wrote {record['file']}.", markup=False)
-    cli.console.print(f"Judge: llmgym evaluate -s {scenario} -p {found[0]['file']}", markup=False)
+        cli.show(f"Wrote {record['file']}.")
+    cli.show(f"Judge: llmgym evaluate -s {scenario} -p {found[0]['file']}")
 
 
 def _sb3(
@@ -213,7 +201,7 @@ def _training(
 
     network = all(base.is_network for base in bases)
     usual = NETWORK_LOADS if network else TRAINING_LOADS
-    worlds = [s for base in bases for s in _at(base, load, rate, usual)]
+    worlds = [s for base in bases for s in cli.at_rates(base, load, rate, usual)]
     kind = "network" if network else "tiles" if agent == "ppo" else agent
     given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
     engines = [] if network else [base.engine for base in bases]
@@ -235,80 +223,3 @@ def _training(
     )
     numbers = _seeds(seed, seeds)
     return replace(Training(tuple(worlds), learner, seeds=numbers), steps=steps, patience=patience)
-
-
-def _at(
-    base: Scenario, load: list[float] | None, rate: list[float] | None, usual: tuple[float, ...]
-) -> list[Scenario]:
-    """The scenario at each rate or load."""
-    if load and rate:
-        raise LLMGymError("Give --load or --rate, not both.")
-    if rate:
-        return [base.at_rate(r) for r in rate]
-    return [at_load(base, x) for x in load or usual]
-
-
-@app.command()
-def evaluate(
-    scenario: cli.ScenarioName = "latency",
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--policy", "-p", help="A name, an .npz file, or a folder of seeds. Repeatable."
-        ),
-    ] = None,
-    load: Loads = None,
-    rate: Rates = None,
-    budget: Annotated[
-        list[int] | None,
-        typer.Option(help="Token budget that the reference is tuned over. Repeatable."),
-    ] = None,
-    reference: Annotated[str, typer.Option(help="The baseline to judge against.")] = "sarathi",
-    seeds: Annotated[int, typer.Option(help="Evaluation seeds.")] = 8,
-    arrivals: Annotated[
-        int, typer.Option(help="Requests of a run at least; a quarter is warm-up.")
-    ] = 16_000,
-    settings: cli.Set = None,
-    seed: cli.Seed = 0,
-    jobs: cli.Jobs = 1,
-    out: cli.Out = None,
-    repeat: Annotated[
-        Path | None, typer.Option(help="Repeat the evaluation of this result folder.")
-    ] = None,
-    as_json: cli.Json = False,
-) -> None:
-    """Judge policies against a published one, fixed and tuned for each rate. Resumes where stopped."""
-    from llmgym.core.files import write
-    from llmgym.evaluation import evaluate as evaluations
-    from llmgym.reporting import evaluation_page
-    from llmgym.reporting import evaluation_report as report
-
-    if repeat is not None:
-        chosen = evaluations.from_config(repeat)
-    else:
-        base = cli.scenario(scenario, settings, None)
-        rates = [s.arrival_rate_per_s for s in _at(base, load, rate, EVALUATION_LOADS)]
-        chosen = evaluations.Evaluation(
-            base,
-            tuple(policy or ["greedy_rate"]),
-            tuple(round(r, 6) for r in rates),
-            tuple(budget or evaluations.BUDGETS),
-            seeds=seeds,
-            arrivals=arrivals,
-            seed=seed,
-            reference=reference,
-        )
-    out = out or repeat or Path("results") / f"evaluation-{chosen.scenario.name}"
-    with cli.counter(as_json) as progress:
-        results = evaluations.evaluate(
-            chosen,
-            out,
-            progress,
-            jobs,
-        )
-    paths = report.publish(chosen, results, out)
-    write(out / "README.md", evaluation_page.page(chosen, results))
-    if as_json:
-        return cli.print_json(report.as_json(chosen, results))
-    cli.console.print(report.tables(chosen, results))
-    cli.console.print(f"Wrote {', '.join(map(str, paths))}; raw numbers in {out / 'raw'}.")

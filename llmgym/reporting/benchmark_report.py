@@ -1,23 +1,18 @@
-"""Tables and pictures of a benchmark, made from its raw results alone."""
+"""Rows and pictures of a benchmark, made from its raw results alone."""
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.table import Table
 
 from llmgym.core.files import write
 from llmgym.evaluation.benchmark import Benchmark, slug
 from llmgym.reporting import charts
-from llmgym.reporting.service_tables import percent
-
-MARKS = {"stable": "●", "unstable": "✗", "undecided": "?"}
+from llmgym.reporting.benchmark_tables import label
+from llmgym.reporting.table import csv_text
 
 
 def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -54,98 +49,6 @@ def rows(benchmark: Benchmark, results: dict[str, Any]) -> list[dict[str, Any]]:
                     record[f"{latency}_{part}"] = value
             records.append(record)
     return records
-
-
-def label(name: str) -> str:
-    """A policy's name as tables and pictures show it; a star: prompts are split at the budget."""
-    _, colon, function = name.partition(".py:")
-    if colon:
-        return function
-    if name.endswith(".npz"):
-        return Path(name).stem
-    return name.replace(":prompts=split", "*").replace("faster_transformer", "FasterTransf.")
-
-
-def simple_table(title: str, headings: str, caption: str | None = None) -> Table:
-    """A table with ``|`` between its headings, all but the first column right-aligned."""
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, heading in enumerate(headings.split("|")):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
-
-
-def tables(benchmark: Benchmark, results: dict[str, Any]) -> Group:
-    """Capacities and verdicts, latencies, and goodput where there are targets; 80 columns."""
-    limit = results["limit"]["requests_per_s"]
-    first = simple_table(
-        f"{benchmark.scenario.name}: capacity, and stability at loads of the limit",
-        "policy|requests/s|+-|of limit|method|" + "|".join(f"{x:g}" for x in benchmark.loads),
-        f"limit {limit:.3f} requests/s ({results['limit']['tokens_per_ms']:.3f} tokens/ms);"
-        " ● stable  ✗ unstable  ? undecided  * prompts split",
-    )
-    for name in benchmark.policies:
-        estimate = results[f"capacity-{slug(name)}"]
-        verdicts = (results[f"stability-{slug(name)}-{x:g}"]["verdict"] for x in benchmark.loads)
-        first.add_row(
-            label(name),
-            f"{estimate['requests_per_s']:.3f}",
-            f"{(estimate['high'] - estimate['low']) / 2:.3f}",
-            f"{100 * estimate['requests_per_s'] / limit:.1f} %",
-            estimate["method"],
-            *(MARKS[v] for v in verdicts),
-        )
-    latencies = _latency_table(benchmark, results)
-    judged = [r for n, r in results.items() if n.startswith("latency-") and "slo" in r["summary"]]
-    return Group(first, latencies, *([_goodput_table(benchmark, results)] if judged else []))
-
-
-def _goodput_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
-    table = simple_table(
-        "Goodput per second, and share within targets",
-        "policy|" + "|".join(f"load {load:g}" for load in benchmark.loads),
-        "of requests that met the targets of their class, by weight",
-    )
-    for name in benchmark.policies:
-        found = [results[f"latency-{slug(name)}-{x:g}"]["summary"] for x in benchmark.loads]
-        cells = (f"{s['goodput_per_s']:.2f} {percent(s['slo_attainment']):>7}" for s in found)
-        table.add_row(label(name), *cells)
-    return table
-
-
-def _latency_table(benchmark: Benchmark, results: dict[str, Any]) -> Table:
-    table = simple_table(
-        "Latencies of finished requests, mean and 99th percentile",
-        "policy||in sys.|TTFT s|p99|TPOT ms|E2E s|p99|left|dropped",
-        "in sys.: time average; left: unfinished per run. The latencies of an unstable row grow with"
-        " the length of the run, and end where the table is full and drops requests.",
-    )
-    for load in benchmark.loads:
-        table.add_row(f"[bold]load {load:g}[/bold]")
-        for name in benchmark.policies:
-            verdict = results[f"stability-{slug(name)}-{load:g}"]["verdict"]
-            s = results[f"latency-{slug(name)}-{load:g}"]["summary"]
-            table.add_row(
-                f" {label(name)}",
-                MARKS[verdict],
-                number(s["mean_in_system"], 1),
-                number(s["ttft_ms"]["mean"], 2, 1000),
-                number(s["ttft_ms"]["p99"], 2, 1000),
-                number(s["tpot_ms"]["mean"], 1),
-                number(s["e2e_ms"]["mean"], 2, 1000),
-                number(s["e2e_ms"]["p99"], 2, 1000),
-                number(s["unfinished"], 0),
-                f"{s['dropped']}",
-                end_section=name == benchmark.policies[-1],
-            )
-    return table
-
-
-def number(value: float | None, digits: int, unit: float = 1.0) -> str:
-    """A latency or count as tables show it: few digits, a dash where there is none."""
-    if value is None:
-        return "-"
-    value /= unit
-    return f"{value:.{0 if abs(value) >= 100 else digits}f}"
 
 
 def picture(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
@@ -241,12 +144,8 @@ def _points(
 def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Path]:
     """Write results.csv, benchmark.png and benchmark.svg into ``out``; their paths."""
     records = rows(benchmark, results)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]))
-    writer.writeheader()
-    writer.writerows(records)
     paths = [out / "results.csv", out / "benchmark.png", out / "benchmark.svg"]
-    write(paths[0], text.getvalue())
+    write(paths[0], csv_text(records))
     save_picture(picture(benchmark, results), paths[1:])
     return paths
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of an evaluation, made from its raw results alone."""
+"""Rows and pictures of an evaluation, made from its raw results alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogFormatter
-from rich.console import Group
-from rich.table import Table
 
 from llmgym.core.files import write
 from llmgym.evaluation import comparison
@@ -18,7 +16,7 @@ from llmgym.evaluation.benchmark import slug
 from llmgym.evaluation.evaluate import STARTS, Evaluation, latency_name, members, tested_budgets
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.reporting import charts
-from llmgym.reporting.benchmark_report import save_picture, simple_table
+from llmgym.reporting.benchmark_report import save_picture
 from llmgym.reporting.palette import TUNED, style
 
 MEASURES = (
@@ -147,50 +145,6 @@ def capacities(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
             if key in results
         ]
     )
-
-
-def tables(evaluation: Evaluation, results: dict[str, Any]) -> Group:
-    """Latencies for each start, then scores and capacities, for a terminal."""
-    frame = rows(evaluation, results)
-    parts: list[Table] = [_latency_table(frame[frame.start == start], start) for start in STARTS]
-    table = simple_table(
-        f"Share of the latency of the best {evaluation.reference} that is saved, over all rates",
-        "policy|start|IQM|low|high|P(better)",
-    )
-    for row in summary(evaluation, results).itertuples():
-        numbers = (f"{100 * x:.1f} %" for x in (row.iqm, row.iqm_low, row.iqm_high))
-        table.add_row(short(row.policy), row.start, *numbers, f"{row.better_than_tuned:.2f}")
-    parts.append(table)
-    table = simple_table("Capacity", "policy|requests/s|low|high|of the limit")
-    for row in capacities(evaluation, results).itertuples():
-        numbers = (f"{x:.3f}" for x in (row.requests_per_s, row.low, row.high))
-        table.add_row(short(row.policy), *numbers, f"{100 * row.of_limit:.2f} %")
-    return Group(*parts, table)
-
-
-def _latency_table(frame: pd.DataFrame, start: str) -> Table:
-    table = simple_table(
-        f"{start.capitalize()} start",
-        "requests/s, policy|E2E s|vs fixed|vs best|p99|TTFT s|p99|TPOT ms|goodput",
-        "vs fixed, best: mean E2E latency against the reference with the scenario's token budget, and"
-        " with the best one for the rate.",
-    )
-    for rate, some in frame.groupby("rate"):
-        table.add_row(f"[bold]{rate:g}[/bold]")
-        for row in some.itertuples():
-            budget = f" ({row.budget:.0f})" if row.policy.endswith(TUNED) else ""
-            table.add_row(
-                f" {short(row.policy)}{budget}",
-                f"{row.e2e_s_mean:.2f}",
-                change(row.gain_fixed),
-                change(row.gain_tuned),
-                f"{row.e2e_s_p99:.2f}",
-                f"{row.ttft_s_mean:.2f}",
-                f"{row.ttft_s_p99:.2f}",
-                f"{row.tpot_ms_mean:.1f}",
-                f"{row.goodput:.3f}",
-            )
-    return table
 
 
 def change(gain: float) -> str:

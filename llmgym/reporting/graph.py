@@ -10,20 +10,30 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import write
 from llmgym.reporting.graph_picture import picture
+from llmgym.reporting.table import Column, Table
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.workload import JobType
 from llmgym.theory.capacity import batch_ms
 
 TEXT_WIDTH = 80
-ENGINE_COLUMNS = ("engine", "replicas", "token budget", "full batch", "nominal load")
-STAGE_COLUMNS = ("stage", "engine", "prompt", "output", "visits", "when")
+ENGINE_COLUMNS = (
+    Column("engine", text=True, key="name"),
+    Column("replicas"),
+    Column("token budget", key="token_budget"),
+    Column("full batch", "g", " ms", key="full_batch_ms"),
+    Column("nominal load", ".2f", key="load"),
+)
+STAGE_COLUMNS = (
+    *(Column(name, text=True) for name in ("stage", "engine")),
+    *(Column(name, ".0f", missing="") for name in ("prompt", "output")),
+    Column("visits", ".2f"),
+    Column("when", text=True),
+)
 FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
 """Formats of pictures, and what each would say of when or with what it was made."""
 
@@ -140,37 +150,23 @@ def graph_text(scenario: Scenario) -> str:
     parts = [data["name"]]
     if data["description"]:
         parts.append(textwrap.fill(data["description"], TEXT_WIDTH))
-    engines: list[tuple[str, ...]] = [
-        (
-            e["name"],
-            str(e["replicas"]),
-            str(e["token_budget"]),
-            f"{e['full_batch_ms']:g} ms",
-            f"{e['load']:.2f}",
-        )
-        for e in data["engines"]
-    ]
-    parts.append(_table(ENGINE_COLUMNS, engines, right=(1, 2, 3, 4)))
+    engines = tuple(tuple(e[column.name] for column in ENGINE_COLUMNS) for e in data["engines"])
+    parts.append(Table(ENGINE_COLUMNS, engines).to_text(TEXT_WIDTH))
     if data["router"]:
         parts.append(f"Router among replicas: {data['router']}")
     for job in data["job_types"]:
-        parts.append(
-            f"{job['name']}: {job['rate_per_s']:g} per second, {job['arrivals']}\n\n"
-            + _table(STAGE_COLUMNS, [_row(stage) for stage in job["stages"]], right=(2, 3, 4))
-        )
+        title = f"{job['name']}: {job['rate_per_s']:g} per second, {job['arrivals']}"
+        table = Table(STAGE_COLUMNS, tuple(_row(stage) for stage in job["stages"]))
+        parts += [title, table.to_text(TEXT_WIDTH)]
     return "\n\n".join(parts)
 
 
-def _row(stage: dict[str, Any]) -> tuple[str, ...]:
+def _row(stage: dict[str, Any]) -> tuple[Any, ...]:
     if stage["delay_ms"] is None:
-        served = (
-            stage["engine"],
-            f"{stage['prefill_tokens']:.0f}",
-            f"{stage['decode_tokens']:.0f}",
-        )
+        served = (stage["engine"], stage["prefill_tokens"], stage["decode_tokens"])
     else:
-        served = ("delay", f"{stage['delay_ms']:.0f} ms", "")
-    return (stage["name"], *served, f"{stage['visits']:.2f}", _when(stage))
+        served = ("delay", f"{stage['delay_ms']:.0f} ms", None)
+    return (stage["name"], *served, stage["visits"], _when(stage))
 
 
 def _when(stage: dict[str, Any]) -> str:
@@ -188,23 +184,3 @@ def _when(stage: dict[str, Any]) -> str:
     elif repeat:
         notes.append(f"back to {repeat['to']} with probability {repeat['probability']:g}")
     return "; ".join(notes)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...]) -> str:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for n, title in enumerate(head):
-        table.add_column(
-            title,
-            justify="right" if n in right else "left",
-            no_wrap=n < len(head) - 1,
-            max_width=16 if n < len(head) - 1 else None,
-            min_width=None if n in right else min(16, max(len(row[n]) for row in rows)),
-        )
-    for row in rows:
-        table.add_row(*row)
-    out = io.StringIO()
-    console = Console(
-        file=out, width=TEXT_WIDTH, color_system=None, markup=False, emoji=False, highlight=False
-    )
-    console.print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

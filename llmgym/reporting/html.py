@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from string import Template
 
 import matplotlib.pyplot as plt
+
+from llmgym.reporting.table import Table
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -26,9 +27,11 @@ figcaption { font-size: .9rem; color: #444; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; width: 100%; }
 th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem; } .note { font-size: .85rem; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 tr.head td { background: #f2f5f8; font-weight: 600; }
-.pass { color: #00694b; } .fail { color: #b3261e; font-weight: 700; } .skipped { color: #666; }
+.good { color: #00694b; } .bad { color: #b3261e; font-weight: 700; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 @media print { body { max-width: none; } figure { break-inside: avoid; } }
 </style>
@@ -54,14 +57,9 @@ class Page:
         """A section's title, and where it comes from."""
         self.parts.append(f"<h2>{escape(text)}</h2>" + (f"\n<p>{escape(note)}</p>" if note else ""))
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; a row of one cell is a heading of its own, a cell of numbers stands to the right."""
-        head = "".join(f'<th scope="col">{escape(h)}</th>' for h in headings)
-        body = "\n".join(_row(row, len(headings)) for row in rows)
-        self.parts.append(
-            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
-            "</table></div>"
-        )
+    def table(self, table: Table) -> None:
+        """A table with its title and notes."""
+        self.parts.append(table.to_html())
 
     def picture(self, svg: str, name: str, caption: str) -> None:
         """A figure, drawn into the page itself."""
@@ -80,21 +78,6 @@ class Page:
         return PAGE.substitute(
             title=escape(self.title), summary=escape(self.summary), sections="\n".join(self.parts)
         )
-
-
-def _row(cells: Sequence[str], width: int) -> str:
-    if len(cells) == 1:
-        return f'<tr class="head"><td colspan="{width}">{escape(cells[0])}</td></tr>'
-    return "<tr>" + "".join(_cell(cell) for cell in cells) + "</tr>"
-
-
-def _cell(text: str) -> str:
-    kind = text if text in ("pass", "fail", "skipped") else "number" if _is_number(text) else ""
-    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
-
-
-def _is_number(text: str) -> bool:
-    return bool(text) and all(c in "0123456789.,+-[] e%" for c in text)
 
 
 def inline_svg(figure: plt.Figure, prefix: str) -> str:

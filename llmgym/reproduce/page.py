@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,22 @@ from typing import Any
 from llmgym.core.files import to_json, write
 from llmgym.reporting.benchmark_report import save_picture
 from llmgym.reporting.html import Page, inline_svg
-from llmgym.reproduce.run import Result, interval, text
+from llmgym.reporting.table import Column, Table, csv_text
+from llmgym.reproduce.run import Result, interval, text, verdict_cell
 
-HEADINGS = ("figure", "published or derived", "measured", "interval", "rule", "verdict")
+CHECKS = (
+    Column("figure", text=True),
+    Column("published or derived", text),
+    Column("measured", text),
+    Column("interval"),
+    Column("rule", text=True),
+    Column("verdict", text=True),
+)
+ITEMS = (
+    *(Column(name, text=True) for name in ("item", "what", "source", "verdict")),
+    Column("seconds", ".1f"),
+    Column("CPU seconds", ".1f"),
+)
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -29,16 +40,11 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def publish(results: Sequence[Result], config: dict[str, Any], out: Path) -> list[Path]:
     """Write results.csv, results.json, report.html and the pictures into ``out``; their paths."""
-    table = io.StringIO()
-    records = rows(results)
-    writer = csv.DictWriter(table, fieldnames=list(records[0]))
-    writer.writeheader()
-    writer.writerows(records)
     paths = [out / name for name in ("report.html", "results.csv", "results.json")]
     page = _page(results, config)
     for result in results:
         page.heading(f"{result.item.name}: {result.item.title}", _told(result))
-        page.table(HEADINGS, [_row(check) for check in result.checks])
+        page.table(Table(CHECKS, tuple(_row(check) for check in result.checks)))
         for picture in result.item.pictures if result.data else ():
             figure = picture.draw(result.data)
             page.picture(inline_svg(figure, picture.name), picture.name, picture.caption)
@@ -48,7 +54,7 @@ def publish(results: Sequence[Result], config: dict[str, Any], out: Path) -> lis
     page.heading("Configuration")
     page.listing(to_json(config))
     write(paths[0], page.html())
-    write(paths[1], table.getvalue())
+    write(paths[1], csv_text(rows(results)))
     write(paths[2], to_json({"config": config, "items": [r.record() for r in results]}))
     return paths
 
@@ -64,18 +70,18 @@ def _page(results: Sequence[Result], config: dict[str, Any]) -> Page:
         f"{config['versions']['llmgym']}: {seconds:.0f} s, {cpu:.0f} s of processor time, "
         "compilation included.",
     )
-    lines = [
+    lines = tuple(
         (
             r.item.name,
             r.item.title,
             r.item.source,
-            r.verdict,
-            f"{r.seconds:.1f}",
-            f"{r.cpu_seconds:.1f}",
+            verdict_cell(r.verdict),
+            r.seconds,
+            r.cpu_seconds,
         )
         for r in results
-    ]
-    page.table(("item", "what", "source", "verdict", "seconds", "CPU seconds"), lines)
+    )
+    page.table(Table(ITEMS, lines))
     return page
 
 
@@ -83,6 +89,6 @@ def _told(result: Result) -> str:
     return f"{result.item.source}. {result.seconds:.1f} s, {result.cpu_seconds:.1f} s of processor time."
 
 
-def _row(check: Any) -> tuple[str, ...]:
-    measured = (text(check.expected), text(check.measured), interval(check))
-    return (check.what, *measured, check.rule, check.verdict)
+def _row(check: Any) -> tuple[Any, ...]:
+    verdict = verdict_cell(check.verdict)
+    return (check.what, check.expected, check.measured, interval(check), check.rule, verdict)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.table import Table
 
 from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, read_result, slug
-from llmgym.reporting.benchmark_report import simple_table
+from llmgym.reporting.table import Cell, Column, Emphasis, Section, Table
 from llmgym.reproduce.items import FAIL, Check, Data, Effort, Item, verdict_of
 
-MARKS = {"pass": "[green]pass[/green]", "fail": "[bold red]FAIL[/bold red]", "skipped": "skipped"}
+LOOKS: dict[str, Emphasis] = {"pass": "good", "fail": "bad", "skipped": ""}
 
 
 @dataclass(frozen=True)
@@ -137,30 +136,38 @@ def interval(check: Check) -> str:
     return f"[{check.low:.4g}, {check.high:.4g}]"
 
 
+def verdict_cell(verdict: str) -> Cell:
+    """A verdict that stands out where it is bad news."""
+    return Cell(verdict, verdict.upper() if verdict == FAIL else None, emphasis=LOOKS[verdict])
+
+
 def table(results: Sequence[Result]) -> Table:
     """Item, published or derived figure, measured figure with interval, verdict, seconds."""
-    shown = simple_table(
-        "Published results, shown again",
-        "item and figure|expected|measured [interval]|verdict|s",
-        "s: wall-clock seconds of the item, compilation included",
-    )
-    shown.columns[0].no_wrap, shown.columns[0].min_width = False, 26
+    rows: list[Any] = []
     for result in results:
-        shown.add_row(
-            f"[bold]{result.item.name}[/bold]  {result.item.title}", "", "",
-            MARKS[result.verdict], f"{result.seconds:.1f}",
-        )  # fmt: skip
-        for n, check in enumerate(result.checks):
+        rows.append(Section(f"{result.item.name}: {result.item.title}, {result.seconds:.1f} s"))
+        for check in result.checks:
             long = max(len(str(check.expected)), len(str(check.measured))) > 24
             expected, measured = text(check.expected), text(check.measured)
-            shown.add_row(
-                f"  {check.what}",
-                "batches" if long else expected,
-                _same(expected, measured) if long else f"{measured} {interval(check)}".strip(),
-                MARKS[check.verdict], "",
-                end_section=n == len(result.checks) - 1,
-            )  # fmt: skip
-    return shown
+            rows.append(
+                (
+                    check.what,
+                    "batches" if long else expected,
+                    _same(expected, measured) if long else f"{measured} {interval(check)}".strip(),
+                    verdict_cell(check.verdict),
+                )
+            )
+    return Table(
+        (
+            Column("figure", text=True),
+            Column("expected"),
+            Column("measured [interval]"),
+            Column("verdict"),
+        ),
+        tuple(rows),
+        "Published results, shown again",
+        ("Seconds of an item: by the clock on the wall, compilation included.",),
+    )
 
 
 def _same(expected: str, measured: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from rich.table import Table
 
 from llmgym import baselines
 from llmgym.evaluation import policies
@@ -33,29 +32,6 @@ ENGINE = "llmgym/Engine-v0"
 def as_json(result: SpeedResult) -> dict[str, Any]:
     """The result as plain numbers, strings and lists."""
     return asdict(result)
-
-
-def rich_table(rows: Sequence[Row]) -> Table:
-    """The rows of ``table`` for people."""
-    shown = Table(title=f"Steps per second, {cores()} cores")
-    for name, justify in (("what", "left"), ("environments", "right"), ("slots", "right")):
-        shown.add_column(name, justify=justify)  # type: ignore[arg-type]
-    shown.add_column("policy or actions")
-    shown.add_column("steps/s", justify="right")
-    shown.add_column("compile, s", justify="right")
-    shown.add_column("note")
-    for row in rows:
-        speed, compile_s = row["steps_per_s"], row["compile_s"]
-        shown.add_row(
-            row["what"],
-            f"{row['num_envs']:,}",
-            str(row["slots"]),
-            row["policy"],
-            "-" if speed is None else f"{speed:,.0f}",
-            "-" if compile_s is None else f"{compile_s:.1f}",
-            row["note"],
-        )
-    return shown
 
 
 def table(quick: bool = False, progress: Progress | None = None) -> list[Row]:
@@ -208,4 +184,4 @@ def _event_loop(num_envs: int, slots: int, repeats: int, requests: int, compiled
     return _row(what, num_envs, slots, "sarathi", found, compile_s, note)
 
 
-__all__ = ["SpeedResult", "as_json", "measure", "rich_table", "table"]
+__all__ = ["SpeedResult", "as_json", "measure", "table"]

@@ -15,12 +15,11 @@ import pytest
 from scipy import stats
 
 import llmgym
-from llmgym import Fixed, Geometric, Poisson, Scenario, Staircase
+from llmgym import Fixed, Geometric, Poisson, Scenario, Staircase, cli
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.agents.dynamic_programming import solve
 from llmgym.agents.optimality import optimality_gap, optimality_gaps
 from llmgym.agents.optimum import DynamicProgram, Optimum, load, save
-from llmgym.cli import main as cli
 from llmgym.core.errors import LLMGymError
 from llmgym.scenario import toml_writer
 from llmgym.scenario.arrivals import MMPP

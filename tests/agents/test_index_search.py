@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import Geometric, Poisson, Scenario, Staircase, baselines, simulate
+from llmgym import Geometric, Poisson, Scenario, Staircase, baselines, cli, simulate
 from llmgym.agents.index_search import SearchResult, Settings, blank, search, vary
 from llmgym.agents.trials import measure
 from llmgym.baselines.index import PARAMETERS, Index
 from llmgym.baselines.tiles import admissible_prefill
-from llmgym.cli import main as cli
 from llmgym.core.errors import LLMGymError
 from llmgym.scenario import toml_writer
 from llmgym.scenario.stage import Stage

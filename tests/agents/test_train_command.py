@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym import LLMGymError
+from llmgym import LLMGymError, cli
 from llmgym.agents.budgets import BudgetChoice
 from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.training import Training
-from llmgym.cli import main as cli
 from llmgym.cli import training as cli_agents
 
 

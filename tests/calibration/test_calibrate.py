@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -369,87 +367,3 @@ def test_pictures(found: Calibration, tmp_path: Path) -> None:
     wide, narrow = ((tmp_path / f"{name}.svg").read_text() for name in "ac")
     assert "measured (ms)" in wide
     assert "measured (ms)" not in narrow
-
-
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    pytest.importorskip("torch")
-    path = Path(__file__).parents[2] / "tools" / "measure_batch_time.py"
-    spec = importlib.util.spec_from_file_location("measure_batch_time", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-SMALL = "--device cpu --layers 1 --width 16 --heads 4 --kv-heads 2 --vocabulary 20 --repeats 1"
-GRID = "--decodes 0 1 4 --context 3 30 --chunk 0 8 16 --prefix 0 5"
-
-
-def test_the_tool_measures_and_resumes(tool: Any, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "times.csv"
-    tool.main([str(path), *SMALL.split(), *GRID.split()])
-    frame = pd.read_csv(path)
-    shapes = frame[["decodes", "context", "chunk", "prefix"]]
-    assert len(frame) == 4 + 4 + 2 * 2 * 2 * 2
-    assert not shapes.duplicated().any()
-    assert (frame["tokens"] == frame["decodes"] + frame["chunk"]).all()
-    assert (frame["decode_context"] == frame["decodes"] * frame["context"]).all()
-    pairs = frame["chunk"] * (frame["prefix"] + frame["chunk"] / 2)
-    assert (frame["prefill_pairs"] == pairs).all()
-    assert {fit.form for fit in calibrate(path).fits} >= {"roofline", "table"}
-
-    rows = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(rows[:-2]) + rows[-1][:9])  # stopped in the middle of a row
-    tool.main([str(path), *SMALL.split(), *GRID.split()])
-    again = path.read_text().splitlines(keepends=True)
-    assert again[:-2] == rows[:-2]
-    assert pd.read_csv(path)[shapes.columns].equals(shapes)
-
-    before = path.read_text()
-    for more, fault in [("--layers 2", "another model"), ("--dtype bfloat16", "another model")]:
-        with pytest.raises(SystemExit, match=fault):
-            tool.main([str(path), *SMALL.split(), *more.split()])
-    assert path.read_text() == before
-
-
-def test_the_decoder_of_the_tool_attends_as_it_should(tool: Any) -> None:
-    """Against attention written out token by token, with the keys and values of the caches."""
-    import torch
-
-    options = tool.parse(["unused.csv", *SMALL.split()])
-    torch.manual_seed(0)
-    layer = tool.Layer(16, 4, 2, 32, {})
-    decodes, context, chunk, prefix = 3, 5, 4, 6
-    x = torch.randn(decodes + chunk, options.width)
-    caches = [torch.randn(2, decodes, 2, context + 1, 4), torch.randn(2, 1, 2, prefix + chunk, 4)]
-    mask = torch.ones(chunk, prefix + chunk, dtype=torch.bool).tril(prefix)
-    with torch.inference_mode():
-        got = layer(x, decodes, caches, mask)
-        q, k, v = layer.qkv(layer.norm_1(x)).view(len(x), -1, 4).split((4, 2, 2), dim=1)
-        rows = []
-        for t in range(len(x)):
-            first = t if t < decodes else decodes
-            cache, held = (caches[0][:, t], context) if t < decodes else (caches[1][:, 0], prefix)
-            keys = torch.cat([cache[0][:, :held], k[first : t + 1].transpose(0, 1)], dim=1)
-            values = torch.cat([cache[1][:, :held], v[first : t + 1].transpose(0, 1)], dim=1)
-            for head in range(4):
-                weight = torch.softmax(keys[head // 2] @ q[t, head] / 2, dim=0)
-                rows.append(weight @ values[head // 2])
-        y = x + layer.out(torch.cat(rows).view(len(x), -1))
-        gate, up = layer.gate_up(layer.norm_2(y)).chunk(2, dim=-1)
-        expected = y + layer.down(torch.nn.functional.silu(gate) * up)
-    torch.testing.assert_close(got, expected)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    ["--heads 3 --width 16", "--repeats 0", "--decodes -1", "--layers 0", "--dtype int8"],
-)
-def test_bad_options_of_the_tool_are_refused(tool: Any, arguments: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as stop:
-        tool.main([str(tmp_path / "x.csv"), "--device", "cpu", *arguments.split()])
-    assert stop.value.code == 2
-    assert not list(tmp_path.iterdir())

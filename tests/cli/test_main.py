@@ -52,6 +52,7 @@ def test_simulate_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert all(text in out for text in ("service levels", "100.0 %", "batch", "largest gap"))
+    assert "nan" not in out  # one replication has no interval
     code, _, err = run(capsys, *arguments[:5], "--set", "service_weights=1,-2")
     assert code == 2
     assert "w_q must be at least 0" in err

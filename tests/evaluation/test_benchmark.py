@@ -105,7 +105,7 @@ def test_a_damaged_file_is_named(first: Path, tmp_path: Path) -> None:
 
 
 OWN = """
-from llmgym.composition import fill
+from llmgym.engine.fill import fill
 
 def decodes_only_then_prompts(key, view):
     return fill(view, fill(view, view.empty(), view.decode), view.prefill)

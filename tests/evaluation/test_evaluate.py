@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 import llmgym
-from llmgym import LLMGymError
-from llmgym.cli import main as cli
+from llmgym import LLMGymError, cli
 from llmgym.evaluation import evaluate as evaluations
 from llmgym.evaluation.evaluate import Evaluation
 from llmgym.reporting import evaluation_report as report

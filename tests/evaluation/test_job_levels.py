@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 import llmgym
-from llmgym.cli.tables import job_levels_table
 from llmgym.evaluation.metrics.job_levels import job_verdicts
 from llmgym.evaluation.metrics.service_levels import service_levels, verdicts
 from llmgym.evaluation.simulate import Run, simulate
+from llmgym.reporting.service_tables import job_levels_table
 from llmgym.scenario.arrivals import Poisson
 from llmgym.scenario.batch_time import Affine
 from llmgym.scenario.engine import Engine

@@ -20,7 +20,8 @@ from llmgym.evaluation.benchmark import Benchmark
 from llmgym.evaluation.metrics.service_levels import service_levels, verdicts
 from llmgym.evaluation.simulate import Run
 from llmgym.reporting import service_tables
-from llmgym.reporting.benchmark_report import rows, tables
+from llmgym.reporting.benchmark_report import rows
+from llmgym.reporting.benchmark_tables import tables
 from llmgym.scenario.request_class import target_ticks
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.toml_reader import loads
@@ -276,14 +277,14 @@ def results_of(summary: dict[str, Any]) -> dict[str, Any]:
 
 def test_benchmark_reports_goodput_where_there_are_targets(run: Run) -> None:
     benchmark = Benchmark(engine(shared()), ("sarathi",), loads=(0.5,))
-    text = shown(tables(benchmark, results_of(run.summary)))
+    text = shown(*tables(benchmark, results_of(run.summary)))
     assert "Goodput per second" in text
     assert f"{run.summary['goodput_per_s']:.2f}" in text
     (record,) = rows(benchmark, results_of(run.summary))
     assert record["goodput_per_s"] == run.summary["goodput_per_s"]
     assert record["slo_attainment_code"] == run.summary["slo"]["code"]["attainment"]
     plain = {k: v for k, v in run.summary.items() if "slo" not in k and "goodput" not in k}
-    assert "Goodput" not in shown(tables(benchmark, results_of(plain)))
+    assert "Goodput" not in shown(*tables(benchmark, results_of(plain)))
     (record,) = rows(benchmark, results_of(plain))
     assert not [key for key in record if "slo" in key or "goodput" in key]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import llmgym
-from llmgym.cli import main as cli
+from llmgym import cli
 from llmgym.core.errors import LLMGymError
 from llmgym.evaluation import benchmark, traffic
 from llmgym.reporting import traffic_tables
@@ -125,7 +125,8 @@ def test_tables(first: tuple[Path, list[Any]]) -> None:
     lines = (out / "results.md").read_text().splitlines()
     assert lines[0].startswith("| policy | goodput/s |")
     assert lines[-1].startswith("| idle | 0.00 | 0.0 % | - | - |")
-    again = traffic_tables.rows([*records, records[0] | {"policy": "twin", "wall_s": 99.0}])
+    twin = records[0] | {"policy": "twin", "wall_s": 99.0}
+    again = traffic_tables.table([*records, twin]).rows
     assert [row[0] for row in again if "twin" in row[0]] == [
         "vllm (prompts split), twin (prompts split)"
     ]

@@ -1,17 +1,12 @@
-"""Make docs/results/rybko-stolyar-learned: the learned network policy beside the classical ones.
+"""A learned policy in the Rybko-Stolyar network, beside the classical ones.
 
-    python tools/network_results.py [FILE]
-
-FILE is the checkpoint, by default that of the policy that ships. Environment n of a scenario and load
-meets the same jobs under every policy. Raw numbers are kept under raw/; what is already there is not
-measured again.
+Environment n of a scenario and load meets the same jobs under every policy.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,20 +15,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import llmgym
-from llmgym import Scenario, baselines
-from llmgym.core.files import write
+from llmgym import baselines
 from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import Task
+from llmgym.evaluation.simulate import simulate
+from llmgym.evaluation.stability import stability
 from llmgym.evaluation.statistics import mean_interval
-from llmgym.scenario import toml_writer
+from llmgym.reporting.table import Cell, Column, Table
+from llmgym.scenario import library, toml_writer
+from llmgym.scenario.scenario import Scenario
+from llmgym.studies.study import Progress
 from llmgym.theory.capacity import at_load
 
-FOLDER = Path(__file__).parents[1] / "docs" / "results" / "rybko-stolyar-learned"
 NAME, LOAD = "rybko-stolyar", 0.9
 AGENT = f"ppo-{NAME}"
-PLAIN = FOLDER / "plain.npz"
-"""Trained in the same way, but without prior and guard."""
+PLAIN = "plain.npz"
+"""In the folder, where there is one: a policy trained in the same way, but without prior and guard."""
 
 LOADS = (0.7, LOAD, 0.95)
 CLASSICAL = ("fbfs", "sarathi")
@@ -41,14 +38,41 @@ CLASSICAL = ("fbfs", "sarathi")
 
 OTHERS = ("spf", "vllm_v1", "max_pressure-0.1", "max_pressure-0.2", "plain")
 SLOTS = 320
-SETTINGS = {"duration_s": 3.0, "warmup_s": 0.5, "num_envs": 8, "seed": 1000}
+SETTINGS: dict[str, Any] = {"duration_s": 3.0, "warmup_s": 0.5, "num_envs": 8, "seed": 1000}
 LEVELS = {"in_system": "jobs in the system", "backlog_tokens": "backlog in tokens"}
 
 
-def policy_of(name: str) -> Any:
+@dataclass(frozen=True)
+class Network:
+    """See the module."""
+
+    name: str = "rybko-stolyar-learned"
+    title: str = "a learned policy in the Rybko-Stolyar network, beside the classical ones"
+    policy: str = AGENT
+
+    def measure(self, out: Path, policy: str, progress: Progress) -> None:
+        agent = policies.resolve(policy)
+        config = {
+            "digest": agent.digest,  # type: ignore[attr-defined]
+            "settings": SETTINGS,
+            "scenarios": {k: toml_writer.dumps(s) for k, s in scenarios().items()},
+            "versions": {name: metadata.version(name) for name in benchmark.VERSIONED},
+        }
+        benchmark.measure(config, list(tasks(agent, out)), out, progress)
+
+    def pages(self, out: Path, policy: str) -> dict[str, str]:
+        raw = {p.stem: benchmark.read_result(p) for p in sorted((out / "raw").glob("*.json"))}
+        frame = rows(raw)
+        return {
+            "results.csv": frame.to_csv(index=False, float_format="%.6g"),
+            "README.md": page(frame, raw["verdict"]),
+        }
+
+
+def policy_of(name: str, out: Path) -> Any:
     """A policy from its name; ``max_pressure-0.1`` is max-pressure with that decode weight."""
     if name == "plain":
-        return policies.resolve(str(PLAIN))
+        return policies.resolve(str(out / PLAIN))
     base, dash, weight = name.partition("max_pressure-")
     if dash and not base:
         return baselines.make("max_pressure", decode_weight=float(weight))
@@ -60,7 +84,7 @@ def scenarios() -> dict[str, Scenario]:
 
     ``rybko-stolyar-reversed`` differs in its priorities alone, which none of the policies reads.
     """
-    base = llmgym.scenario(NAME, slots=SLOTS)
+    base = library.scenario(NAME, slots=SLOTS)
     found = {f"{NAME} {load:g}": at_load(base, load) for load in LOADS}
     exchanged = tuple(
         replace(
@@ -79,7 +103,7 @@ def scenarios() -> dict[str, Scenario]:
 
 def levels(scenario: Scenario, policy: Any) -> dict[str, Any]:
     """Time averages after the warm-up, one of each environment, and jobs dropped."""
-    raw = llmgym.simulate(scenario, policy, record=False, **SETTINGS).raw
+    raw = simulate(scenario, policy, record=False, **SETTINGS).raw
     ticks = raw["end_clock"] - raw["warm_clock"]
     time = np.where(raw["start"] >= raw["warm_clock"], raw["duration"], 0)
     return {
@@ -91,24 +115,26 @@ def levels(scenario: Scenario, policy: Any) -> dict[str, Any]:
 
 def verdict(policy: Any) -> dict[str, Any]:
     """Whether the policy is stable at ``LOAD``."""
-    scenario = llmgym.scenario(NAME, slots=1024)
-    return asdict(llmgym.stability(scenario, policy, load=LOAD, replications=8))
+    scenario = library.scenario(NAME, slots=1024)
+    return asdict(stability(scenario, policy, load=LOAD, replications=8))
 
 
-def tasks(agent: Any) -> Iterator[Task]:
+def tasks(agent: Any, out: Path) -> Iterator[Task]:
     """All measurements, the verdict first."""
     yield Task("verdict", f"{AGENT}: verdict", partial(verdict, agent))
     for where, scenario in scenarios().items():
-        others = OTHERS if where == f"{NAME} {LOAD:g}" else ()
+        others = list(OTHERS) if where == f"{NAME} {LOAD:g}" else []
+        if others and not (out / PLAIN).exists():
+            others.remove("plain")
         for name in (AGENT, *CLASSICAL, *others):
             file = benchmark.slug(f"{where}-{name}")
-            policy = agent if name == AGENT else policy_of(name)
+            policy = agent if name == AGENT else policy_of(name, out)
             yield Task(file, f"{name}: {where}", partial(levels, scenario, policy))
 
 
-def table(results: dict[str, Any]) -> pd.DataFrame:
+def rows(results: dict[str, Any]) -> pd.DataFrame:
     """A row per scenario and policy: means, and the learned policy's relative to them, with intervals."""
-    rows = []
+    found_rows = []
     for where in scenarios():
         mine = results[benchmark.slug(f"{where}-{AGENT}")]
         for name in (AGENT, *CLASSICAL, *OTHERS):
@@ -122,8 +148,32 @@ def table(results: dict[str, Any]) -> pd.DataFrame:
                 ends = ("", "_low", "_high")
                 row |= {f"{level}{end}": x for end, x in zip(ends, own, strict=True)}
                 row |= {f"learned_{level}{end}": x for end, x in zip(ends, ratio, strict=True)}
-            rows.append(row)
-    return pd.DataFrame(rows)
+            found_rows.append(row)
+    return pd.DataFrame(found_rows)
+
+
+def table(frame: pd.DataFrame) -> Table:
+    """The figures of the page."""
+    columns = (
+        Column("scenario, load", text=True, key="scenario"),
+        Column("policy", text=True, code=True),
+        *(Column(name, f".{digits}f") for name, digits in (("jobs", 2), ("backlog, tokens", 0))),
+        Column("learned: jobs", missing="", key="learned_in_system"),
+        Column("backlog", missing="", key="learned_backlog_tokens"),
+        Column("dropped"),
+    )
+    shown = []
+    for row in frame.to_dict("records"):
+        cells: list[Any] = []
+        for level, digits in (("in_system", 2), ("backlog_tokens", 0)):
+            half = row[f"{level}_high"] - row[level]
+            cells.append(Cell(row[level], note=f" ± {half:.{digits}f}"))
+        for level in LEVELS:
+            less, low, high = (100 * row[f"learned_{level}{end}"] for end in ("", "_low", "_high"))
+            text = f"{less:+.2f} [{low:+.2f}, {high:+.2f}] %"
+            cells.append(None if row["policy"] == AGENT else Cell(less / 100, text))
+        shown.append((row["scenario"], row["policy"], *cells, row["dropped"]))
+    return Table(columns, tuple(shown))
 
 
 def page(frame: pd.DataFrame, judged: dict[str, Any]) -> str:
@@ -131,7 +181,7 @@ def page(frame: pd.DataFrame, judged: dict[str, Any]) -> str:
     lines = [
         "# The learned network policy",
         "",
-        f"Made by `python tools/network_results.py`: {SETTINGS['num_envs']} environments of "
+        f"Made by `llmgym study rybko-stolyar-learned`: {SETTINGS['num_envs']} environments of "
         f"{SETTINGS['duration_s']:g} s (the first {SETTINGS['warmup_s']:g} s left out), the same jobs for "
         "every policy. A batch takes 1 ms. "
         "Means over time with 95 % intervals; the last two columns say how far the learned policy's mean is "
@@ -145,38 +195,6 @@ def page(frame: pd.DataFrame, judged: dict[str, Any]) -> str:
         f"from a backlog {judged['hot_growth_tokens_per_ms']:.1f} [{judged['hot_low']:.1f}, "
         f"{judged['hot_high']:.1f}], {judged['replications']} replications).",
         "",
-        "| scenario, load | policy | jobs | backlog, tokens | learned: jobs | backlog | dropped |",
-        "|---|---|---|---|---|---|---|",
+        table(frame).to_markdown(),
     ]
-    for row in frame.to_dict("records"):
-        cells = [f"{row[x]:.{d}f} ± {row[f'{x}_high'] - row[x]:.{d}f}" for x, d in
-                 (("in_system", 2), ("backlog_tokens", 0))]  # fmt: skip
-        for level in LEVELS:
-            x = f"learned_{level}"
-            less = f"{100 * row[x]:+.2f} [{100 * row[x + '_low']:+.2f}, {100 * row[x + '_high']:+.2f}] %"
-            cells.append("" if row["policy"] == AGENT else less)
-        cells.append(str(row["dropped"]))
-        lines.append(f"| {row['scenario']} | `{row['policy']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Measure what is missing, then write results.csv and README.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", nargs="?", default=AGENT)
-    agent = policies.resolve(parser.parse_args().file)
-    config = {
-        "digest": agent.digest,  # type: ignore[attr-defined]
-        "settings": SETTINGS,
-        "scenarios": {k: toml_writer.dumps(s) for k, s in scenarios().items()},
-        "versions": {name: metadata.version(name) for name in benchmark.VERSIONED},
-    }
-    told = lambda done, total, label: print(f"{done}/{total} {label}", flush=True)  # noqa: E731
-    results = benchmark.measure(config, list(tasks(agent)), FOLDER, told)
-    frame = table(results)
-    write(FOLDER / "results.csv", frame.to_csv(index=False, float_format="%.6g"))
-    write(FOLDER / "README.md", page(frame, results["verdict"]))
-
-
-if __name__ == "__main__":
-    main()

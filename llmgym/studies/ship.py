@@ -1,17 +1,9 @@
-"""Add a trained policy to those that llmgym ships, with the figures of its evaluation in its header.
-
-    python tools/ship_agent.py runs/latency/agent-0.npz docs/results/latency ppo-latency
-
-The evaluation must be that of the file or of the folder that holds it. For a network policy it is the result
-of tools/network_results.py with the file; for a policy that is judged by its stability, that of
-tools/corner_results.py.
-"""
+"""Adding a trained policy to those that llmgym ships, with the figures of its evaluation in its header."""
 
 from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +32,7 @@ def figures(agent: Path, folder: Path) -> dict[str, object]:
 
 
 def network_figures(policy: TrainedPolicy, folder: Path, name: str) -> dict[str, object]:
-    """What tools/network_results.py found, by scenario and load, and the verdict."""
+    """What the study of the network found, by scenario and load, and the verdict."""
     if json.loads((folder / "config.json").read_text())["digest"] != policy.digest:
         raise LLMGymError(
             f"{folder} holds results of another policy. Delete it and measure this one."
@@ -54,18 +46,29 @@ def network_figures(policy: TrainedPolicy, folder: Path, name: str) -> dict[str,
     return found
 
 
-def main(agent: str, folder: str, name: str) -> None:
-    """Write agents/checkpoints/NAME.npz."""
-    policy, results = load_agent(Path(agent)), Path(folder)
-    if isinstance(policy.choice, NetworkChoice):
-        found = network_figures(policy, results, name)
-    elif (results / "stability.json").exists():
-        found = json.loads((results / "stability.json").read_text())[name]
-    else:
-        found = figures(Path(agent), results)
-    header = {**policy.header, "figures": found}
-    save_agent(agents.CHECKPOINTS / f"{name}.npz", replace(policy, header=header))
+def ship(agent: Path, results: Path, name: str, out: Path | None = None) -> tuple[Path, str]:
+    """Write NAME.npz, by default into the package; its path, and the digest of the policy.
 
+    Args:
+        agent: the checkpoint.
+        results: folder of an evaluation of that file, or of the folder that holds it. For a network policy it
+            is that of the study ``rybko-stolyar-learned``, for one that is judged by its stability that of
+            ``corner-c``.
+        name: among the policies.
+        out: folder to write to.
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    Raises LLMGymError where a file is missing, or the folder is about another policy.
+    """
+    policy = load_agent(agent)
+    try:
+        if isinstance(policy.choice, NetworkChoice):
+            found = network_figures(policy, results, name)
+        elif (results / "stability.json").exists():
+            found = json.loads((results / "stability.json").read_text())[name]
+        else:
+            found = figures(agent, results)
+    except (OSError, KeyError) as error:
+        raise LLMGymError(f"{results} holds no results of {agent}: {error} is missing.") from None
+    path = (out or agents.CHECKPOINTS) / f"{name}.npz"
+    save_agent(path, replace(policy, header={**policy.header, "figures": found}))
+    return path, policy.digest

@@ -1,27 +1,28 @@
-"""Make docs/results/transfer: trained policies on problems that they were not trained on.
-
-    python tools/transfer_results.py [--policy ppo-latency ...] [--page]
+"""Trained policies on problems that they were not trained on.
 
 Other lengths, other engines, other loads, all without retraining, beside Sarathi-Serve with the best of
-several token budgets and two tile rules, on the same requests. Rows that the file already holds are not
-measured again.
+several token budgets and two tile rules, on the same requests.
 """
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from results_tool import RESULTS, read, row, table
-
-import llmgym
-from llmgym import Geometric, LogNormal, Scenario
-from llmgym.core.files import write
 from llmgym.evaluation import policies
 from llmgym.evaluation.evaluate import feasible, latencies
-from llmgym.theory.capacity import at_load
+from llmgym.evaluation.simulate import simulate
+from llmgym.reporting.table import Cell, Column, Table
+from llmgym.scenario import library
+from llmgym.scenario.lengths import Geometric, LogNormal
+from llmgym.scenario.scenario import Scenario
+from llmgym.studies import study
+from llmgym.studies.study import Progress, Row, read
+from llmgym.theory.capacity import at_load, capacity
 
-FOLDER = RESULTS / "transfer"
+FILE = "transfer.json"
 RULES = ("greedy_rate", "index")
 BUDGETS = (128, 256, 384, 512, 768, 1024)
 """Of Sarathi-Serve, those that carry the load."""
@@ -35,8 +36,8 @@ ARRIVALS, NUM_ENVS = 4_000, 8
 
 def problems() -> dict[str, tuple[Scenario, tuple[float, ...]]]:
     """Scenario and loads by name; all else is as in the scenario ``latency``."""
-    home = llmgym.scenario("latency", slots=1024)
-    limit = llmgym.capacity(home).requests_per_s
+    home = library.scenario("latency", slots=1024)
+    limit = capacity(home).requests_per_s
     others = {
         "100 prompt and 100 output tokens": home.override(prefill_tokens=100, decode_tokens=100),
         "512 prompt and 64 output tokens": home.override(prefill_tokens=512, decode_tokens=64),
@@ -44,14 +45,16 @@ def problems() -> dict[str, tuple[Scenario, tuple[float, ...]]]:
         "lognormal lengths, CV 1": home.override(
             prefill_tokens=LogNormal(129, 1.0), decode_tokens=LogNormal(112, 1.0)
         ),
-        "Azure conversation, quantiles": llmgym.scenario("azure-conversation"),
-        "Azure code, quantiles": llmgym.scenario("azure-code"),
+        "Azure conversation, quantiles": library.scenario("azure-conversation"),
+        "Azure code, quantiles": library.scenario("azure-code"),
         "token budget 1024": home.override(token_budget=1024),
         "Llama-3-70B, no tiles": home.override(batch_time="llama-3-70b"),
         "RTX 4090, Llama-3.1-8B": home.override(batch_time="rtx4090-llama-3.1-8b"),
         "at most 100 residents": home.override(max_num_seqs=100, seq_limit="resident"),
     }
-    found = {name: (s, LOADS) for name, s in others.items()}
+    found: dict[str, tuple[Scenario, tuple[float, ...]]] = {
+        name: (s, LOADS) for name, s in others.items()
+    }
     found["loads outside of training"] = (home, tuple(r / limit for r in OUTER_RATES))
     return found
 
@@ -59,7 +62,7 @@ def problems() -> dict[str, tuple[Scenario, tuple[float, ...]]]:
 def measure(scenario: Scenario, policy: str) -> dict[str, Any]:
     """Latencies of a policy: mean, p99 and goodput over the requests of all environments."""
     duration_s = ARRIVALS / scenario.arrival_rate_per_s
-    run = llmgym.simulate(
+    run = simulate(
         scenario,
         policies.resolve(policy),
         duration_s=duration_s,
@@ -71,14 +74,19 @@ def measure(scenario: Scenario, policy: str) -> dict[str, Any]:
     return found["pooled"] | kept | {"in_system": found["in_system"]}
 
 
-def compare(scenario: Scenario, learned: list[str]) -> dict[str, Any]:
+def compare(scenario: Scenario, learned: str) -> dict[str, Any]:
     """All policies at the arrival rate of a scenario."""
     budgets = feasible(scenario, BUDGETS, scenario.arrival_rate_per_s)
     found = {f"sarathi {b}": measure(scenario.override(token_budget=b), "sarathi") for b in budgets}
     own = scenario.engine.token_budget
     if own not in budgets:
         found[f"sarathi {own}"] = measure(scenario, "sarathi")
-    return found | {name: measure(scenario, name) for name in (*RULES, *learned)}
+    return found | {name: measure(scenario, name) for name in (*RULES, learned)}
+
+
+def compare_all(scenario: Scenario, loads: tuple[float, ...], learned: str) -> dict[str, Any]:
+    """All policies at each of the loads."""
+    return {f"{x:.3f}".rstrip("0"): compare(at_load(scenario, x), learned) for x in loads}
 
 
 def level(found: dict[str, Any]) -> float:
@@ -86,62 +94,69 @@ def level(found: dict[str, Any]) -> float:
     return float("inf") if sum(found["dropped"]) else float(found["e2e_s_mean"])
 
 
-def page(learned: list[str]) -> str:
-    """docs/results/transfer/README.md."""
+@dataclass(frozen=True)
+class Transfer:
+    """See the module."""
+
+    name: str = "transfer"
+    title: str = "trained policies on problems that they were not trained on"
+    policy: str = "ppo-latency"
+
+    def measure(self, out: Path, policy: str, progress: Progress) -> None:
+        rows = [
+            Row(FILE, name, partial(compare_all, scenario, loads, policy))
+            for name, (scenario, loads) in problems().items()
+        ]
+        study.measure(rows, out, progress)
+
+    def pages(self, out: Path, policy: str) -> dict[str, str]:
+        return {"README.md": page(read(out / FILE), policy)}
+
+
+def table(measured: dict[str, Any], learned: str) -> Table:
+    """A row for each problem and load."""
     rows = []
     for name, (scenario, _) in problems().items():
-        for load, found in read(FOLDER / "transfer.json").get(name, {}).items():
+        for load, found in measured.get(name, {}).items():
             if load == "took_s":
                 continue
             sarathi = {k: v for k, v in found.items() if k.startswith("sarathi")}
             best = min(sarathi, key=lambda k: level(sarathi[k]))
             own = f"sarathi {scenario.engine.token_budget}"
-            cells = [f"{level(found[own]):.2f}", f"{level(found[best]):.2f} ({best.split()[1]})"]
-            for rule in (*RULES, *learned):
+            cells = [
+                Cell(level(found[own])),
+                Cell(level(found[best]), note=f" ({best.split()[1]})"),
+            ]
+            for rule in (*RULES, learned):
                 gain = 100 * (level(found[rule]) / level(found[best]) - 1)
-                cells.append(f"{level(found[rule]):.2f} ({gain:+.1f} %)")
-            rows.append([name, load, *cells])
-    rules = " | ".join(f"`{rule}`" for rule in (*RULES, *learned))
-    missing = [name for name in problems() if name not in {row[0] for row in rows}]
+                cells.append(Cell(level(found[rule]), note=f" ({gain:+.1f} %)"))
+            rows.append((name, load, *cells))
+    columns = (
+        Column("problem", text=True),
+        Column("load"),
+        Column("Sarathi-Serve", ".2f"),
+        Column("with the best budget", ".2f"),
+        *(Column(rule, ".2f") for rule in (*RULES, learned)),
+    )
+    return Table(columns, tuple(rows))
+
+
+def page(measured: dict[str, Any], learned: str) -> str:
+    """README.md of the folder."""
+    missing = [name for name in problems() if name not in measured]
     told = [f"Not measured yet: {'; '.join(missing)}.", ""] if missing else []
     return "\n".join(
         [
             "# Trained policies elsewhere",
             "",
-            "`python tools/transfer_results.py` writes every file here. Mean E2E latency in seconds, and in",
+            "`llmgym study transfer` writes every file here. Mean E2E latency in seconds, and in",
             "brackets the difference from Sarathi-Serve with the best token budget for the load; inf: the",
             f"request table overflowed. {NUM_ENVS} environments of {ARRIVALS:,} requests each, a quarter of",
             "them warm-up, the same requests for every policy. Nothing was retrained. All runs begin empty,",
             "so close to the limit, and where requests are long, they all read low.",
             "",
-            *table(f"problem | load | Sarathi-Serve | with the best budget | {rules}", rows),
+            table(measured, learned).to_markdown(),
             "",
             *told,
         ]
     )
-
-
-def main() -> None:
-    """Measure the missing rows, then write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--policy", action="append", help="trained policies, by name or file")
-    parser.add_argument(
-        "--page", action="store_true", help="write only the page, from the rows that exist"
-    )
-    given = parser.parse_args()
-    learned = given.policy or ["ppo-latency"]
-    if given.page:
-        return write(FOLDER / "README.md", page(learned))
-    for name, (scenario, loads) in problems().items():
-        row(
-            FOLDER / "transfer.json",
-            name,
-            lambda s=scenario, loads=loads: {
-                f"{x:.3f}".rstrip("0"): compare(at_load(s, x), learned) for x in loads
-            },
-        )
-    return write(FOLDER / "README.md", page(learned))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,111 @@
+"""Which batches are measured, and with what: the settings of ``llmgym.calibration.measure``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+from llmgym.core.errors import LLMGymError, unknown
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+Pass = Callable[[], object]
+"""Runs one batch; it may be called many times."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a batch is made of."""
+
+    decodes: int
+    context: int
+    chunk: int
+    prefix: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the batch."""
+        return self.decodes + self.chunk
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The inputs of the batch-time models."""
+        pairs = self.chunk * (self.prefix + self.chunk / 2)
+        context = self.decodes * self.context
+        return {"tokens": self.tokens, "decode_context": context, "prefill_pairs": pairs}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and on what.
+
+    Attributes:
+        model: a causal language model of Hugging Face, by name or folder; None: a decoder of the sizes below.
+        layers, width, heads, kv_heads, feed_forward, vocabulary: of that decoder; ``kv_heads`` is as many as
+            ``heads`` and ``feed_forward`` 4 times ``width`` where they are 0.
+        device, dtype: of PyTorch; the device is the first GPU where there is one.
+        decodes, context, chunk, prefix: the lists whose combinations are measured.
+        warmup, repeats: passes before the timing, and passes whose median counts.
+        seed: of the weights and of the order.
+
+    Raises LLMGymError for what is negative, or does not fit together.
+    """
+
+    model: str | None = None
+    layers: int = 4
+    width: int = 512
+    heads: int = 8
+    kv_heads: int = 0
+    feed_forward: int = 0
+    vocabulary: int = 32000
+    device: str = "cpu"
+    dtype: str = "float32"
+    decodes: tuple[int, ...] = (0, 1, 8, 32, 128)
+    context: tuple[int, ...] = (128, 1024)
+    chunk: tuple[int, ...] = (0, 32, 128, 512)
+    prefix: tuple[int, ...] = (0, 1024)
+    warmup: int = 3
+    repeats: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "feed_forward", self.feed_forward or 4 * self.width)
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        for name in ("decodes", "context", "chunk", "prefix"):
+            if min(getattr(self, name), default=-1) < 0:
+                raise LLMGymError(f"{name} must be one number or more, each at least 0.")
+        if self.warmup < 0:
+            raise LLMGymError(f"warmup must be at least 0, got {self.warmup}.")
+        for name in (*self.sizes, "repeats"):
+            if getattr(self, name) < 1:
+                raise LLMGymError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise LLMGymError("heads must divide width, and kv_heads must divide heads.")
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Names of the sizes of the decoder."""
+        return ("layers", "width", "heads", "kv_heads", "feed_forward", "vocabulary")
+
+    @property
+    def name(self) -> str:
+        """The model as the file names it."""
+        decoder = "decoder-" + "-".join(str(getattr(self, size)) for size in self.sizes)
+        return f"{self.model or decoder} {self.dtype}"
+
+
+def grid(settings: Settings) -> list[Shape]:
+    """The different batches of the four lists, in random order."""
+    found = {
+        Shape(decodes, context if decodes else 0, chunk, prefix if chunk else 0)
+        for decodes, context, chunk, prefix in product(
+            settings.decodes, settings.context, settings.chunk, settings.prefix
+        )
+        if decodes + chunk and not (settings.model and decodes and chunk)
+    }
+    shapes = sorted(found, key=lambda s: (s.tokens, s.decodes, s.context, s.prefix))
+    return random.Random(settings.seed).sample(shapes, len(shapes))

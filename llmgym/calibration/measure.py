@@ -1,0 +1,149 @@
+"""Measuring the time of batches on a CPU or a GPU, for ``llmgym calibrate``.
+
+A batch holds one token of each of ``decodes`` requests that have ``context`` tokens in their KV
+cache, and a prefill chunk of ``chunk`` tokens of one request that has ``prefix`` tokens in its cache. All
+combinations of the four lists are measured, each as the median of several passes after a warm-up, with
+the device synchronised before and after each. A pass is the forward pass with attention over the caches,
+and the choice of the next token for every request that gets one.
+
+Without a model by name, the model is a decoder of the Llama family with random weights (times do not
+depend on their values): RMS norms, grouped-query attention, SwiGLU, no rotation of positions. The tokens
+of a batch go through its linear layers together, as in an inference engine. With a name, it is a causal
+language model of Hugging Face transformers. Its forward pass takes either decodes or prefill, so mixed
+batches are left out.
+
+The order is random, so that a device that slows down as it warms up affects all sizes equally. Rows are
+appended as they come, and a run that was stopped continues where it was. Needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmgym.calibration.batches import Pass, Settings, Shape, grid
+from llmgym.core.errors import LLMGymError
+
+COLUMNS = (
+    "tokens", "ms", "decode_context", "prefill_pairs",
+    "decodes", "context", "chunk", "prefix", "model", "device",
+)  # fmt: skip
+
+Progress = Callable[[int, int, str], None]
+"""Called with how many batches are done, how many there are, and what comes next."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a call of ``measure`` did: batches of the file before, those added, those too large for memory."""
+
+    before: int
+    added: int
+    left_out: int
+
+
+def measure(settings: Settings, path: Path, progress: Progress | None = None) -> Measured:
+    """Measure the batches that are missing in a file.
+
+    Raises LLMGymError without PyTorch or the device, and where the file holds something else.
+    """
+    torch = _torch(settings.device)
+    torch.manual_seed(settings.seed)
+    cuda = settings.device.startswith("cuda")
+    where = torch.cuda.get_device_name() if cuda else settings.device
+    try:
+        there = rows_there(path, settings.name, where)
+        shapes = [shape for shape in grid(settings) if shape not in there]
+        added = _measure(settings, path, shapes, where, progress or (lambda *_: None))
+    except OSError as error:
+        raise LLMGymError(f"Cannot read or write {path}: {error.strerror}.") from None
+    return Measured(len(there), added, len(shapes) - added)
+
+
+def _measure(
+    settings: Settings, path: Path, shapes: list[Shape], where: str, progress: Progress
+) -> int:
+    """Append a row for each of the batches that fit into memory; how many did."""
+    from llmgym.calibration.torch_models import model_of, torch
+
+    if not shapes:
+        return 0
+    model, added = model_of(settings), 0
+    with path.open("a", newline="") as file, torch.inference_mode():
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        for n, shape in enumerate(shapes):
+            progress(n, len(shapes), f"{shape.decodes} decodes, {shape.chunk} prefill tokens")
+            try:
+                run = model.prepare(shape)
+                ms = time_ms(run, settings.device, settings.warmup, settings.repeats)
+            except torch.OutOfMemoryError:
+                continue
+            identity = {"model": settings.name, "device": where}
+            writer.writerow(shape.measures | vars(shape) | identity | {"ms": f"{ms:.6g}"})
+            file.flush()
+            added += 1
+    progress(len(shapes), len(shapes), "done")
+    return added
+
+
+def _torch(device: str) -> Any:
+    """PyTorch with the device."""
+    try:
+        import torch
+    except ImportError:
+        raise LLMGymError("Measuring needs PyTorch: pip install torch") from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LLMGymError("PyTorch finds no CUDA device here. Choose --device cpu.")
+    return torch
+
+
+def first_device() -> str:
+    """``"cuda"`` where PyTorch finds a GPU, else ``"cpu"``."""
+    try:
+        import torch
+    except ImportError:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def time_ms(run: Pass, device: str, warmup: int, repeats: int) -> float:
+    """Median time of a pass in milliseconds."""
+
+    def finish() -> None:
+        import torch
+
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    times = []
+    for n in range(warmup + repeats):
+        finish()
+        start = time.perf_counter()
+        run()
+        finish()
+        if n >= warmup:
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def rows_there(path: Path, model: str, device: str) -> set[Shape]:
+    """The batches that the file holds. A new file is started; a damaged last row is cut off."""
+    header = ",".join(COLUMNS) + "\n"
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1] or header
+    rows = list(csv.DictReader(whole.splitlines()))
+    if not whole.startswith(header) or any(None in row.values() for row in rows):
+        raise LLMGymError(f"{path} is damaged, or not a file of measured batches. Name a new file.")
+    if {(row["model"], row["device"]) for row in rows} - {(model, device)}:
+        raise LLMGymError(f"{path} holds times of another model or device. Name a new file.")
+    if whole != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(whole)
+    return {
+        Shape(*(int(row[k]) for k in ("decodes", "context", "chunk", "prefix"))) for row in rows
+    }
