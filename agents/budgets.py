@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from llmgym import baselines
 from llmgym.agents.choice import Sight
 from llmgym.agents.tile_choice import OLD_S, TileChoice, tile_of
+from llmgym.baselines import decisions
 from llmgym.core.errors import LLMGymError
 from llmgym.engine.view import Batch, View
 
@@ -56,10 +57,27 @@ class BudgetChoice(TileChoice):
         features = jnp.concatenate([sight.features, _urgent_features(view)])
         return Sight(features, sight.mask, sight.prior)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the baseline has a memory."""
+        return decisions.remembers(baselines.make(self.base))
+
+    def start(self, view: View) -> Any:
+        """The baseline's memory at the beginning."""
+        return decisions.start(baselines.make(self.base), view)
+
+    def decide(self, view: View, choice: jax.Array, memory: Any) -> tuple[Batch, Any]:
+        """The batch that the baseline forms with the budget of a choice (1, ...), and its memory."""
+        keys, view = decisions.keys_of(view), self._within(view, choice)
+        return decisions.decide(baselines.make(self.base), keys, view, memory)
+
     def batch(self, view: View, choice: jax.Array) -> Batch:
-        """The batch that the baseline forms with the budget of a choice (1, ...)."""
-        tokens = self.tokens(view, choice[0])
-        return baselines.make(self.base)(jax.random.key(0), replace(view, token_budget=tokens))
+        """The same of a baseline without a memory."""
+        keys, view = decisions.keys_of(view), self._within(view, choice)
+        return decisions.compose(baselines.make(self.base), keys, view)
+
+    def _within(self, view: View, choice: jax.Array) -> View:
+        return replace(view, token_budget=self.tokens(view, choice[0]))
 
 
 def _urgent_features(view: View) -> jax.Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -95,12 +96,22 @@ def compose(policy: Any, keys: jax.Array, view: View) -> Batch:
     return decide(policy, keys, view, None)[0]
 
 
+def keys_of(view: View) -> jax.Array:
+    """Random keys (...) for a policy inside another: fresh for every batch, alike in all environments."""
+    fold = partial(jax.random.fold_in, jax.random.key(0, impl="threefry2x32"))
+    for _ in view.batches.shape:
+        fold = jax.vmap(fold)
+    return fold(view.batches)
+
+
 def keep_where(condition: jax.Array, new: Any, old: Any) -> Any:
     """A memory that goes on only where a condition (...) on its batch axes holds."""
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
-def _for_all(policy: Any, ask: Callable[..., Any], keys: jax.Array, view: View, *memory: Any) -> Any:
+def _for_all(
+    policy: Any, ask: Callable[..., Any], keys: jax.Array, view: View, *memory: Any
+) -> Any:
     if getattr(policy, "batched", False):
         return ask(keys, view, *memory)
     if view.token_budget.ndim > keys.ndim:  # engines

@@ -17,6 +17,7 @@ from llmgym.core.errors import check_number
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import dynamics, model
+from llmgym.engine.epoch import run_epoch
 from llmgym.engine.view import Batch, View
 from llmgym.envs.interface.actions import ActionEncoding, make_encoding
 from llmgym.envs.interface.observations import Observation
@@ -35,12 +36,14 @@ class EnvState:
     """State of an environment: the engine, and an estimate of its arrivals per second.
 
     The estimate is the exponentially weighted rate of the last minute or so; it starts at 0 and is
-    corrected for its short memory at the start.
+    corrected for its short memory at the start. ``memory`` is that of a policy inside the action encoding,
+    if it has one; it begins anew with every episode.
     """
 
     engine: Any  # state of the engine, or of the network
     weighted_arrivals: jax.Array
     weight: jax.Array
+    memory: Any = None
 
     @property
     def arrival_rate(self) -> jax.Array:
@@ -65,8 +68,8 @@ class FunctionalEngine:
     Args:
         scenario: a Scenario or its name; None: ``default_scenario``.
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
-        action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"`` or ``"batch"`` (a Batch; here
-            only).
+        action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"``, ``"budget"`` or ``"batch"`` (a
+            Batch; here only).
         reward: a name (see llmgym.envs.rewards) or a function of a Transition.
         max_steps: decisions after which an episode is truncated. The task is continuing: it never
             terminates, so bootstrap at the cut.
@@ -111,9 +114,9 @@ class FunctionalEngine:
     def _observation(self, requests: int) -> Any:
         return Observation(self.scenario, requests)
 
-    def _act(self, engine: Any, action: Any, view: View) -> tuple[Any, Batch]:
-        """The engine and the batch that an action stands for."""
-        return engine, self.encoding.expand(action, view)
+    def _route(self, engine: Any, action: Any) -> Any:
+        """The engine, its calls routed as an action says."""
+        return engine
 
     def _look(self, state: EnvState, view: View) -> jax.Array:
         return jnp.asarray(self.observation(view, state.arrival_rate))
@@ -125,18 +128,24 @@ class FunctionalEngine:
 
     def init(self, key: jax.Array, params: Any = None) -> EnvState:
         """An empty engine. ``key``: a JAX random key, or an array of them for a batch."""
-        engine = model.init(self._physics(params), key)
+        physics = self._physics(params)
+        engine = model.init(physics, key)
         none = jnp.zeros(engine.present.shape, jnp.float32)
-        return EnvState(engine, none, none)
+        return EnvState(engine, none, none, self.encoding.start(model.view(physics, engine)))
 
     def step(self, state: EnvState, action: Any, params: Any = None) -> tuple[EnvState, TimeStep]:
         """One decision epoch. Does not reset: do so where ``truncated`` is set."""
         physics = self._physics(params)
-        seen = model.view(physics, state.engine)
-        engine, batch = self._act(state.engine, action, seen)
-        after, info = model.step(physics, engine, batch)
+        epoch = run_epoch(
+            physics,
+            self._route(state.engine, action),
+            lambda seen: self.encoding.decide(action, seen, state.memory),
+        )
+        info, after = epoch.info, epoch.after
         transition = Transition(state.engine, info, after, physics.tick_ms)
-        new = _remember(replace(state, engine=after), info.arrived, transition.duration_s)
+        new = replace(state, engine=after, memory=epoch.told)
+        new = _remember(new, info.arrived, transition.duration_s)
+        following = model.view(physics, after)
         tick = physics.tick_ms
         # Nothing left to do and nothing to come: a replay is over.
         over = (after.present == 0) & (model.next_arrival(physics, after) >= NEVER)
@@ -151,13 +160,13 @@ class FunctionalEngine:
             "in_system": after.present,
             "backlog_tokens": after.backlog,
             "clipped": info.clipped,
-            "action_mask": self.encoding.mask(model.view(physics, after)),
+            "action_mask": self.encoding.mask(following),
         }
         if getattr(physics, "kv_blocks", None) is not None:
             step_info["preempted"] = info.preempted
         truncated = (after.steps >= self.max_steps) | over
         reward = jnp.asarray(self.reward(transition), jnp.float32)
-        return new, TimeStep(self.observe(new, physics), reward, truncated, step_info)
+        return new, TimeStep(self._look(new, following), reward, truncated, step_info)
 
     def observe(self, state: EnvState, params: Any = None) -> jax.Array:
         """The observation vector (entries, ...)."""
@@ -173,7 +182,7 @@ class FunctionalEngine:
 
     def expand(self, state: EnvState, action: Any, params: Any = None) -> Batch:
         """The Batch that an action stands for in this state."""
-        return self.encoding.expand(action, self.view(state, params))
+        return self.encoding.decide(action, self.view(state, params), state.memory)[0]
 
 
 def _whole(tokens: jax.Array, state: Any) -> jax.Array:

@@ -23,7 +23,6 @@ from llmgym.scenario.replay import Replay
 from llmgym.scenario.request_size import held_tokens, likely_longest_request
 from llmgym.scenario.scenario import Scenario
 
-
 Policy = Callable[[jax.Array, View], Batch] | RememberingPolicy
 PolicyLike = str | Policy
 
@@ -39,9 +38,7 @@ class Trained:
 _TRAINED: list[Trained] = []
 
 
-def register_trained(
-    names: Callable[[], tuple[str, ...]], load: Callable[[str], Policy]
-) -> None:
+def register_trained(names: Callable[[], tuple[str, ...]], load: Callable[[str], Policy]) -> None:
     """Let texts name trained policies; ``llmgym.agents`` registers those that ship."""
     _TRAINED[:] = [Trained(names, load)]
 
@@ -137,8 +134,8 @@ def digests(names: tuple[str, ...]) -> dict[str, str]:
         file, is_python, _ = name.partition(".py:")
         if is_python:
             found[name] = hashlib.sha256(Path(f"{file}.py").read_bytes()).hexdigest()
-        elif getattr(policy := resolve(name), "digest", ""):
-            found[name] = policy.digest  # type: ignore[attr-defined]
+        elif digest := getattr(resolve(name), "digest", ""):
+            found[name] = digest
     return found
 
 
