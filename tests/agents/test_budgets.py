@@ -56,7 +56,7 @@ def test_with_one_choice_it_is_the_baseline() -> None:
     assert mine.requests.preemptions.sum() > 0
 
 
-AVERAGING = "slai:average_weight=0.1,tbt_ms=60"
+AVERAGING = "slai:average_weight=0.1,tbt_ms=200"
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_with_one_choice_it_is_the_base_and_its_memory() -> None:
     mine = llmgym.simulate(SCENARIO, policy, duration_s=20)
     base = llmgym.simulate(SCENARIO, AVERAGING, duration_s=20)
     assert mine.requests.equals(base.requests)
-    without = llmgym.simulate(SCENARIO, "slai:tbt_ms=60", duration_s=20)
+    without = llmgym.simulate(SCENARIO, "slai:tbt_ms=200", duration_s=20)
     assert not base.requests.equals(without.requests)
 
 

@@ -89,9 +89,10 @@ def test_engines_of_a_network_remember_their_own_decisions() -> None:
 
 def test_an_action_is_the_budget_of_the_base() -> None:
     core = llmgym.functional("llmgym/Engine-v0", **SETTINGS | {"action_settings": None})
+    step = jax.jit(core.step)
     state = core.init(jax.random.key(1))
     for _ in range(12):
-        state, _ = core.step(state, 0)
+        state, _ = step(state, 0)
     for action in (0, 1, 3):
         found = core.expand(state, action).tokens
         own = baselines.make("sarathi", token_budget=64 * (action + 1))
