@@ -11,7 +11,7 @@ from llmgym import LLMGymError, baselines
 from llmgym.evaluation import policies
 
 MINE = """
-from llmgym.composition import fill
+from llmgym.engine.fill import fill
 
 def decodes_only(key, view):
     return fill(view, view.empty(), view.decode)
