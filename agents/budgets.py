@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from llmgym import baselines
 from llmgym.agents.choice import Sight
 from llmgym.agents.tile_choice import OLD_S, TileChoice, tile_of
+from llmgym.baselines import decisions
 from llmgym.core.errors import LLMGymError
 from llmgym.engine.view import Batch, View
+from llmgym.evaluation import policies
 
 URGENT = ("urgent_prompt_tokens", "oldest_urgent_prompt", "urgent_decodes")
 
@@ -31,7 +32,7 @@ class BudgetChoice(TileChoice):
     of no more than OLD_S; those that decode / tile.
 
     Args:
-        base: name of the baseline that forms the batch.
+        base: name of the policy that forms the batch, with settings behind a colon.
     """
 
     base: str = "vllm_v1"
@@ -39,7 +40,7 @@ class BudgetChoice(TileChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        baselines.make(self.base)
+        policies.resolve(self.base)
         if self.shares != 1:
             raise LLMGymError(
                 f"A learned token budget has no shares for prefill, got shares={self.shares}."
@@ -56,10 +57,31 @@ class BudgetChoice(TileChoice):
         features = jnp.concatenate([sight.features, _urgent_features(view)])
         return Sight(features, sight.mask, sight.prior)
 
+    @cached_property
+    def _policy(self) -> policies.Policy:
+        return policies.resolve(self.base)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the base has a memory."""
+        return decisions.remembers(self._policy)
+
+    def start(self, view: View) -> Any:
+        """The first memory of the base."""
+        return decisions.start(self._policy, view)
+
+    def decide(self, view: View, choice: jax.Array, memory: Any) -> tuple[Batch, Any]:
+        """The batch that the base forms with the budget of a choice (1, ...), and its memory."""
+        keys, view = decisions.keys_of(view), self._within(view, choice)
+        return decisions.decide(self._policy, keys, view, memory)
+
     def batch(self, view: View, choice: jax.Array) -> Batch:
-        """The batch that the baseline forms with the budget of a choice (1, ...)."""
-        tokens = self.tokens(view, choice[0])
-        return baselines.make(self.base)(jax.random.key(0), replace(view, token_budget=tokens))
+        """The same of a base without a memory."""
+        keys, view = decisions.keys_of(view), self._within(view, choice)
+        return decisions.compose(self._policy, keys, view)
+
+    def _within(self, view: View, choice: jax.Array) -> View:
+        return replace(view, token_budget=self.tokens(view, choice[0]))
 
 
 def _urgent_features(view: View) -> jax.Array:

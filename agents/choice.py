@@ -48,7 +48,20 @@ class Choice(ABC):
 
     @abstractmethod
     def batch(self, view: View, choice: jax.Array) -> Batch:
-        """The batch of a choice (parts, ...)."""
+        """The batch of a choice (parts, ...), of one without a memory."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether forming a batch needs a memory."""
+        return False
+
+    def start(self, view: View) -> Any:
+        """The memory at the beginning of a run, whose first state ``view`` shows; None without one."""
+        return None
+
+    def decide(self, view: View, choice: jax.Array, memory: Any) -> tuple[Batch, Any]:
+        """The batch of a choice (parts, ...), and the memory for the next."""
+        return self.batch(view, choice), memory
 
     @property
     def inputs(self) -> int:

@@ -33,6 +33,8 @@ from llmgym.agents.tile_choice import TileChoice
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
 from llmgym.engine import simulator
+from llmgym.engine.epoch import run_epoch
+from llmgym.engine.view import Batch, View
 from llmgym.envs.rewards import ServiceLevels, Transition, came, tardiness, weighted_holding
 
 MEMORY = 0.9
@@ -138,6 +140,7 @@ class World:
     cost: jax.Array  # fading sums over the iterations so far: cost
     seconds: jax.Array  # and time
     scale: jax.Array  # standard deviation of the values
+    memory: Any = None  # of the choice, if it has one
 
 
 @register
@@ -269,40 +272,47 @@ def collect(
     # Engines whose table was full have lost requests: they start anew.
     new = simulator.init(physics, jax.random.split(jax.random.fold_in(key, 0), settings.num_envs))
     full = world.engine.totals.dropped > 0
-    engine = jax.tree.map(lambda a, b: jnp.where(full, a, b), new, world.engine)
+    start = (world.engine, world.memory)
+    fresh = (new, choice.start(simulator.view(physics, new)) if choice.remembers else None)
+    engine, memory = jax.tree.map(lambda a, b: jnp.where(full, a, b), fresh, start)
     shared = len(choice.features)  # the critic does without those of single requests
     last_axis = partial(jnp.moveaxis, source=0, destination=-1)
 
-    def decide(engine: Any, n: jax.Array) -> tuple[Any, Experience]:
-        view = simulator.view(physics, engine)
+    def explore(memory: Any, n: jax.Array, view: View) -> tuple[Batch, Any]:
         sight = choice.look(view)
         features, mask, prior = map(last_axis, (sight.features, sight.mask, sight.prior))
         log_p = log_probs(choice.parts, prior + choice.logits(actor, features), mask)
         noise = jax.random.gumbel(jax.random.fold_in(key, n + 1), log_p.shape)
         chosen = choice.choose(view, jnp.where(mask, log_p + noise, -jnp.inf))
-        after, info = simulator.step(
-            physics, engine, choice.batch(view, jnp.moveaxis(chosen, -1, 0))
-        )
-        step = Transition(engine, info, after, physics.tick_ms)
+        batch, memory = choice.decide(view, jnp.moveaxis(chosen, -1, 0), memory)
+        return batch, (memory, sight.features, features, mask, prior, log_p, chosen)
+
+    def decide(carry: tuple[Any, Any], n: jax.Array) -> tuple[tuple[Any, Any], Experience]:
+        engine, memory = carry
+        epoch = run_epoch(physics, engine, partial(explore, memory, n))
+        memory, seen, features, mask, prior, log_p, chosen = epoch.told
+        step = Transition(engine, epoch.info, epoch.after, physics.tick_ms)
         arrived = arrivals(physics, step)
-        return after, Experience(
+        return (epoch.after, memory), Experience(
             features=features,
             mask=mask,
             prior=prior,
             choice=chosen,
             log_prob=choice.log_prob_of(log_p, chosen),
-            critic=last_axis(critic_inputs(physics, engine, sight.features[:shared])),
+            critic=last_axis(critic_inputs(physics, engine, seen[:shared])),
             cost=cost_of(settings, step),
             seconds=step.duration_s,
             surprise=arrived - step.duration_s[:, None] * world.rates,
         )
 
-    after, experience = jax.lax.scan(decide, engine, jnp.arange(settings.steps))
+    steps = jnp.arange(settings.steps)
+    (after, memory), experience = jax.lax.scan(decide, (engine, memory), steps)
     sight = choice.look(simulator.view(physics, after))
     last = last_axis(critic_inputs(physics, after, sight.features[:shared]))
     ticks = after.totals.request_ticks.low - engine.totals.request_ticks.low
     present = jnp.sum(ticks.astype(jnp.float32)) * physics.tick_ms / 1000
-    return replace(world, engine=after), experience, last, present / jnp.sum(experience.seconds)
+    world = replace(world, engine=after, memory=memory)
+    return world, experience, last, present / jnp.sum(experience.seconds)
 
 
 def judge(
@@ -386,7 +396,7 @@ def iterate(
         jax.lax.map(lambda x: act(*x), pair) for pair in zip(physics, learner.worlds, strict=True)
     ]
     data, last, present = jax.tree.map(lambda *x: jnp.concatenate(x), *(g[1:] for g in groups))
-    old = [replace(g[0], engine=None) for g in groups]
+    old = [replace(g[0], engine=None, memory=None) for g in groups]
     world = jax.tree.map(lambda *x: jnp.concatenate(x), *old)
     cost = MEMORY * world.cost + jnp.sum(data.cost, axis=(1, 2))
     seconds = MEMORY * world.seconds + jnp.sum(data.seconds, axis=(1, 2))

@@ -20,7 +20,9 @@ from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.training import Training, worlds_of
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.engine import simulator
+from llmgym.engine.epoch import run_epoch
 from llmgym.envs.rewards import Transition, weighted_holding
+from llmgym.evaluation.rollout import Carry
 from llmgym.scenario.scenario import Scenario
 
 MEMORY_STEPS = 1000
@@ -47,31 +49,31 @@ class _Program:
         return jnp.concatenate([sight.features, sight.prior, work, world]), sight.mask
 
     @partial(jax.jit, static_argnums=0)
-    def look(self, physics: Any, numbers: Any, engines: Any) -> tuple[jax.Array, jax.Array]:
+    def look(self, physics: Any, numbers: Any, carries: Any) -> tuple[jax.Array, jax.Array]:
         """Observations and masks of all engines (worlds, entries, envs)."""
         groups = [
-            jax.lax.map(lambda x: self._observe(*x), pair)
-            for pair in zip(physics, numbers, engines, strict=True)
+            jax.lax.map(lambda x: self._observe(*x), (group, number, carry.state))
+            for group, number, carry in zip(physics, numbers, carries, strict=True)
         ]
         observation, mask = (jnp.concatenate(x) for x in zip(*groups, strict=True))
         return observation, mask
 
     @partial(jax.jit, static_argnums=0, donate_argnums=2)
     def advance(
-        self, physics: Any, engines: Any, numbers: Any, masks: jax.Array, chosen: jax.Array,
+        self, physics: Any, carries: Any, numbers: Any, masks: jax.Array, chosen: jax.Array,
         key: jax.Array,
     ) -> tuple[Any, jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:  # fmt: skip
-        """Engines and masks after a step, the observations before and after resets, what is told."""
+        """Carries and masks after a step, the observations before and after resets, what is told."""
         worlds, envs = masks.shape[0], masks.shape[2]
         chosen = chosen.reshape(worlds, envs, -1)
         keys, start, found = jax.random.split(key, worlds), 0, []
-        for group, engine, number in zip(physics, engines, numbers, strict=True):
-            mine = slice(start, start + engine.present.shape[0])
+        for group, carry, number in zip(physics, carries, numbers, strict=True):
+            mine = slice(start, start + carry.state.present.shape[0])
             start = mine.stop
             found.append(
                 jax.lax.map(
                     lambda x: self._world_step(*x),
-                    (group, engine, number, masks[mine], chosen[mine], keys[mine]),
+                    (group, carry, number, masks[mine], chosen[mine], keys[mine]),
                 )
             )
         after = tuple(one[0] for one in found)
@@ -81,28 +83,34 @@ class _Program:
         return after, mask, (final, first), tuple(told)
 
     def _world_step(
-        self, physics: Any, engine: Any, number: jax.Array, mask: jax.Array, chosen: jax.Array,
+        self, physics: Any, carry: Carry, number: jax.Array, mask: jax.Array, chosen: jax.Array,
         key: jax.Array,
     ) -> tuple[Any, ...]:  # fmt: skip
         """A step of the engines of a world."""
-        view = simulator.view(physics, engine)
         allowed = nearest_choice(self.choice.parts, mask.T, chosen)
-        after, info = simulator.step(physics, engine, self.choice.batch(view, allowed.T))
-        step = Transition(engine, info, after, physics.tick_ms)
+        epoch = run_epoch(
+            physics, carry.state, lambda view: self.choice.decide(view, allowed.T, carry.memory)
+        )
+        after = epoch.after
+        step = Transition(carry.state, epoch.info, after, physics.tick_ms)
         cost = -weighted_holding(step, self.prefill_weight, 1.0)
         full = after.totals.dropped > 0
         final, next_mask = self._observe(physics, number, after)
 
         def renew(last: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
-            fresh = simulator.init(physics, jax.random.split(key, full.size))
-            state = jax.tree.map(lambda new, old: jnp.where(full, new, old), fresh, last[0])
-            return (state, *self._observe(physics, number, state))
+            state = simulator.init(physics, jax.random.split(key, full.size))
+            fresh = Carry(state, self.choice.start(simulator.view(physics, state)))
+            carry = jax.tree.map(lambda new, old: jnp.where(full, new, old), fresh, last[0])
+            return (carry, *self._observe(physics, number, carry.state))
 
         # Few engines fill their table; a branch costs nothing in the steps where none does.
-        state, first, next_mask = jax.lax.cond(
-            jnp.any(full), renew, lambda last: last, (after, final, next_mask)
+        renewed, first, next_mask = jax.lax.cond(
+            jnp.any(full),
+            renew,
+            lambda last: last,
+            (Carry(after, epoch.told), final, next_mask),
         )
-        return state, next_mask, final, first, cost, step.duration_s, full, after.present
+        return renewed, next_mask, final, first, cost, step.duration_s, full, after.present
 
 
 class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -177,10 +185,10 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         number = int(self.np_random.integers(2**31))
         self._key = jax.random.key(number, impl="threefry2x32")
         self._physics, worlds = worlds_of(self.training, self._key)
-        self._engines = tuple(world.engine for world in worlds)
+        self._carries = tuple(Carry(world.engine, world.memory) for world in worlds)
         self._numbers = tuple(world.number for world in worlds)
         self._order = np.argsort(np.concatenate(self._numbers))
-        observation, self._masks = self._program.look(self._physics, self._numbers, self._engines)
+        observation, self._masks = self._program.look(self._physics, self._numbers, self._carries)
         worlds_count = len(self.training.scenarios)
         self._cost, self._seconds = np.full((2, worlds_count, 1), 1e-9)
         self._present = np.zeros(worlds_count)
@@ -202,8 +210,8 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._steps += 1
         key = jax.random.fold_in(self._key, self._steps)
         chosen = jnp.asarray(actions, jnp.int32).reshape(self.num_envs, -1)
-        self._engines, self._masks, observation, told = self._program.advance(
-            self._physics, self._engines, self._numbers, self._masks, chosen, key
+        self._carries, self._masks, observation, told = self._program.advance(
+            self._physics, self._carries, self._numbers, self._masks, chosen, key
         )
         cost, seconds, full, present = (np.array(x, np.float32) for x in told)
         reward = self._above_average(cost, seconds)

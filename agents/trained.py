@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from llmgym.agents.neural import log_probs, nearest_choice
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.baselines.policy import Policy
 from llmgym.engine.fill import own_budget
-from llmgym.engine.view import Batch, View
+from llmgym.engine.view import View
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,13 @@ class TrainedPolicy(Policy):
         """On one engine with a guard more waiting requests never slow it down."""
         return isinstance(self.choice, TileChoice) and self.choice.guard is not None
 
-    def __call__(self, key: jax.Array, view: View) -> Batch:
+    @property
+    def start(self) -> Callable[[View], Any] | None:
+        """What gives the first memory, where the choice has one: then the policy has it too."""
+        return self.choice.start if self.choice.remembers else None
+
+    def __call__(self, key: jax.Array, view: View, memory: Any = None) -> Any:
+        """The batch; where the choice has a memory (Batch, memory)."""
         view = replace(view, token_budget=own_budget(view, self.token_budget))
         sight = self.choice.look(view)
         features, mask, prior = (
@@ -56,4 +62,5 @@ class TrainedPolicy(Policy):
         chosen = self.choice.choose(view, log_probs(self.choice.parts, logits, compete))
         if not self.masks:
             chosen = nearest_choice(self.choice.parts, mask, chosen)
-        return self.choice.batch(view, jnp.moveaxis(chosen, -1, 0))
+        batch, memory = self.choice.decide(view, jnp.moveaxis(chosen, -1, 0), memory)
+        return (batch, memory) if self.choice.remembers else batch

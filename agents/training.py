@@ -150,10 +150,12 @@ def worlds_of(training: Training, key: jax.Array) -> tuple[tuple[Any, ...], tupl
         stacked.append(jax.tree.map(lambda *x: jnp.stack(x), *(p for _, p in members)))
         keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
         zeros = np.zeros(numbers.size, np.float32)
+        engine, memory = _empty_engines(training.settings, stacked[-1], keys)
         worlds.append(
             World(
                 number=numbers,
-                engine=_empty_engines(training.settings.num_envs, stacked[-1], keys),
+                engine=engine,
+                memory=memory,
                 key=jax.random.key_data(keys),
                 rates=jnp.stack([_rates(training.scenarios[n]) for n, _ in members]),
                 cost=jnp.array(zeros),
@@ -165,9 +167,15 @@ def worlds_of(training: Training, key: jax.Array) -> tuple[tuple[Any, ...], tupl
 
 
 @partial(jax.jit, static_argnums=0)
-def _empty_engines(num_envs: int, physics: Any, keys: jax.Array) -> Any:
-    start = lambda p, key: simulator.init(p, jax.random.split(key, num_envs))  # noqa: E731
-    return jax.lax.map(lambda pair: start(*pair), (physics, keys))
+def _empty_engines(settings: PPO, physics: Any, keys: jax.Array) -> tuple[Any, Any]:
+    """Engines of worlds at time 0, and the memory of the choice in each."""
+
+    def start(world: tuple[Any, jax.Array]) -> tuple[Any, Any]:
+        physics, key = world
+        engine = simulator.init(physics, jax.random.split(key, settings.num_envs))
+        return engine, settings.choice.start(simulator.view(physics, engine))
+
+    return jax.lax.map(start, (physics, keys))
 
 
 def _rates(scenario: Scenario) -> jax.Array:

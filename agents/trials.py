@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.baselines.decisions import start
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
+from llmgym.engine.epoch import Epoch
 from llmgym.engine.state import ticks_since
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import cores
-from llmgym.evaluation.policies import compose
+from llmgym.evaluation.policies import Policy
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import mean_work
 
@@ -32,7 +34,7 @@ BLOCK = 128
 GRAIN = 32
 """Blocks hold whole groups of so many environments: one program serves many numbers of trials."""
 
-Vary = Callable[[Any, jax.Array], rollout.Policy]
+Vary = Callable[[Any, jax.Array], Policy]
 """A policy with its settings replaced by the rows of an array (settings, environments)."""
 
 
@@ -123,11 +125,20 @@ def _run(
 ) -> list[tuple[Any, Any, _Counts]]:
     """Clocks, totals and counts of a block at each of the ``stops``."""
     none = jnp.zeros(key.shape, jnp.int32)
-    state, counts, levels = rollout.start(physics, key), _Counts(none, none, none), []
+    carry, counts = _begin(physics, settings, key, vary, base), _Counts(none, none, none)
+    levels = []
     for stop in stops:
-        state, counts = _advance(physics, settings, key, state, counts, stop, targets, vary, base)
-        levels.append((state.clock, state.totals, counts))
+        carry, counts = _advance(physics, settings, key, carry, counts, stop, targets, vary, base)
+        levels.append((carry.state.clock, carry.state.totals, counts))
     return jax.device_get(levels)
+
+
+@partial(jax.jit, static_argnames=("vary", "base"))
+def _begin(
+    physics: Any, settings: jax.Array, key: jax.Array, vary: Vary, base: Any
+) -> rollout.Carry:
+    state = simulator.init(physics, key)
+    return rollout.Carry(state, start(vary(base, settings), simulator.view(physics, state)))
 
 
 @partial(jax.jit, static_argnames=("vary", "base"))
@@ -135,35 +146,21 @@ def _advance(
     physics: Any,
     settings: jax.Array,
     key: jax.Array,
-    state: Any,
+    carry: rollout.Carry,
     counts: _Counts,
     stop: Wide,
     targets: jax.Array,
     vary: Vary,
     base: Any,
-) -> tuple[Any, _Counts]:
+) -> tuple[rollout.Carry, _Counts]:
     """A block taken to the time ``stop``."""
-    policy = vary(base, settings)
-
-    def running(carry: tuple[Any, _Counts]) -> jax.Array:
-        return jnp.any(carry[0].clock.until(stop) > 0)
-
-    def body(carry: tuple[Any, _Counts]) -> tuple[Any, _Counts]:
-        state, counts = carry
-        left = state.clock.until(stop)
-        batch = compose(
-            policy, rollout.policy_key(key, state.steps), simulator.view(physics, state)
-        )
-        batch = jax.tree.map(lambda x: jnp.where(left > 0, x, 0), batch)
-        after, info = simulator.step(physics, state, batch, left)
-        return after, _count(counts, info, after.clock, targets)
-
-    return jax.lax.while_loop(running, body, (state, counts))
+    policy, count = vary(base, settings), partial(_count, targets)
+    return rollout.run_until(physics, policy, carry, key, stop, count, counts)
 
 
-def _count(counts: _Counts, info: Any, now: Wide, targets: jax.Array) -> _Counts:
+def _count(targets: jax.Array, counts: _Counts, epoch: Epoch) -> _Counts:
     """The counts after a step. ``targets`` (2, classes): TTFT and TPOT in ticks."""
-    table, done = info.table, info.finished
+    table, done, now = epoch.info.table, epoch.info.finished, epoch.after.clock
     ttft, tpot = (jnp.take(of, table.job_class) for of in targets)
     begun = Wide(table.first_high.astype(jnp.uint32), table.first_token)
     first = ticks_since(begun, table.arrival, table.arrival_high)

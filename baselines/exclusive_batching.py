@@ -54,20 +54,28 @@ class ExclusiveBatching(Policy):
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         slots = self._slots(view)
+        return self.exclusive(view, slots, self.threshold(view, slots))
+
+    def exclusive(self, view: View, slots: jax.Array, k: jax.Array) -> Batch:
+        """The batch of EB(k) with N = ``slots``."""
         budget = own_budget(view, self.token_budget)
         prompts, decoding = self._candidates(view, slots)
         prefills = fill(view, view.empty(), jnp.where(prompts, view.prefill, 0), budget)
         decodes = fill(view, view.empty(), jnp.where(decoding, view.decode, 0), budget)
         free = slots - jnp.sum(view.started.astype(jnp.int32), axis=0)
-        turn = (free >= self.threshold(view, slots)) | _was_prefill(view) | (decodes.size == 0)
+        turn = (free >= k) | _was_prefill(view) | (decodes.size == 0)
         batch = choose(turn & (prefills.size > 0), prefills, decodes)
         return progress(view, batch, budget, decodes)
 
     def threshold(self, view: View, slots: jax.Array) -> jax.Array:
         """k: at least 1, at most N, so that prefill starts at the latest when all slots are free."""
+        return self.best_k(slots, self.alpha_ratio, self._output(view))
+
+    def best_k(self, slots: jax.Array, alpha_ratio: Any, output: jax.Array) -> jax.Array:
+        """The same for given alpha_p / alpha_d and mean output."""
         if self.k is not None:
             return jnp.minimum(slots, self.k)
-        theta = theta_0(self.alpha_ratio / self._output(view))
+        theta = theta_0(alpha_ratio / output)
         return jnp.maximum(jnp.floor(theta * slots).astype(jnp.int32), 1)
 
     def _slots(self, view: View) -> jax.Array:

@@ -1,9 +1,12 @@
-"""What a policy is: a pure function ``policy(key, view) -> Batch`` that can describe itself."""
+"""What a policy is: a pure function ``policy(key, view) -> Batch`` that can describe itself.
+
+One with a memory is a ``RememberingPolicy``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 
@@ -49,6 +52,41 @@ class Policy:
     def unservable(self, longest_prompt: float, token_budget: int) -> str | None:
         """Why some request can never be served on an engine with this budget; None if all can."""
         return None
+
+
+class RememberingPolicy(Protocol):
+    """A policy with a memory: an estimate, a counter, the state of a recurrent network.
+
+    It is used wherever a policy is. This one keeps prompts back while the decodes of its last batches,
+    on average, fill half the budget::
+
+        class Restrained:
+            def start(self, view):
+                return jnp.int32(0)  # 16 times the mean
+
+            def __call__(self, key, view, memory):
+                decodes = fill(view, view.empty(), view.decode)
+                mean = memory + (16 * decodes.size - memory) // 8
+                most = jnp.where(mean > 8 * view.token_budget, decodes.size, view.token_budget)
+                return fill(view, decodes, view.prefill, most), mean
+
+    The memory is a pytree of arrays, one for each environment, and in a network for each engine. Its
+    structure, shapes and dtypes stay as ``start`` gives them. A policy that is ``batched`` gets and
+    gives arrays whose last axes are those of the view, (engines, environments); any other is vmapped
+    and sees one engine.
+
+    All engines of a network are asked at every epoch, but only the free ones take their batch: the
+    memory of an engine that is busy (``~view.free``) stays as it was, so one call is one decision of
+    the engine. It stays as well where an environment stands still at the horizon of its run. Requests
+    move between slots, so a memory by slot is of no use. Whole numbers are the same however a run is
+    compiled; sums of floating-point products may differ in their last digit.
+    """
+
+    def start(self, view: View) -> Any:
+        """The memory at the beginning of a run or an episode, whose first state ``view`` shows."""
+
+    def __call__(self, key: jax.Array, view: View, memory: Any) -> tuple[Batch, Any]:
+        """The next batch of one engine, and the memory for the decision after it."""
 
 
 PROMPTS = ("whole", "split")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from llmgym.baselines.decisions import remembers
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.registry import make
 from llmgym.core.errors import LLMGymError
@@ -30,9 +31,10 @@ class ClassPriority(Policy):
         super().__post_init__()
         if isinstance(self.base, str):
             object.__setattr__(self, "base", make(self.base))
-        if not isinstance(self.base, Policy) or not self.base.batched:
+        if not isinstance(self.base, Policy) or not self.base.batched or remembers(self.base):
             raise LLMGymError(
-                f"base must be a policy that takes views with batch axes, got {self.base!r}."
+                "base must be a policy that takes views with batch axes and has no memory, got "
+                f"{self.base!r}."
             )
 
     @property

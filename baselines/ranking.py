@@ -89,6 +89,24 @@ def batch_ticks(view: View, token_budget: jax.Array) -> jax.Array:
     return view.batch_time.ticks(size, view.tick_ms, attention)
 
 
+def own_ticks(view: View, batch: Batch) -> jax.Array:
+    """Ticks that a batch will take on this engine (...), int32; 0 if it is empty.
+
+    This is how a policy with a memory knows the times of its batches. What swapping adds is left out.
+    """
+    tokens, context = batch.tokens, view.prompt + view.generated - view.prefill
+    if view.memory is not None:
+        tokens, _ = secure(view.memory, tokens, batch.preempt)
+        context = view.memory.cached
+    chunk, before = tokens.astype(jnp.float32), context.astype(jnp.float32)
+    decodes = jnp.where(view.decoding & (tokens > 0), before + 1, 0.0)
+    pairs = jnp.where(view.decoding, 0.0, chunk * (before + chunk / 2))
+    attention = Attention(jnp.sum(decodes, axis=0), jnp.sum(pairs, axis=0))
+    size = jnp.sum(tokens, axis=0)
+    ticks = view.batch_time.ticks(size, view.tick_ms, attention)
+    return jnp.where(size > 0, ticks, 0)
+
+
 def attained(view: View) -> jax.Array:
     """Tokens of service that each request has had (slots, ...), what it lost to preemption left out."""
     return jnp.maximum(view.prompt - view.prefill, 0) + jnp.where(

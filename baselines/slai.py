@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from llmgym.baselines.ranking import (
     by_class,
     class_ticks,
     least_first,
+    own_ticks,
     progress,
     whole,
 )
@@ -23,6 +25,10 @@ from llmgym.engine.fill import fill, own_budget
 from llmgym.engine.view import Batch, View
 
 PREFILL_ORDERS = ("fcfs", "shortest")
+
+FINE = 16
+"""The average of batch times is kept in whole 16ths of a tick: sums of floating-point products may
+differ in the last digit between two compiled forms of one run."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,13 @@ class SLAI(Policy):
     the typical batch time. A batch takes the decodes with now >= LST, earliest LST first; then paused
     prefills FCFS; then new prefills while seats and budget last; then the other decodes by LST.
 
-    The paper averages past batch times with weight 0.1. A policy here has no memory, so t is the time
-    of the batch that would take the present requests, up to the budget. Completed: the limit on KV
-    use, and the default of ``tbt_ms``.
+    With ``average_weight`` t is the paper's, an exponentially weighted average of the times of the
+    batches so far, and the policy has a memory; the paper's weight is 0.1. Without it t is the time of
+    the batch that would take the present requests, up to the budget.
+
+    Completed: the first batch begins the average, and until there is one t is as without it; LST goes by
+    the average of now, not by that at the end of a request's last batch; the limit on KV use; the
+    default of ``tbt_ms``.
 
     Args:
         tbt_ms: TBT limit, one number or one for each class.
@@ -45,6 +55,7 @@ class SLAI(Policy):
         memory_limit: that share.
         max_decodes: most decodes in a batch; None: no limit.
         prefill_order: of the new prefills, "fcfs" or "shortest".
+        average_weight: of the last batch in the average of batch times; None: no average.
     """
 
     tbt_ms: Any = 500.0
@@ -53,6 +64,7 @@ class SLAI(Policy):
     memory_limit: float = 0.9
     max_decodes: int | None = 128
     prefill_order: str = "fcfs"
+    average_weight: float | None = None
     name: ClassVar[str] = "slai"
 
     def __post_init__(self) -> None:
@@ -65,15 +77,34 @@ class SLAI(Policy):
             check_number("max_decodes", self.max_decodes, low=1, integer=True)
         if self.prefill_order not in PREFILL_ORDERS:
             raise unknown("prefill order", self.prefill_order, PREFILL_ORDERS)
+        if self.average_weight is not None:
+            check_number("average_weight", self.average_weight, above=0, high=1)
 
     @property
     def work_conserving(self) -> bool:  # type: ignore[override]
         """Whether every batch obeys Eqs. (8)-(9): only the limit on decodes can forbid it."""
         return self.max_decodes is None
 
-    def __call__(self, key: jax.Array, view: View) -> Batch:
+    @property
+    def start(self) -> Callable[[View], jax.Array] | None:
+        """What gives the first memory: the average batch time in FINE parts of a tick, 0 before any."""
+        return None if self.average_weight is None else lambda view: jnp.zeros_like(view.batches)
+
+    def __call__(self, key: jax.Array, view: View, memory: Any = None) -> Any:
+        """The batch; with ``average_weight`` (Batch, average batch time)."""
         budget = own_budget(view, self.token_budget)
-        slack = self._slack(view, budget)
+        typical = batch_ticks(view, budget).astype(jnp.float32)
+        if self.average_weight is None:
+            return self._compose(view, budget, typical)
+        batch = self._compose(view, budget, jnp.where(memory > 0, memory / FINE, typical))
+        last = FINE * jnp.minimum(own_ticks(view, batch), 2**26)
+        change = jnp.round(self.average_weight * (last - memory).astype(jnp.float32))
+        average = jnp.where(memory > 0, memory + change.astype(jnp.int32), last)
+        return batch, jnp.where(last > 0, jnp.maximum(average, 1), memory)
+
+    def _compose(self, view: View, budget: jax.Array, typical: jax.Array) -> Batch:
+        """The batch, for t = ``typical`` ticks."""
+        slack = self._slack(view, typical)
         decodes = budget if self.max_decodes is None else jnp.minimum(budget, self.max_decodes)
         critical = jnp.where(slack <= 0, view.decode, 0)
         batch = least_first(view, view.empty(), critical, slack, decodes)
@@ -88,12 +119,12 @@ class SLAI(Policy):
         others = jnp.where(slack > 0, view.decode, 0)
         return progress(view, least_first(view, batch, others, slack, room), budget)
 
-    def _slack(self, view: View, budget: jax.Array) -> jax.Array:
+    def _slack(self, view: View, typical: jax.Array) -> jax.Array:
         """Ticks until the last schedulable time of each request (slots, ...)."""
         offset: Any = self.offset
         if view.memory is not None:
             used = (view.memory.blocks - view.memory.free).astype(jnp.float32)
             scarce = used >= self.memory_limit * view.memory.blocks
             offset = jnp.where(scarce, self.scarce_offset, self.offset)
-        ahead = whole(offset * batch_ticks(view, budget).astype(jnp.float32))
+        ahead = whole(offset * typical)
         return class_ticks("tbt_ms", view, self.tbt_ms) - ahead - jnp.minimum(view.unserved, MOST)

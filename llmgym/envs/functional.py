@@ -18,6 +18,7 @@ from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
+from llmgym.engine.epoch import run_epoch
 from llmgym.engine.fill import feasible
 from llmgym.engine.view import Batch, View
 from llmgym.envs.interface.actions import ActionEncoding, make_encoding
@@ -37,12 +38,14 @@ class EnvState:
     """State of an environment: the engine, and an estimate of its arrivals per second.
 
     The estimate is the exponentially weighted rate of the last minute or so; it starts at 0 and is
-    corrected for its short memory at the start.
+    corrected for its short memory at the start. ``memory`` is that of a policy inside the action encoding,
+    if it has one; it begins anew with every episode.
     """
 
     engine: Any  # state of the engine, or of the network
     weighted_arrivals: jax.Array
     weight: jax.Array
+    memory: Any = None
 
     @property
     def arrival_rate(self) -> jax.Array:
@@ -67,8 +70,8 @@ class FunctionalEngine:
     Args:
         scenario: a Scenario or its name; None: ``default_scenario``.
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
-        action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"`` or ``"batch"`` (a Batch; here
-            only).
+        action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"``, ``"budget"`` or ``"batch"`` (a
+            Batch; here only).
         reward: a name (see llmgym.envs.rewards) or a function of a Transition.
         max_steps: decisions after which an episode is truncated. The task is continuing: it never
             terminates, so bootstrap at the cut.
@@ -118,14 +121,14 @@ class FunctionalEngine:
     def _observation(self, requests: int) -> Any:
         return Observation(self.scenario, requests)
 
-    def _act(self, engine: Any, action: Any, view: View) -> tuple[Any, Batch]:
-        """The engine and the batch that an action stands for."""
-        return engine, self._expand(action, view)
+    def _route(self, engine: Any, action: Any) -> Any:
+        """The engine, its calls routed as an action says."""
+        return engine
 
-    def _expand(self, action: Any, view: View) -> Batch:
-        batch = self.encoding.expand(action, view)
+    def _decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
+        batch, memory = self.encoding.decide(action, view, memory)
         # A Batch of one's own is looked at as it is: the step says whether it had to be cut.
-        return batch if self.encoding.space is None else feasible(view, batch)
+        return (batch if self.encoding.space is None else feasible(view, batch)), memory
 
     def _look(self, state: EnvState, view: View) -> jax.Array:
         return jnp.asarray(self.observation(view, state.arrival_rate))
@@ -138,19 +141,25 @@ class FunctionalEngine:
     @in_32_bits
     def init(self, key: jax.Array, params: Any = None) -> EnvState:
         """An empty engine. ``key``: a JAX random key, or an array of them for a batch."""
-        engine = simulator.init(self._physics(params), key)
+        physics = self._physics(params)
+        engine = simulator.init(physics, key)
         none = jnp.zeros(engine.present.shape, jnp.float32)
-        return EnvState(engine, none, none)
+        return EnvState(engine, none, none, self.encoding.start(simulator.view(physics, engine)))
 
     @in_32_bits
     def step(self, state: EnvState, action: Any, params: Any = None) -> tuple[EnvState, TimeStep]:
         """One decision epoch. Does not reset: do so where ``truncated`` is set."""
         physics = self._physics(params)
-        seen = simulator.view(physics, state.engine)
-        engine, batch = self._act(state.engine, action, seen)
-        after, info = simulator.step(physics, engine, batch)
+        epoch = run_epoch(
+            physics,
+            self._route(state.engine, action),
+            lambda seen: self._decide(action, seen, state.memory),
+        )
+        info, after = epoch.info, epoch.after
         transition = Transition(state.engine, info, after, physics.tick_ms)
-        new = _remember(replace(state, engine=after), info.arrived, transition.duration_s)
+        new = replace(state, engine=after, memory=epoch.told)
+        new = _remember(new, info.arrived, transition.duration_s)
+        following = simulator.view(physics, after)
         tick = physics.tick_ms
         # Nothing left to do and nothing to come: a replay is over.
         over = (after.present == 0) & (simulator.next_arrival(physics, after) >= NEVER)
@@ -165,13 +174,13 @@ class FunctionalEngine:
             "in_system": after.present,
             "backlog_tokens": after.backlog.to_float(),
             "clipped": info.clipped,
-            "action_mask": self.encoding.mask(simulator.view(physics, after)),
+            "action_mask": self.encoding.mask(following),
         }
         if getattr(physics, "kv_blocks", None) is not None:
             step_info["preempted"] = info.preempted
         truncated = (after.steps >= self.max_steps) | over
         reward = jnp.asarray(self.reward(transition), jnp.float32)
-        return new, TimeStep(self.observe(new, physics), reward, truncated, step_info)
+        return new, TimeStep(self._look(new, following), reward, truncated, step_info)
 
     @in_32_bits
     def observe(self, state: EnvState, params: Any = None) -> jax.Array:
@@ -191,7 +200,7 @@ class FunctionalEngine:
     @in_32_bits
     def expand(self, state: EnvState, action: Any, params: Any = None) -> Batch:
         """The Batch that an action stands for in this state."""
-        return self._expand(action, self.view(state, params))
+        return self._decide(action, self.view(state, params), state.memory)[0]
 
 
 def _whole(tokens: jax.Array, state: Any) -> jax.Array:

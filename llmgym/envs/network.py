@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.errors import LLMGymError
 from llmgym.engine import simulator
 from llmgym.engine.plan import Plan
 from llmgym.engine.view import Batch, View
@@ -125,19 +126,33 @@ class NetworkEncoding:
             masks.append(jnp.ones((self.plan.groups[g][1], *view.token_budget.shape[1:]), bool))
         return jnp.concatenate(masks)
 
-    def expand(self, action: Any, view: View) -> Batch:
-        """The batches of all engines."""
+    def start(self, view: View) -> tuple[Any, ...]:
+        """The first memory of every engine's encoding."""
+        return tuple(p.start(engine_view(self.plan, view, s)) for s, p in enumerate(self.parts))
+
+    def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
+        """The batches of all engines, and the memory of every engine's encoding."""
         if self.space is None:
-            return action if isinstance(action, Batch) else Batch(jnp.asarray(action, jnp.int32))
+            batch = action if isinstance(action, Batch) else Batch(jnp.asarray(action, jnp.int32))
+            return batch, memory
         action = jnp.asarray(action)
-        batches, start = [], 0
+        batches, memories, start = [], [], 0
         for s, (part, width) in enumerate(zip(self.parts, self._widths(), strict=True)):
             own = action[start : start + width]
             start += width
             if isinstance(part.space, gym.spaces.Discrete):
                 own = own[0]
-            batches.append(part.expand(own, engine_view(self.plan, view, s)).tokens)
-        return Batch(jnp.stack(batches, axis=1))
+            batch, new = part.decide(own, engine_view(self.plan, view, s), memory[s])
+            batches.append(batch.tokens)
+            memories.append(new)
+        return Batch(jnp.stack(batches, axis=1)), tuple(memories)
+
+    def expand(self, action: Any, view: View) -> Batch:
+        """The batches of all engines, of encodings without a memory."""
+        memory = self.start(view)
+        if jax.tree.leaves(memory):
+            raise LLMGymError("This encoding has a memory: use decide(action, view, memory).")
+        return self.decide(action, view, memory)[0]
 
     def route(self, action: Any, route: jax.Array) -> jax.Array:
         """The replicas (groups, ...) that the action names; those of other groups stay."""
@@ -220,12 +235,12 @@ class FunctionalNetwork(FunctionalEngine):
     def _observation(self, requests: int) -> NetworkObservation:
         return NetworkObservation(self.scenario, requests)
 
-    def _act(self, engine: Any, action: Any, view: View) -> tuple[Any, Batch]:
+    def _route(self, engine: Any, action: Any) -> Any:
         assert isinstance(self.encoding, NetworkEncoding)
-        if self.encoding.routed:
-            route = self.encoding.route(action, engine.inflow.route)
-            engine = replace(engine, inflow=replace(engine.inflow, route=route))
-        return engine, self._expand(action, view)
+        if not self.encoding.routed:
+            return engine
+        route = self.encoding.route(action, engine.inflow.route)
+        return replace(engine, inflow=replace(engine.inflow, route=route))
 
     def _look(self, state: EnvState, view: View) -> jax.Array:
         return jnp.asarray(self.observation(view, state))

@@ -35,6 +35,6 @@ def array_form(env_id: str, **settings: Any) -> FunctionalEngine:
     if settings.get("action") == "batch":
         raise LLMGymError(
             'action="batch" is for llmgym.functional; '
-            "in Gymnasium use tiles, split, tokens or scores."
+            "in Gymnasium use tiles, split, tokens, scores or budget."
         )
     return functional(env_id, **settings)

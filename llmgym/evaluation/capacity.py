@@ -98,7 +98,7 @@ def estimate_capacity(
     return CapacityEstimate(mean, max(low - grain, 0.0), high + grain, method, replications)
 
 
-def _usual(scenario: Scenario, policy: rollouts.Policy) -> str:
+def _usual(scenario: Scenario, policy: policies.Policy) -> str:
     if not getattr(policy, "saturates", False):
         return "bisection"
     if not scenario.is_network:
@@ -108,7 +108,7 @@ def _usual(scenario: Scenario, policy: rollouts.Policy) -> str:
 
 def _saturated(
     scenario: Scenario,
-    policy: rollouts.Policy,
+    policy: policies.Policy,
     replications: int,
     requests: int,
     seed: int,
@@ -136,7 +136,7 @@ def _saturated(
 
 def _levels(
     physics: Any,
-    policy: rollouts.Policy,
+    policy: policies.Policy,
     key: jax.Array,
     horizon: int,
     look: Callable[[Any, np.ndarray], Any],
@@ -146,10 +146,10 @@ def _levels(
 
     It is given the state and the tokens served so far, of a network those of each engine.
     """
-    state, found, tokens = rollouts.start(physics, key), [], np.zeros(())
+    carry, found, tokens = rollouts.begin(physics, policy, key), [], np.zeros(())
     for stop in (round(WARM_SHARE * horizon), horizon):
-        for after, steps in rollouts.rollout(physics, policy, state, key, stop):
-            state = after
+        for after, steps in rollouts.rollout(physics, policy, carry, key, stop):
+            carry, state = after, after.state
             tokens = tokens + np.sum(steps.prefill_tokens + steps.decode_tokens, axis=0)
             progress(float(state.clock.to_numpy().min()) / horizon)
         found.append((look(state, tokens), state.clock.to_numpy()))
@@ -158,7 +158,7 @@ def _levels(
 
 def _overloaded(
     scenario: Scenario,
-    policy: rollouts.Policy,
+    policy: policies.Policy,
     replications: int,
     requests: int,
     seed: int,
@@ -186,7 +186,7 @@ def _overloaded(
 
 def _slowest(
     scenario: Scenario,
-    policy: rollouts.Policy,
+    policy: policies.Policy,
     key: jax.Array,
     requests: int,
     progress: Callable[[float], None],
@@ -223,7 +223,7 @@ def _by_group(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def _bisected(
     scenario: Scenario,
-    policy: rollouts.Policy,
+    policy: policies.Policy,
     replications: int,
     requests: int,
     seed: int,

@@ -45,15 +45,11 @@ COMPILER_OPTIONS = {
 
 
 @partial(jax.jit, static_argnames=("policy", "length"), donate_argnums=1)
-def advance(physics: Any, state: Any, key: jax.Array, policy: rollout.Policy, length: int) -> Any:
+def advance(
+    physics: Any, carry: rollout.Carry, key: jax.Array, policy: policies.Policy, length: int
+) -> rollout.Carry:
     """``length`` steps of a block of environments."""
-
-    def body(state: Any, _: None) -> tuple[Any, None]:
-        drawn = rollout.policy_key(key, state.steps)
-        batch = policies.compose(policy, drawn, simulator.view(physics, state))
-        return simulator.step(physics, state, batch)[0], None
-
-    return jax.lax.scan(body, state, None, length=length)[0]
+    return rollout.scan(physics, policy, carry, key, length)[0]
 
 
 def compiled(lowered: Any) -> Any:
@@ -93,14 +89,14 @@ class Fleet:
             one block from one thread.
 
     Attributes:
-        states: of the blocks; their environments stand in order.
+        carries: of the blocks, their environments in order: states, and what the policy remembers.
         compile_s: seconds it took to trace and compile.
     """
 
     def __init__(
         self,
         scenario: Scenario,
-        policy: rollout.Policy,
+        policy: policies.Policy,
         num_envs: int,
         steps: int,
         seed: int = 0,
@@ -120,26 +116,31 @@ class Fleet:
         self.block = sizes[0]
         keys, ends = rollout.keys(seed, num_envs), np.cumsum(sizes)
         self.keys = [keys[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        self.states = [rollout.start(self.physics, key) for key in self.keys]
+        self.carries = [rollout.begin(self.physics, policy, key) for key in self.keys]
         began = time.perf_counter()
         self._programs: dict[int, Any] = {}
-        for state, key in zip(self.states, self.keys, strict=True):
+        for carry, key in zip(self.carries, self.keys, strict=True):
             if key.size not in self._programs:
-                lowered = advance.lower(self.physics, state, key, policy, steps)
+                lowered = advance.lower(self.physics, carry, key, policy, steps)
                 self._programs[key.size] = compiled(lowered)
         self.compile_s = time.perf_counter() - began
 
     def run(self, times: int = 1) -> int:
         """Make ``times * steps`` steps in every environment; returns their number over all."""
         with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(partial(self._run_block, times=times), range(len(self.states))))
+            list(pool.map(partial(self._run_block, times=times), range(len(self.carries))))
         return times * self.steps * self.num_envs
 
     def _run_block(self, number: int, times: int) -> None:
-        key, state = self.keys[number], self.states[number]
+        key, carry = self.keys[number], self.carries[number]
         for _ in range(times):
-            state = self._programs[key.size](self.physics, state, key)
-        self.states[number] = jax.block_until_ready(state)
+            carry = self._programs[key.size](self.physics, carry, key)
+        self.carries[number] = jax.block_until_ready(carry)
+
+    @property
+    def states(self) -> list[Any]:
+        """States of the blocks; their environments stand in order."""
+        return [carry.state for carry in self.carries]
 
     def totals(self) -> dict[str, int]:
         """Sums over all environments: steps, clock and request_ticks (ticks), arrived, dropped."""

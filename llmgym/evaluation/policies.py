@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llmgym import baselines
+from llmgym.baselines.decisions import check_form, compose, decide, remembers
+from llmgym.baselines.policy import RememberingPolicy
 from llmgym.core.errors import LLMGymError, unknown
-from llmgym.core.precision import in_32_bits
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
+
+Policy = Callable[[jax.Array, View], Batch] | RememberingPolicy
+PolicyLike = str | Policy
 
 
 @dataclass(frozen=True)
@@ -28,30 +31,26 @@ class Trained:
     """Where trained policies come from: the names of those that ship, and a loader of name or path."""
 
     names: Callable[[], tuple[str, ...]]
-    load: Callable[[str], Callable[[jax.Array, View], Batch]]
+    load: Callable[[str], Policy]
 
 
 _TRAINED: list[Trained] = []
 
 
-def register_trained(
-    names: Callable[[], tuple[str, ...]], load: Callable[[str], Callable[[jax.Array, View], Batch]]
-) -> None:
+def register_trained(names: Callable[[], tuple[str, ...]], load: Callable[[str], Policy]) -> None:
     """Let texts name trained policies; ``llmgym.agents`` registers those that ship."""
     _TRAINED[:] = [Trained(names, load)]
 
 
-PolicyLike = str | Callable[[jax.Array, View], Batch]
-
-
-def resolve(policy: PolicyLike) -> Callable[[jax.Array, View], Batch]:
+def resolve(policy: PolicyLike) -> Policy:
     """The policy that a text stands for, or the policy object or function itself.
 
     A text is the name of a baseline or of a trained policy; ``sarathi:token_budget=128`` with settings
     (several with commas between them); ``path/agent.npz``, a checkpoint; or ``path/file.py:function``, a
     policy of one's own.
 
-    Raises LLMGymError for an unknown name (with the nearest match) or something that cannot be called.
+    Raises LLMGymError for an unknown name (with the nearest match), something that cannot be called, and a
+    policy that takes a memory without a ``start`` or has a ``start`` without taking one.
     """
     if isinstance(policy, str):
         return _named(policy)
@@ -59,10 +58,11 @@ def resolve(policy: PolicyLike) -> Callable[[jax.Array, View], Batch]:
         raise LLMGymError(
             f"A policy is a name or a function policy(key, view) -> Batch, got {policy!r}."
         )
+    check_form(policy)
     return policy
 
 
-def _named(text: str) -> Callable[[jax.Array, View], Batch]:
+def _named(text: str) -> Policy:
     trained = _TRAINED[0] if _TRAINED else Trained(tuple, baselines.make)
     if text.endswith(".npz"):
         return trained.load(text)
@@ -99,7 +99,7 @@ def value_of(text: str) -> Any:
     return text
 
 
-def _from_file(path: Path, function: str) -> Callable[[jax.Array, View], Batch]:
+def _from_file(path: Path, function: str) -> Policy:
     """The policy ``function`` of a Python file."""
     try:
         text = path.read_text()
@@ -133,8 +133,8 @@ def digests(names: tuple[str, ...]) -> dict[str, str]:
         file, is_python, _ = name.partition(".py:")
         if is_python:
             found[name] = hashlib.sha256(Path(f"{file}.py").read_bytes()).hexdigest()
-        elif getattr(policy := resolve(name), "digest", ""):
-            found[name] = policy.digest  # type: ignore[attr-defined]
+        elif digest := getattr(resolve(name), "digest", ""):
+            found[name] = digest
     return found
 
 
@@ -144,28 +144,6 @@ def name_of(policy: PolicyLike) -> str:
         return policy
     label = getattr(policy, "label", None) or getattr(policy, "name", None)
     return str(label or getattr(policy, "__name__", type(policy).__name__))
-
-
-@in_32_bits
-def compose(policy: Callable[[jax.Array, View], Batch], keys: jax.Array, view: View) -> Batch:
-    """The policy's batch for every engine of every environment.
-
-    ``keys`` has the batch axes, none or one. A view of a network has an axis of engines before them;
-    every engine then has its own random key.
-    """
-    if getattr(policy, "batched", False):
-        return policy(keys, view)
-    if view.token_budget.ndim > keys.ndim:  # engines
-        count = jnp.arange(view.token_budget.shape[0])
-        keys = jax.vmap(lambda s: _fold(keys, s), out_axes=-1)(count)
-    for _ in range(keys.ndim):
-        policy = jax.vmap(policy, in_axes=(0, -1), out_axes=-1)
-    return policy(keys, view)
-
-
-def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
-    fold = jax.random.fold_in
-    return fold(keys, number) if keys.ndim == 0 else jax.vmap(fold, in_axes=(0, None))(keys, number)
 
 
 def check(policy: Any, scenario: Scenario) -> str | None:
@@ -199,3 +177,20 @@ def memory_problem(scenario: Scenario) -> str | None:
         f"{who} never fit into KV memory, which holds {cache.tokens}: they are dropped and counted. "
         "Use more blocks or shorter requests."
     )
+
+
+__all__ = [
+    "Policy",
+    "PolicyLike",
+    "Trained",
+    "check",
+    "compose",
+    "decide",
+    "digests",
+    "memory_problem",
+    "name_of",
+    "register_trained",
+    "remembers",
+    "resolve",
+    "value_of",
+]

@@ -1,7 +1,10 @@
 """Running a policy on a batch of environments, in compiled chunks, up to a horizon.
 
+``step`` is one decision of a policy, with its memory if it has one; ``scan`` makes a number of them and
+``run_until`` goes on to a time. All that runs policies on engines is made of these.
+
 Every environment stops at the first decision at or after the horizon; it then stands still (an empty
-batch that takes no time) until the others are there.
+batch that takes no time, and a memory that stays as it is) until the others are there.
 """
 
 from __future__ import annotations
@@ -15,18 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.baselines import decisions
 from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
+from llmgym.engine.epoch import Epoch, run_epoch
 from llmgym.engine.service import Service
-from llmgym.engine.view import Batch
-from llmgym.evaluation.policies import compose
+from llmgym.engine.view import Batch, View
+from llmgym.evaluation.policies import Policy
 
 FOREVER = 2**62
 """A horizon in ticks that no run reaches."""
-
-Policy = Callable[[jax.Array, Any], Batch]
 
 
 @in_32_bits
@@ -44,6 +47,105 @@ def policy_key(key: jax.Array, steps: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
 
     return one(key, steps) if key.ndim == 0 else jax.vmap(one)(key, steps)
+
+
+@register
+@dataclass(frozen=True)
+class Carry:
+    """What goes from step to step: the state of the engines, and what the policy remembers."""
+
+    state: Any
+    memory: Any = None
+
+
+start = in_32_bits(jax.jit(simulator.init))
+
+
+@partial(jax.jit, static_argnames="policy")
+def _first_memory(params: Any, policy: Policy, state: Any) -> Any:
+    # Copied: a memory may be made of arrays of the view, which a chunk could not take over twice.
+    memory = decisions.start(policy, simulator.view(params, state))
+    return jax.tree.map(lambda x: x.copy(), memory)
+
+
+@in_32_bits
+def begin(params: Any, policy: Policy, key: jax.Array) -> Carry:
+    """Empty engines at time 0, one for each of the keys, and the memory with which a policy begins."""
+    state = start(params, key)
+    remembers = decisions.remembers(policy)
+    return Carry(state, _first_memory(params, policy, state) if remembers else None)
+
+
+def step(
+    params: Any,
+    policy: Policy,
+    carry: Carry,
+    key: jax.Array,
+    horizon: Wide | None = None,
+    limit: jax.Array | None = None,
+) -> tuple[Carry, Epoch]:
+    """One decision of a policy in every environment, and all that there is to know of it.
+
+    Args:
+        key: of the environments (...); the policy's own follow from them and the number of the step.
+        horizon: clock at and after which an environment stands still.
+        limit: ticks that an idle engine waits at most; None: until the horizon.
+    """
+    left = None if horizon is None else carry.state.clock.until(horizon)
+
+    def act(view: View) -> tuple[Batch, Any]:
+        drawn = policy_key(key, carry.state.steps)
+        batch, memory = decisions.decide(policy, drawn, view, carry.memory)
+        if left is None:
+            return batch, memory
+        batch = jax.tree.map(lambda x: jnp.where(left > 0, x, jnp.zeros_like(x)), batch)
+        return batch, decisions.keep_where(left > 0, memory, carry.memory)
+
+    epoch = run_epoch(params, carry.state, act, left if limit is None else limit)
+    return Carry(epoch.after, epoch.told), epoch
+
+
+def scan(
+    params: Any,
+    policy: Policy,
+    carry: Carry,
+    key: jax.Array,
+    length: int,
+    keep: Callable[[Epoch], Any] = lambda epoch: None,
+    horizon: Wide | None = None,
+    limit: jax.Array | None = None,
+) -> tuple[Carry, Any]:
+    """``length`` steps in one compiled loop, and what ``keep`` takes of each, steps first.
+
+    The other arguments are those of ``step``. To be called inside ``jit``.
+    """
+
+    def body(carry: Carry, _: None) -> tuple[Carry, Any]:
+        carry, epoch = step(params, policy, carry, key, horizon, limit)
+        return carry, keep(epoch)
+
+    return jax.lax.scan(body, carry, None, length=length)
+
+
+def run_until(
+    params: Any,
+    policy: Policy,
+    carry: Carry,
+    key: jax.Array,
+    horizon: Wide,
+    count: Callable[[Any, Epoch], Any],
+    counts: Any,
+) -> tuple[Carry, Any]:
+    """Steps until every environment is at the horizon; ``counts``, updated by ``count`` in each."""
+
+    def running(carried: tuple[Carry, Any]) -> jax.Array:
+        return jnp.any(carried[0].state.clock.until(horizon) > 0)
+
+    def body(carried: tuple[Carry, Any]) -> tuple[Carry, Any]:
+        carry, epoch = step(params, policy, carried[0], key, horizon)
+        return carry, count(carried[1], epoch)
+
+    return jax.lax.while_loop(running, body, (carry, counts))
 
 
 @register
@@ -71,70 +173,63 @@ class Steps:
     service: Service | None  # of each client, where the scenario weighs it
 
 
-@partial(jax.jit, static_argnames=("policy", "length", "detail", "bounded"), donate_argnums=(1,))
+def kept(epoch: Epoch, detail: bool = False) -> Steps:
+    """What ``rollout`` keeps of a step; ``detail``: the requests that it finished as well."""
+    state, info = epoch.before, epoch.info
+    return Steps(
+        start=state.clock,
+        duration=info.duration,
+        batch_ticks=info.batch_ticks,
+        prefill_tokens=info.prefill_tokens,
+        decode_tokens=info.decode_tokens,
+        requests=info.requests,
+        present=state.present,
+        backlog=state.backlog,
+        dropped=state.totals.dropped,
+        lost=info.lost,
+        found=jnp.sum(info.found, axis=0),
+        finished=info.finished if detail else None,
+        details=info.table.details() if detail else None,
+        service=getattr(info, "service", None),
+    )
+
+
+@partial(jax.jit, static_argnames=("policy", "length", "detail"), donate_argnums=(1,))
 def run_chunk(
-    physics: Any,
-    state: Any,
+    params: Any,
+    carry: Carry,
     key: jax.Array,
-    horizon: Wide,
+    horizon: Wide | None,
     policy: Policy,
     length: int,
     detail: bool,
-    bounded: bool,
-) -> tuple[Any, Steps]:
-    """``length`` steps under the policy, not beyond the horizon (if ``bounded`` by one)."""
-
-    def body(state: Any, _: None) -> tuple[Any, Steps]:
-        left = state.clock.until(horizon)
-        batch = compose(policy, policy_key(key, state.steps), simulator.view(physics, state))
-        batch = jax.tree.map(lambda x: jnp.where(left > 0, x, jnp.zeros_like(x)), batch)
-        after, info = simulator.step(physics, state, batch, left if bounded else None)
-        kept = Steps(
-            start=state.clock,
-            duration=info.duration,
-            batch_ticks=info.batch_ticks,
-            prefill_tokens=info.prefill_tokens,
-            decode_tokens=info.decode_tokens,
-            requests=info.requests,
-            present=state.present,
-            backlog=state.backlog,
-            dropped=state.totals.dropped,
-            lost=info.lost,
-            found=jnp.sum(info.found, axis=0),
-            finished=info.finished if detail else None,
-            details=info.table.details() if detail else None,
-            service=getattr(info, "service", None),
-        )
-        return after, kept
-
-    return jax.lax.scan(body, state, None, length=length)
-
-
-start = in_32_bits(jax.jit(simulator.init))
+) -> tuple[Carry, Steps]:
+    """``length`` steps under the policy, not beyond the horizon if there is one."""
+    keep = partial(kept, detail=detail)
+    return scan(params, policy, carry, key, length, keep, horizon)
 
 
 def rollout(
-    physics: Any,
+    params: Any,
     policy: Policy,
-    state: Any,
+    carry: Carry,
     key: jax.Array,
     horizon: int = FOREVER,
     detail: bool = False,
-) -> Iterator[tuple[Any, Steps]]:
+) -> Iterator[tuple[Carry, Steps]]:
     """Chunks of a run until all environments are at the horizon or have nothing left to do.
 
     Args:
-        state, key: initial state of the environments and their keys (``keys``). ``state`` is used up.
+        carry, key: of ``begin`` or of the run so far, and keys of the environments (``keys``).
+            ``carry`` is used up.
         horizon: ticks. Without one (FOREVER) a run ends when no environment makes progress.
         detail: keep the finished requests as well.
     """
-    length = int(np.clip(2**21 // state.table.prefill.size, 16, 512)) if detail else 512
-    bounded, end = horizon < FOREVER, Wide.of(horizon)
+    length = int(np.clip(2**21 // carry.state.table.prefill.size, 16, 512)) if detail else 512
+    end = Wide.of(horizon) if horizon < FOREVER else None
     while True:
-        state, steps = in_32_bits(run_chunk)(
-            physics, state, key, end, policy, length, detail, bounded
-        )
+        carry, steps = in_32_bits(run_chunk)(params, carry, key, end, policy, length, detail)
         steps = jax.device_get(steps)
-        yield state, steps
+        yield carry, steps
         if not steps.duration[-1].any():
             return

@@ -133,8 +133,8 @@ def simulate(
 
     Args:
         scenario: a Scenario or the name of one.
-        policy: a name, an object of llmgym.baselines or llmgym.agents, or a function
-            ``policy(key, view) -> Batch``.
+        policy: a name, an object of llmgym.baselines or llmgym.agents, a function
+            ``policy(key, view) -> Batch``, or one with a memory (``baselines.policy.RememberingPolicy``).
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
         duration_s: simulated seconds; None is possible for a replay, which then runs to its end.
         record: keep every request, for ``requests`` and the latencies; without it only counts and
@@ -157,12 +157,12 @@ def simulate(
     key = rollouts.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms
     horizon = rollouts.FOREVER if duration_s is None else round(duration_s * ticks_per_s)
-    state, zero = rollouts.start(physics, key), _levels(rollouts.start(physics, key))
+    carry = rollouts.begin(physics, chosen, key)
+    state, warm = carry.state, _levels(carry.state)
     parts: list[dict[str, np.ndarray]] = []
-    warm = zero
     for stop in [round(warmup_s * ticks_per_s), horizon] if warmup_s > 0 else [horizon]:
-        for after, steps in rollouts.rollout(physics, chosen, state, key, stop, detail=record):
-            state = after
+        for after, steps in rollouts.rollout(physics, chosen, carry, key, stop, detail=record):
+            carry, state = after, after.state
             if refuse_drops and np.any(state.totals.dropped):
                 raise TableFullError(
                     f"The table of {scenario.slots} requests is full; use more slots, or less load."

@@ -67,7 +67,7 @@ class Trend:
 @in_32_bits
 def trend(
     scenario: Scenario,
-    policy: rollouts.Policy,
+    policy: policies.Policy,
     horizon_s: float,
     replications: int,
     seed: int = 0,
@@ -82,7 +82,7 @@ def trend(
     key = rollouts.keys(seed, replications)
     horizon = round(horizon_s * 1000 / scenario.tick_ms)
     columns: dict[str, list[np.ndarray]] = {"time": [], "backlog": [], "dropped": [], "served": []}
-    start = rollouts.start(physics, key)
+    start = rollouts.begin(physics, policy, key)
     for _, steps in rollouts.rollout(physics, policy, start, key, horizon):
         columns["time"].append(steps.start.to_numpy())
         columns["backlog"].append(steps.backlog.to_numpy().astype(float))

@@ -18,8 +18,10 @@ from typing import Any
 
 import jax
 
+from llmgym.baselines import decisions
 from llmgym.core.errors import LLMGymError, TableFullError, check_number
 from llmgym.engine import simulator
+from llmgym.engine.view import View
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
 from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, slug
@@ -181,10 +183,14 @@ def _given(policy: Any, scenario: Scenario) -> dict[str, Any]:
         state = jax.eval_shape(simulator.init, physics, keys)
         view = jax.eval_shape(simulator.view, physics, state)
         try:
-            jax.eval_shape(partial(policies.compose, policy), keys, view)
+            jax.eval_shape(partial(_first_decision, policy), keys, view)
         except LLMGymError:
             if given == GIVEN[-1]:
                 raise
         else:
             return given
     raise AssertionError("unreachable")
+
+
+def _first_decision(policy: Any, keys: Any, view: View) -> Any:
+    return decisions.decide(policy, keys, view, decisions.start(policy, view))

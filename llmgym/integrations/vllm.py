@@ -14,10 +14,10 @@ from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
 from llmgym.core.errors import LLMGymError, unknown
 from llmgym.engine import simulator
+from llmgym.engine.epoch import Epoch
 from llmgym.engine.params import Params
-from llmgym.engine.state import State
-from llmgym.evaluation import policies
-from llmgym.evaluation.rollout import keys, policy_key, start
+from llmgym.engine.params import Params as Physics
+from llmgym.evaluation.rollout import Carry, begin, keys, scan
 from llmgym.scenario.batch_time import Affine
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.kv_cache import KVCache
@@ -55,12 +55,12 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
         raise LLMGymError(f"The workload or its configuration has no entry {error}.") from None
     physics = simulator.lower(scenario)
     key = keys(0, 1)[0]
-    state = start(physics, key)
+    carry = begin(physics, policy, key)
     ids = [row["id"] for row in workload]
     arrives = [row["arrival_step"] for row in workload]
     steps: list[Step] = []
     while True:
-        state, recorded = _run(physics, state, key, policy)
+        carry, recorded = _run(physics, carry, key, policy)
         recorded = jax.device_get(recorded)
         for n in range(CHUNK):
             if sum(len(s["finished"]) for s in steps) == len(ids):
@@ -156,16 +156,14 @@ def _check_request(
 
 @partial(jax.jit, static_argnames="policy")
 def _run(
-    physics: Params, state: State, key: jax.Array, policy: VLLMV1
-) -> tuple[State, dict[str, jax.Array]]:
+    physics: Physics, carry: Carry, key: jax.Array, policy: VLLMV1
+) -> tuple[Carry, dict[str, jax.Array]]:
     """CHUNK steps, an empty one too taking a tick, and what there is to tell of each."""
 
-    def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
-        view = simulator.view(physics, state)
+    def keep(epoch: Epoch) -> dict[str, jax.Array]:
+        state, view, _, info, after = epoch
         assert view.memory is not None
         assert state.table.preemptions is not None
-        batch = policies.compose(policy, policy_key(key, state.steps), view)
-        after, info = simulator.step(physics, state, batch, jnp.int32(1))
         preempt = info.batch.preempt
         assert preempt is not None
         ran = info.batch.tokens
@@ -175,7 +173,7 @@ def _run(
             free_after = info.free_blocks + gone
         else:
             free_after = after.pool.free
-        return after, {
+        return {
             "request": state.table.request,
             "live": view.live,
             "tokens": ran,
@@ -192,7 +190,7 @@ def _run(
             "free_after": free_after,
         }
 
-    return jax.lax.scan(body, state, None, length=CHUNK)
+    return scan(physics, policy, carry, key, CHUNK, keep, limit=jnp.int32(1))
 
 
 def _step(one: dict[str, Any], ids: Sequence[str], physics: Params) -> Step:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 
 from llmgym.engine import simulator
+from llmgym.engine.epoch import Epoch
 from llmgym.engine.view import View
 from llmgym.evaluation import rollout
-from llmgym.evaluation.policies import compose
+from llmgym.evaluation.policies import Policy
 from llmgym.scenario.scenario import Scenario
 
 Look = Callable[[View, Any], dict[str, jax.Array]]
@@ -20,20 +21,18 @@ Look = Callable[[View, Any], dict[str, jax.Array]]
 
 @partial(jax.jit, static_argnames=("policy", "look", "length"))
 def _watch(
-    policy: rollout.Policy, look: Look, physics: Any, state: Any, key: jax.Array, length: int
+    policy: Policy, look: Look, physics: Any, carry: rollout.Carry, key: jax.Array, length: int
 ) -> dict[str, Any]:
-    def body(state: Any, _: None) -> tuple[Any, dict[str, Any]]:
-        view = simulator.view(physics, state)
-        batch = compose(policy, rollout.policy_key(key, state.steps), view)
-        after, info = simulator.step(physics, state, batch)
-        return after, {"start": state.clock} | look(view, info)
+    def keep(epoch: Epoch) -> dict[str, Any]:
+        return {"start": epoch.before.clock} | look(epoch.view, epoch.info)
 
-    return jax.lax.scan(body, state, length=length)[1]
+    kept: dict[str, Any] = rollout.scan(physics, policy, carry, key, length, keep)[1]
+    return kept
 
 
 def watch(
     scenario: Scenario,
-    policy: rollout.Policy,
+    policy: Policy,
     look: Look,
     steps: int,
     num_envs: int = 1,
@@ -45,6 +44,6 @@ def watch(
     ``start_ms`` is the time of the decision.
     """
     physics, key = simulator.lower(scenario, burst), rollout.keys(seed, num_envs)
-    start = rollout.start(physics, key)
+    start = rollout.begin(physics, policy, key)
     found: dict[str, Any] = jax.device_get(_watch(policy, look, physics, start, key, steps))
     return found | {"start_ms": found.pop("start").to_numpy() * scenario.tick_ms}

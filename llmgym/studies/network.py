@@ -53,7 +53,7 @@ class Network:
     def measure(self, out: Path, policy: str, progress: Progress) -> None:
         agent = policies.resolve(policy)
         config = {
-            "digest": agent.digest,  # type: ignore[attr-defined]
+            "digest": agent.digest,  # type: ignore[union-attr]
             "settings": SETTINGS,
             "scenarios": {k: toml_writer.dumps(s) for k, s in scenarios().items()},
             "versions": {name: metadata.version(name) for name in benchmark.VERSIONED},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,15 @@ import views
 
 import llmgym
 from llmgym import LLMGymError
+from llmgym.agents import training as trainings
 from llmgym.agents.budgets import URGENT, BudgetChoice
 from llmgym.agents.checkpoint import policy_of
+from llmgym.agents.ppo import PPO
+from llmgym.agents.training import Training
 from llmgym.baselines import make
+from llmgym.baselines.decisions import remembers
 from llmgym.engine.view import View
+from llmgym.evaluation.fleet import compiled
 from llmgym.scenario.kv_cache import KVCache
 
 BASE = "vllm_v1_priority"
@@ -47,6 +54,44 @@ def test_with_one_choice_it_is_the_baseline() -> None:
     mine = llmgym.simulate(SCENARIO, policy, duration_s=20)
     assert mine.requests.equals(llmgym.simulate(SCENARIO, BASE, duration_s=20).requests)
     assert mine.requests.preemptions.sum() > 0
+
+
+AVERAGING = "slai:average_weight=0.1,tbt_ms=200"
+
+
+@pytest.mark.slow
+def test_with_one_choice_it_is_the_base_and_its_memory() -> None:
+    choice = BudgetChoice(base=AVERAGING, tiles=1, guard=None)
+    policy = policy_of(choice, choice.init_actor(jax.random.key(0), 4), {}, "untrained")
+    assert choice.remembers and remembers(policy) and not remembers(policy_of(CHOICE, [], {}, ""))
+    mine = llmgym.simulate(SCENARIO, policy, duration_s=20)
+    base = llmgym.simulate(SCENARIO, AVERAGING, duration_s=20)
+    assert mine.requests.equals(base.requests)
+    without = llmgym.simulate(SCENARIO, "slai:tbt_ms=200", duration_s=20)
+    assert not base.requests.equals(without.requests)
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_base_is_trained_with_and_saved(tmp_path: Path) -> None:
+    choice = BudgetChoice(base=AVERAGING, tiles=4, guard=None)
+    learner = PPO(choice, num_envs=4, steps=16, epochs=1, minibatches=2, hidden=4)
+    slots = llmgym.scenario("latency", slots=48)
+    training = Training((slots.at_rate(9.0), slots.at_rate(12.0)), learner, steps=1280)
+    run = trainings.Run.start(training, (0,))
+    assert not np.asarray(run.learners.worlds[0].memory).any()
+    static = (learner, training.iterations)
+    program = compiled(trainings._chunk.lower(*static, run.physics, run.learners))
+    run.advance(program)
+    run.save(tmp_path / "training-0.npz")
+    halfway = np.array(run.learners.worlds[0].memory)
+    assert halfway.shape == (1, 2, 4) and (halfway > 0).all()
+    resumed = trainings.Run.start(training, (0,))
+    resumed.resume(tmp_path / "training-0.npz")
+    np.testing.assert_array_equal(resumed.learners.worlds[0].memory, halfway)
+    run.advance(program)
+    resumed.advance(program)
+    for a, b in zip(*(jax.tree.leaves(r.learners) for r in (run, resumed)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_urgent_requests_are_seen_apart(view: View) -> None:

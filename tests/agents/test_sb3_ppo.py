@@ -91,7 +91,7 @@ def test_the_policy_runs_an_engine_as_the_worlds_do(trained: dict[str, Any], env
     )
     for _ in range(25):
         action, _ = trained["ppo"].predict(observation, deterministic=True)
-        view = view_of(envs._physics[0], envs._engines[0])
+        view = view_of(envs._physics[0], envs._carries[0].state)
         expected = chosen_of(view, jnp.asarray(action).reshape(2, 4, 1))
         assert np.array_equal(batch_of(view), expected)
         observation, *_ = envs.step(action)

@@ -26,12 +26,10 @@ def states(policy: baselines.Policy, **settings: object) -> Iterator[tuple[jax.A
     """What the policy sees every few steps of a run near capacity."""
     scenario = at_load(llmgym.scenario("paper-figure-1", workload=(CHAT, DIGEST), **settings), 0.97)
     physics, keys = simulator.lower(scenario), rollout.keys(0, 16)
-    state = rollout.start(physics, keys)
+    carry = rollout.begin(physics, policy, keys)
     for _ in range(12):
-        state, _ = rollout.run_chunk(
-            physics, state, keys, rollout.Wide.of(rollout.FOREVER), policy, 40, False, False
-        )
-        yield keys, simulator.view(physics, state)
+        carry, _ = rollout.run_chunk(physics, carry, keys, None, policy, 40, False)
+        yield keys, simulator.view(physics, carry.state)
 
 
 def relieved(view: View, batch: Batch, weight: float) -> np.ndarray:

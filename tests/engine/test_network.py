@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,11 +23,13 @@ DIGEST = llmgym.Workload(llmgym.Poisson(2), llmgym.Geometric(700), llmgym.Fixed(
 def everything(scenario: llmgym.Scenario, as_network: bool, policy: str, steps: int) -> list:
     """Batches, times and counts of a few environments, step by step."""
     physics, keys = simulator.lower(scenario, as_network=as_network), rollout.keys(0, 3)
-    state = rollout.start(physics, keys)
-    chosen, forever = baselines.make(policy), rollout.Wide.of(rollout.FOREVER)
-    state, kept = rollout.run_chunk(physics, state, keys, forever, chosen, steps, False, False)
-    parts = ("duration", "prefill_tokens", "decode_tokens", "requests", "present", "backlog")
+    chosen = baselines.make(policy)
+    carry = rollout.begin(physics, chosen, keys)
+    carry, kept = rollout.run_chunk(physics, carry, keys, None, chosen, steps, False)
+    state = carry.state
+    parts = ("duration", "prefill_tokens", "decode_tokens", "requests", "present")
     found = [np.asarray(getattr(kept, name)).reshape(steps, 3) for name in parts]
+    found.append(kept.backlog.to_numpy().reshape(steps, 3))
     totals = state.totals
     return [*found, state.clock.to_numpy(), totals.arrived, totals.completed, totals.dropped,
             totals.request_ticks.to_numpy()]  # fmt: skip
@@ -163,15 +164,12 @@ def test_network_policies_serve_everyone_at_low_load(name: str) -> None:
 def test_priorities_come_first() -> None:
     scenario = llmgym.scenario("rybko-stolyar", slots=512)
     physics, keys = simulator.lower(scenario), rollout.keys(0, 8)
-    state = rollout.start(physics, keys)
-    policy, forever = baselines.make("priority"), rollout.Wide.of(rollout.FOREVER)
-    step = jax.jit(
-        lambda s: rollout.run_chunk(physics, s, keys, forever, policy, 20, False, False)[0]
-    )
+    policy = baselines.make("priority")
+    carry = rollout.begin(physics, policy, keys)
     clashes = 0
     for _ in range(20):
-        state = step(state)
-        view = simulator.view(physics, state)
+        carry, _ = rollout.run_chunk(physics, carry, keys, None, policy, 20, False)
+        view = simulator.view(physics, carry.state)
         batch = np.asarray(policy(keys, view).tokens)
         first = np.isin(np.asarray(view.job_class), (1, 3))  # the second calls
         demand = np.asarray(view.demand)
@@ -190,11 +188,10 @@ def test_priorities_come_first() -> None:
 def test_the_oldest_job_comes_first() -> None:
     scenario = llmgym.scenario("lu-kumar", slots=256)
     physics, keys = simulator.lower(scenario), rollout.keys(0, 8)
-    policy, forever = baselines.make("global_fcfs"), rollout.Wide.of(rollout.FOREVER)
-    state, _ = rollout.run_chunk(
-        physics, rollout.start(physics, keys), keys, forever, policy, 800, False, False
-    )
-    view = simulator.view(physics, state)
+    policy = baselines.make("global_fcfs")
+    start = rollout.begin(physics, policy, keys)
+    carry, _ = rollout.run_chunk(physics, start, keys, None, policy, 800, False)
+    view = simulator.view(physics, carry.state)
     tokens = np.asarray(policy(keys, view).tokens)
     prompts, age = np.asarray(view.prefill), np.asarray(view.job_age)
     whole = (prompts > 0) & (tokens == prompts)

@@ -27,9 +27,10 @@ def peaks(rho: float, windows: int = 5) -> np.ndarray:
     physics, keys = simulator.lower(scenario, burst=200), rollout.keys(0, 8)
     horizon = round(1000 * windows / scenario.tick_ms)
     time, backlog = [], []
-    start, policy = rollout.start(physics, keys), baselines.make("priority")
-    for state, steps in rollout.rollout(physics, policy, start, keys, horizon):
-        assert not np.asarray(state.totals.dropped).any()
+    policy = baselines.make("priority")
+    start = rollout.begin(physics, policy, keys)
+    for carry, steps in rollout.rollout(physics, policy, start, keys, horizon):
+        assert not np.asarray(carry.state.totals.dropped).any()
         time.append(steps.start.to_numpy() * scenario.tick_ms)
         backlog.append(steps.backlog.to_numpy())
     window, tokens = np.concatenate(time) // 1000, np.concatenate(backlog)

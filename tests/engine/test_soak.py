@@ -15,7 +15,6 @@ import pytest
 
 import llmgym
 from llmgym import baselines
-from llmgym.core.wide import Wide
 from llmgym.engine import simulator, stream
 from llmgym.evaluation import rollout as rollouts
 from llmgym.theory.capacity import at_load
@@ -46,20 +45,18 @@ def test_soak() -> None:
     scenario = at_load(llmgym.scenario("geometric", slots=256), 0.7)
     physics, policy = simulator.lower(scenario), baselines.make("sarathi")
     keys = rollouts.keys(0, envs)
-    horizon = Wide.of(rollouts.FOREVER)
 
     def soak(block: int) -> tuple[int, float]:
         key = keys[block * BLOCK : (block + 1) * BLOCK]
-        state = rollouts.start(physics, key)
+        carry = rollouts.begin(physics, policy, key)
         ticks = np.zeros(BLOCK, np.int64)
         present_ticks = np.zeros(BLOCK, np.float64)
         for _ in range(chunks):
-            state, done = rollouts.run_chunk(
-                physics, state, key, horizon, policy, CHUNK, False, False
-            )
+            carry, done = rollouts.run_chunk(physics, carry, key, None, policy, CHUNK, False)
             duration = np.asarray(done.duration).astype(np.int64)
             ticks += duration.sum(0)
             present_ticks += (duration * np.asarray(done.present)).sum(0)
+        state = carry.state
         totals = state.totals
         arrived, completed = (
             np.asarray(x).astype(np.int64) for x in (totals.arrived, totals.completed)

@@ -42,11 +42,9 @@ def test_results_do_not_depend_on_blocks_and_threads() -> None:
         np.testing.assert_array_equal(one, other)
     # And they are those of every other run.
     key = rollout.keys(5, 13)
-    state = rollout.start(whole.physics, key)
-    endless = rollout.Wide.of(rollout.FOREVER)
-    chunk = (state, key, endless, RANDOM, 60, False, False)
-    state, _ = rollout.run_chunk(whole.physics, *chunk)
-    for one, other in zip(leaves(whole), jax.tree.leaves(state), strict=True):
+    carry = rollout.begin(whole.physics, RANDOM, key)
+    carry, _ = rollout.run_chunk(whole.physics, carry, key, None, RANDOM, 60, False)
+    for one, other in zip(leaves(whole), jax.tree.leaves(carry), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -2,12 +2,13 @@
 
 Every encoding has a Gymnasium ``space``, a flat boolean ``mask`` of what is feasible (the choices of
 all dimensions in a row, or one entry per request for ``scores``) and ``expand``. Arrays have batch
-axes last: an action of a batch is (dimensions, num_envs) or (num_envs,).
+axes last: an action of a batch is (dimensions, num_envs) or (num_envs,). An encoding that holds a policy
+with a memory has that memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import gymnasium as gym
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.baselines.decisions import check_form, compose, decide, keys_of, start
+from llmgym.baselines.registry import make
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch
 from llmgym.core.arrays import first_rows, prefix_sum, rows
 from llmgym.core.errors import check_number, unknown
@@ -34,7 +37,26 @@ class ActionEncoding(Protocol):
         """Which choices are feasible, flat over the dimensions (choices, ...); some in each."""
 
     def expand(self, action: Any, view: View) -> Batch:
-        """The batch that an action stands for."""
+        """The batch that an action stands for, of an encoding without a memory."""
+
+    def start(self, view: View) -> Any:
+        """The memory at the start of an episode, whose first state ``view`` shows; None without one."""
+
+    def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
+        """The batch that an action stands for, and the memory for the next."""
+
+
+class Memoryless:
+    """Base of the encodings whose batch depends on the action and the view alone."""
+
+    def start(self, view: View) -> None:
+        return None
+
+    def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
+        return self.expand(action, view), memory
+
+    def expand(self, action: Any, view: View) -> Batch:
+        raise NotImplementedError
 
 
 def tile_of(scenario: Scenario) -> int:
@@ -53,7 +75,7 @@ def _tiles_mask(view: View, tile: int, most: int) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(Memoryless):
     """``action="tiles"``: Discrete(K); action k opens k + 1 tiles, filled with decodes first.
 
     K = ceil(b_max / tile). Decodes that do not all fit take turns; prefill is first come, first
@@ -86,7 +108,7 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Memoryless):
     """``action="split"``: MultiDiscrete([K, shares]); tiles to open, and how much prefill gets.
 
     The second choice s reserves s / (shares - 1) of the tokens for prefill: prefill fills up to
@@ -124,7 +146,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Memoryless):
     """``action="tokens"``: MultiDiscrete of prefill levels of each class, then of decode levels.
 
     Level n stands for n * quantum tokens (at most b_max), given FCFS inside class and phase. Where
@@ -175,7 +197,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Memoryless):
     """``action="scores"``: Box of a score in [-1, 1] for each of the first M requests present.
 
     They are filled in order of falling score, each with all it can take, while token budget and
@@ -230,7 +252,50 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Composition:
+class Budget:
+    """``action="budget"``: Discrete(K); action k lets the policy ``base`` fill k + 1 tiles.
+
+    ``base`` decides who runs, the agent how much: a token budget for each batch. It is the name of a
+    baseline, or a policy; one with a memory goes on with it from step to step of an episode.
+    """
+
+    scenario: Scenario
+    base: Any = "sarathi"
+    name: ClassVar[str] = "budget"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, str):
+            object.__setattr__(self, "base", make(self.base))
+        check_form(self.base)
+
+    @property
+    def _tiles(self) -> Tiles:
+        return Tiles(self.scenario)
+
+    @property
+    def space(self) -> gym.spaces.Discrete:
+        """The Gymnasium space."""
+        return self._tiles.space
+
+    def mask(self, view: View) -> jax.Array:
+        return self._tiles.mask(view)
+
+    def start(self, view: View) -> Any:
+        return start(self.base, view)
+
+    def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
+        return decide(self.base, keys_of(view), self._within(action, view), memory)
+
+    def expand(self, action: Any, view: View) -> Batch:
+        return compose(self.base, keys_of(view), self._within(action, view))
+
+    def _within(self, action: Any, view: View) -> View:
+        tokens = (jnp.asarray(action, jnp.int32) + 1) * self._tiles.tile
+        return replace(view, token_budget=jnp.minimum(view.token_budget, tokens))
+
+
+@dataclass(frozen=True)
+class Composition(Memoryless):
     """``action="batch"``: the Batch itself, for the functional environment; mask: demand > 0."""
 
     scenario: Scenario
@@ -244,13 +309,13 @@ class Composition:
         return action if isinstance(action, Batch) else Batch(jnp.asarray(action, jnp.int32))
 
 
-ENCODINGS: dict[str, Any] = {e.name: e for e in (Tiles, Split, Tokens, Scores, Composition)}
+ENCODINGS: dict[str, Any] = {e.name: e for e in (Tiles, Split, Tokens, Scores, Budget, Composition)}
 
 
 def make_encoding(action: str, scenario: Scenario, **settings: Any) -> ActionEncoding:
     """The encoding ``action`` for a scenario.
 
-    Settings: shares (split), quantum (tokens), requests (scores).
+    Settings: shares (split), quantum (tokens), requests (scores), base (budget).
     Raises LLMGymError for an unknown encoding or setting.
     """
     if action not in ENCODINGS:
