@@ -306,7 +306,17 @@ def _refuse(
     of_class = totals.dropped_of_class
     if of_class is not None:
         of_class = of_class + class_sums(calls.job_class, first, params.classes)
-    totals = replace(totals, dropped=totals.dropped + count, dropped_of_class=of_class)
+    # A job that never got in has waited for nothing.
+    ago = jnp.where(first & calls.early, (state.clock.low - calls.arrival).astype(jnp.int32), 0)
+    request_ticks = totals.request_ticks
+    for ticks in ago:
+        request_ticks = request_ticks - ticks
+    totals = replace(
+        totals,
+        dropped=totals.dropped + count,
+        dropped_of_class=of_class,
+        request_ticks=request_ticks,
+    )
     state = replace(state, present=state.present - count, totals=totals, inflow=inflow)
     return state, replace(calls, valid=calls.valid & ~refused)
 

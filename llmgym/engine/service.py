@@ -33,6 +33,7 @@ class Service:
     charged: jax.Array  # weighted tokens, int32
     waiting: jax.Array  # whether a request of it waited when the batch was formed
     stayed: jax.Array  # whether one of those still waits
+    looked: jax.Array  # of engines: whether the step ended a batch or there was none; else all is 0
 
 
 def start(classes: int, shape: tuple[int, ...]) -> Counters:
@@ -87,7 +88,7 @@ def advance(
     # Sums in floating point cannot overflow, and are exact up to 2**24.
     charged = jnp.stack([jnp.sum(jnp.where(m, amount, 0), axis=0) for m in mine])
     charged = jnp.minimum(charged, MOST_SERVICE).astype(jnp.int32)
-    service = Service(charged, counters.waiting & free, counters.stayed & free)
+    service = Service(charged, counters.waiting & free, counters.stayed & free, free)
     value = counters.value + charged
     left = counters.waiting & ~counters.stayed
     lowest = jnp.iinfo(jnp.int32).min

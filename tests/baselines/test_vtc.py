@@ -306,7 +306,7 @@ def test_vtc_needs_counters(name: str) -> None:
         physics = simulator.lower(llmgym.scenario(name))
         return baselines.make("vtc")(key, simulator.view(physics, simulator.init(physics, key)))
 
-    message = r"set service_weights=\(1, 2\) in the scenario. Networks of engines have none"
+    message = r"set service_weights=\(1, 2\) in the scenario"
     with pytest.raises(LLMGymError, match=message):
         jax.eval_shape(first_batch, jax.random.key(0))
 
@@ -327,6 +327,10 @@ def test_bad_weights(weights: Any, message: str) -> None:
         clients(RATES[0]).override(service_weights=weights)
 
 
-def test_networks_have_no_counters() -> None:
-    with pytest.raises(LLMGymError, match="counters of one engine"):
-        llmgym.scenario("fork-join", service_weights=(1, 2))
+def test_every_engine_of_a_network_has_counters() -> None:
+    """At two replicas, each keeps the clients' service within the bound of VTC."""
+    scenario = clients(RATES[0]).override(service_weights=(1, 2), replicas=2, router="round_robin")
+    run = llmgym.simulate(scenario, "vtc", duration_s=20, num_envs=2)
+    found = run.summary["fairness"]
+    assert sum(found["service_per_s"].values()) > 0
+    assert 0 < found["gap"] <= found["bound"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +15,13 @@ from llmgym import Repeat, Stage, baselines
 from llmgym.core.errors import LLMGymError
 from llmgym.engine import simulator
 from llmgym.evaluation import policies, rollout
+from llmgym.scenario.prefixes import SharedPrefix
 from llmgym.theory.capacity import at_load
 
 CHAT = llmgym.Workload(llmgym.Poisson(5), llmgym.Geometric(120), llmgym.Geometric(60), name="chat")
 DIGEST = llmgym.Workload(llmgym.Poisson(2), llmgym.Geometric(700), llmgym.Fixed(9), name="digest")
+
+SYSTEM_PROMPT = SharedPrefix(200, variants=3)
 
 
 def everything(scenario: llmgym.Scenario, as_network: bool, policy: str, steps: int) -> list:
@@ -31,18 +35,60 @@ def everything(scenario: llmgym.Scenario, as_network: bool, policy: str, steps: 
     found = [np.asarray(getattr(kept, name)).reshape(steps, 3) for name in parts]
     found.append(kept.backlog.to_numpy().reshape(steps, 3))
     totals = state.totals
-    return [*found, state.clock.to_numpy(), totals.arrived, totals.completed, totals.dropped,
-            totals.request_ticks.to_numpy()]  # fmt: skip
+    for name in ("lost", "found"):
+        found.append(np.asarray(getattr(kept, name)).reshape(steps, 3))
+    if kept.service is not None:
+        found += [np.asarray(x).reshape(steps, -1) for x in vars(kept.service).values()]
+    return [*found, state.clock.to_numpy(), totals.arrived, totals.dropped_of_class,
+            totals.completed, totals.dropped, totals.request_ticks.to_numpy()]  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", ["sarathi", pytest.param("orca", marks=pytest.mark.slow)])
-def test_one_engine_is_a_network_of_one(policy: str) -> None:
-    scenario = llmgym.scenario("paper-figure-1", workload=(CHAT, DIGEST), max_num_seqs=60)
-    scenario = replace(at_load(scenario, 0.9), slots=256)
-    one, other = (everything(scenario, as_network, policy, 300) for as_network in (False, True))
+MEMORY = llmgym.KVCache(60, 16)
+FEATURES: dict[str, dict[str, Any]] = {
+    "plain": {"max_num_seqs": 60},
+    "recompute": {"kv_cache": MEMORY, "first_token": "prefill"},
+    "swap": {"kv_cache": replace(MEMORY, swap_tokens_per_ms=50.0), "lengths_known": True},
+    "prefix": {"kv_cache": replace(MEMORY, prefix_caching=True), "first_token": "prefill"},
+    "roofline": {
+        "batch_time": "a100-llama-3-8b",
+        "max_num_seqs": 12,
+        "seq_limit": "resident",
+        "service_weights": (1, 2),
+    },
+}
+POLICIES = {"plain": "sarathi", "recompute": "vllm_v1", "swap": "srpt", "roofline": "vtc"}
+SLOW = {"swap", "prefix"}
+
+
+@pytest.mark.parametrize(
+    "feature", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FEATURES]
+)
+def test_one_engine_is_a_network_of_one(feature: str) -> None:
+    digest = replace(DIGEST, stages=(replace(DIGEST.stages[0], shared_prefix=SYSTEM_PROMPT),))
+    scenario = llmgym.scenario("paper-figure-1", workload=(CHAT, digest), **FEATURES[feature])
+    scenario = replace(scenario.at_rate(9.0), slots=96 if feature == "prefix" else 256)
+    policy, steps = POLICIES.get(feature, "orca"), 60 if feature == "prefix" else 300
+    one, other = (everything(scenario, as_network, policy, steps) for as_network in (False, True))
     for mine, theirs in zip(one, other, strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert one[8].min() > 100
+    assert one[-3].min() > 10, "completed"
+
+
+def test_a_replay_keeps_its_tenants_behind_replicas() -> None:
+    """Two replicas in turn serve what two engines serve that each get every second request."""
+    times, tenant = np.arange(40) * 0.05, np.array(["a", "b", "b"] * 14)[:40]
+    replay = llmgym.Replay(times, [90] * 40, [20] * 40, tenant=tenant,
+        tenants=(llmgym.Tenant("a", priority=1), llmgym.Tenant("b")))  # fmt: skip
+    base = llmgym.scenario("paper-figure-1", workload=replay, slots=64)
+    both = llmgym.simulate(base.override(replicas=2, router="round_robin"), "vllm_v1_priority")
+    for replica in range(2):
+        mine = slice(replica, None, 2)
+        half = replace(replay, arrival_s=times[mine], prefill_tokens=[90] * 20,
+            decode_tokens=[20] * 20, tenant=tenant[mine])  # fmt: skip
+        alone = llmgym.simulate(replace(base, workload=half), "vllm_v1_priority").requests
+        found = both.requests[both.requests.engine == f"engine-{replica + 1}"]
+        for column in ("job_type", "arrival_ms", "first_token_ms", "finish_ms"):
+            assert found[column].tolist() == alone[column].tolist(), column
 
 
 def workflow() -> llmgym.Scenario:

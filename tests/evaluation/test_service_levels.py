@@ -407,12 +407,6 @@ def test_bad_tenants(fields: dict[str, Any], message: str) -> None:
             JobType(Poisson(1.0), (Stage(1, 1),), weight=fields["weight"])
 
 
-def test_replicas_have_no_tenants() -> None:
-    scenario = engine(SHARED).override(service_weights=None, replicas=2)
-    with pytest.raises(LLMGymError, match="priorities or tenants is served by one engine"):
-        llmgym.simulate(scenario, "sarathi")
-
-
 @pytest.mark.slow
 def test_multi_tenant_is_what_priority_is_for() -> None:
     found = {}

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmgym.scenario.request_size import longest_request
+from llmgym.scenario.request_size import longest_call
 
 if TYPE_CHECKING:
     from llmgym.evaluation.run import Record
+    from llmgym.scenario.engine import Engine
     from llmgym.scenario.scenario import Scenario
 
 
@@ -24,19 +25,28 @@ def fairness(run: Record) -> dict[str, Any]:
 
     Returns:
         service_per_s: weighted tokens per second of each class; gap: the largest difference of service
-        between two classes over a time in which both had requests waiting (0 where that never was);
-        bound: that of VTC, infinite where neither memory nor seats limit the batch.
+        between two classes at one engine over a time in which both had requests waiting there (0 where
+        that never was); bound: that of VTC, infinite where neither memory nor seats limit the batch.
     """
     raw = run.raw
-    after = (raw["start"] >= raw["warm_clock"])[:, None]
+    steps, classes, envs = len(raw["start"]), len(run.scenario.classes), run.num_envs
+
+    def by_engine(name: str) -> np.ndarray:
+        """(steps, classes, engines, envs), with one class where there is no such axis."""
+        return raw[name].reshape(steps, -1 if name == "looked" else classes, engines, envs)
+
+    engines = raw["looked"].size // (steps * envs)
+    after = (raw["start"] >= raw["warm_clock"])[:, None, None]
     elapsed_s = float((raw["end_clock"] - raw["warm_clock"]).sum() * run.tick_ms / 1000)
-    charged = np.where(after, raw["charged"], 0).astype(np.int64)
-    service = charged.sum(axis=(0, 2)) / max(elapsed_s, 1e-9)
-    waiting, stayed = raw["waiting"] & after, raw["stayed"] & after
+    charged = np.where(after, by_engine("charged"), 0).astype(np.int64)
+    service = charged.sum(axis=(0, 2, 3)) / max(elapsed_s, 1e-9)
+    columns = charged, by_engine("waiting") & after, by_engine("stayed") & after
+    looked = by_engine("looked")[:, 0]
     gaps = [
-        service_gap(charged[:, pair, env], waiting[:, pair, env], stayed[:, pair, env])
-        for pair in map(list, combinations(range(charged.shape[1]), 2))
-        for env in range(run.num_envs)
+        service_gap(*(x[looked[:, engine, env]][:, pair, engine, env] for x in columns))
+        for pair in map(list, combinations(range(classes), 2))
+        for engine in range(engines)
+        for env in range(envs)
     ]
     return {
         "service_per_s": dict(zip(run.scenario.class_names, service.tolist(), strict=True)),
@@ -66,12 +76,15 @@ def service_gap(charged: np.ndarray, waiting: np.ndarray, stayed: np.ndarray) ->
 
 
 def bound(scenario: Scenario) -> float:
-    """2 * max(w_p * L, w_q * M), weighted tokens; infinite where L or M is."""
-    engine = scenario.engine
+    """2 * max(w_p * L, w_q * M), weighted tokens, of the engine with the most; infinite where L or M is."""
+    return max(_bound(scenario, engine) for engine in scenario.engines)
+
+
+def _bound(scenario: Scenario, engine: Engine) -> float:
     assert scenario.service_weights is not None
     held = np.inf if engine.kv_cache is None else float(engine.kv_cache.tokens)
     if engine.max_num_seqs is not None and engine.seq_limit == "resident":
-        held = min(held, engine.max_num_seqs * longest_request(scenario))
+        held = min(held, engine.max_num_seqs * longest_call(scenario, engine))
     prompt, output = scenario.service_weights
     longest = min(scenario.longest_prompt(engine), held)  # what is longer is never served
     most = [w * n if w else 0.0 for w, n in ((prompt, longest), (output, held))]
