@@ -16,7 +16,7 @@ from llmgym import baselines
 from llmgym.engine import simulator, stream
 from llmgym.engine.jobs import CHOICE
 from llmgym.engine.params import Params
-from llmgym.engine.queues import call_lengths
+from llmgym.engine.entering import call_lengths
 from llmgym.engine.state import State
 from llmgym.evaluation import policies
 

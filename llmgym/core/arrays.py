@@ -6,7 +6,7 @@ and a pass along the slots works on contiguous rows of environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,13 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
     for i in range(options.shape[0]):
         picked = jnp.where(index == i, options[i], picked)
     return picked
+
+
+def of_class(values: Sequence[Any], job_class: jax.Array) -> jax.Array:
+    """A static value of each class, where it stands for the class: one for all costs no look-up."""
+    if len(set(values)) == 1:
+        return jnp.broadcast_to(jnp.asarray(values[0]), job_class.shape)
+    return jnp.asarray(values)[job_class]
 
 
 def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array:
