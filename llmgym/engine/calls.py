@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import first_rows, of_class
+from llmgym.core.arrays import counted, first_rows, of_class
 from llmgym.engine.ended import Ended
 from llmgym.engine.entering import enter
 from llmgym.engine.jobs import advance, job_at, no_jobs, put_jobs
@@ -104,7 +104,7 @@ def _some_of_chains(
     following = of_class(plan.next_class, take(table.job_class))
     goes_on = there & (following >= 0)
     joins = jnp.concatenate([jobs.admitted, goes_on])
-    fits = jnp.cumsum(joins, axis=0, dtype=jnp.int32) <= params.joining
+    fits = counted(joins) <= params.joining
     state, late = admit(params, state, jobs, fits[:of_jobs])
     there = there & fits[of_jobs:]
     passed = jnp.sum(there.astype(jnp.int32), axis=0)
@@ -145,9 +145,8 @@ def _some_of_jobs(params: Params, carry: Carry, extra: jax.Array | None) -> tupl
     events = _events(params, state, coming, there, take)
     jobs = queues(state).jobs
     assert jobs is not None
-    # Behind a barrier, or every row that they are written to would advance them again.
-    job, starts, inherited = jax.lax.optimization_barrier(
-        advance(plan, state.stream.key, events.job, events.ended, events.context)
+    job, starts, inherited = advance(
+        plan, state.stream.key, events.job, events.ended, events.context
     )
     starts = starts & events.counts
     # Events in order as long as there is room for all the calls that they start.

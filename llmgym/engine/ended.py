@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import rows
+from llmgym.core.arrays import nth_bit, rows
 from llmgym.core.pytree import register
 
 WORD = 32
@@ -58,7 +58,7 @@ class Ended:
         """Those that are left, (size, stations, ...)."""
         before = self.upto - jax.lax.population_count(self.words).astype(jnp.int32)
         ones = jnp.full_like(self.words, 0xFFFFFFFF)
-        later = jnp.left_shift(ones, _bit(self.words, self.passed - before).astype(jnp.uint32))
+        later = jnp.left_shift(ones, nth_bit(self.words, self.passed - before).astype(jnp.uint32))
         words = jnp.where(before >= self.passed, self.words, self.words & later)
         words = jnp.where(self.upto > self.passed, words, 0)
         words = words.reshape(stations, -1, 1, *words.shape[1:])
@@ -83,7 +83,7 @@ class Ended:
         place = jnp.sum(past.astype(jnp.int32), axis=1)
         there = number < self.upto[-1]
         per_station = len(self.words) // stations
-        slot = place % per_station * WORD + _bit(word, number - before)
+        slot = place % per_station * WORD + nth_bit(word, number - before)
         index = jnp.where(there, slot * stations + place // per_station, 0)
         index = jax.lax.optimization_barrier(index)
 
@@ -92,14 +92,3 @@ class Ended:
             return jnp.take_along_axis(flat, index, axis=0, mode="promise_in_bounds")
 
         return take, there
-
-
-def _bit(word: jax.Array, rank: jax.Array) -> jax.Array:
-    """The place of the bit of a word that has ``rank`` set bits below it, by halves."""
-    place = jnp.zeros_like(rank)
-    for half in (16, 8, 4, 2, 1):
-        low = jnp.right_shift(word, place.astype(jnp.uint32)) & jnp.uint32((1 << half) - 1)
-        below = jax.lax.population_count(low).astype(jnp.int32)
-        above = rank >= below
-        place, rank = jnp.where(above, place + half, place), jnp.where(above, rank - below, rank)
-    return place

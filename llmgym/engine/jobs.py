@@ -49,17 +49,22 @@ def job_at(jobs: Jobs, row: jax.Array) -> Jobs:
 
 def put_jobs(jobs: Jobs, row: jax.Array, new: Jobs, wanted: jax.Array) -> Jobs:
     """The jobs with those of ``new`` (several, ...) in their rows, where they are ``wanted``."""
-    row = jax.lax.optimization_barrier(jnp.where(wanted, row, -1))
-    here = [rows(jobs.live) == row[n] for n in range(len(row))]
+    row = jnp.where(wanted, row, -1)
+    todo = jnp.any(wanted.reshape(len(row), -1), axis=1)
 
-    def write(column: jax.Array, values: jax.Array) -> jax.Array:
-        axis = column.ndim - row.ndim
-        for n, mine in enumerate(here):
-            value = jax.lax.slice_in_dim(values, n, n + 1, axis=axis)
-            column = jnp.where(mine, value, column)
-        return column
+    def put(carry: tuple[Jobs, jax.Array]) -> tuple[Jobs, jax.Array]:
+        jobs, todo = carry
+        n = jnp.argmax(todo)
+        mine = rows(jobs.live) == jax.lax.dynamic_index_in_dim(row, n)
 
-    return jax.tree.map(write, jobs, new)
+        def write(column: jax.Array, values: jax.Array) -> jax.Array:
+            value = jax.lax.dynamic_slice_in_dim(values, n, 1, axis=column.ndim - row.ndim)
+            return jnp.where(mine, value, column)
+
+        return jax.tree.map(write, jobs, new), todo & (jnp.arange(len(todo)) != n)
+
+    # A loop: else every row of the table would work out again what is to be written.
+    return jax.lax.while_loop(lambda c: jnp.any(c[1]), put, (jobs, todo))[0]
 
 
 def advance(
