@@ -15,9 +15,9 @@ from reference import Ran
 
 from llmgym import baselines
 from llmgym.engine import simulator, stream
+from llmgym.engine.entering import call_lengths
 from llmgym.engine.jobs import CHOICE
 from llmgym.engine.params import Params
-from llmgym.engine.queues import call_lengths
 from llmgym.engine.state import State
 from llmgym.engine.view import Batch, View
 from llmgym.evaluation import policies

@@ -6,7 +6,7 @@ and a pass along the slots works on contiguous rows of environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -64,6 +64,13 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
     return picked
 
 
+def of_class(values: Sequence[Any], job_class: jax.Array) -> jax.Array:
+    """A static value of each class, where it stands for the class: one for all costs no look-up."""
+    if len(set(values)) == 1:
+        return jnp.broadcast_to(jnp.asarray(values[0]), job_class.shape)
+    return jnp.asarray(values)[job_class]
+
+
 def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array:
     """Sums (count, ...) over the slots of each class, int32."""
     mine = (jnp.where(job_class == k, values, 0) for k in range(count))
@@ -89,14 +96,39 @@ def compacted(live: jax.Array) -> jax.Array:
     return jnp.where(packed > 0, (packed & 0xFFFF) - 1, -1)
 
 
+def word_of(mask: jax.Array) -> jax.Array:
+    """The rows of a mask, at most 32, as the bits of one word (uint32) for each environment."""
+    word = jnp.zeros(mask.shape[1:], jnp.uint32)
+    for n in range(mask.shape[0]):
+        word = word | (mask[n].astype(jnp.uint32) << n)
+    return word
+
+
+def nth_bit(word: jax.Array, rank: jax.Array) -> jax.Array:
+    """The place of the bit of a word that has ``rank`` set bits below it, if there is one: by halves."""
+    place = jnp.zeros(jnp.broadcast_shapes(word.shape, rank.shape), jnp.int32)
+    for half in (16, 8, 4, 2, 1):
+        low = (word >> place.astype(jnp.uint32)) & jnp.uint32((1 << half) - 1)
+        below = jax.lax.population_count(low).astype(jnp.int32)
+        above = rank >= below
+        place, rank = jnp.where(above, place + half, place), jnp.where(above, rank - below, rank)
+    return place
+
+
+def counted(mask: jax.Array) -> jax.Array:
+    """Inclusive prefix sum of a mask of at most 32 rows, int32: what ``jnp.cumsum`` is slow at."""
+    upto = jnp.uint32(0xFFFFFFFF) >> (31 - rows(mask)).astype(jnp.uint32)
+    return jax.lax.population_count(word_of(mask)[None] & upto).astype(jnp.int32)
+
+
 def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Slots of the first ``count`` rows where ``mask`` holds (count, ...), and whether each exists."""
     row, size = rows(mask), mask.shape[0]
-    if size <= 32:  # the n-th marked row has as many rows before it as have a rank of at most n
-        rank = jnp.cumsum(mask, axis=0, dtype=jnp.int32)
-        ahead = rank[None] <= row[:count, None]
-        slot = jnp.sum(ahead.astype(jnp.int32), axis=1)
-        return jnp.minimum(slot, size - 1), slot < size
+    if size <= 32:
+        rank = jnp.arange(count, dtype=jnp.int32).reshape(-1, *[1] * (mask.ndim - 1))
+        word = word_of(mask)
+        there = rank < jax.lax.population_count(word).astype(jnp.int32)
+        return jnp.where(there, nth_bit(word, rank), size - 1), there
     found = [jnp.full(mask.shape[1:], -1, jnp.int32)]
     for _ in range(count):
         found.append(jnp.min(jnp.where(mask & (row > found[-1]), row, size), axis=0))

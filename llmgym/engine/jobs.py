@@ -6,6 +6,7 @@ know about its job.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -18,14 +19,22 @@ from llmgym.engine.stream import words
 from llmgym.scenario.arrivals import uniform
 
 
-def no_jobs(slots: int, stages: int, shape: tuple[int, ...]) -> Jobs:
-    """An empty table of jobs."""
-    none, several = (
-        jnp.zeros((slots, *shape), jnp.int32),
-        jnp.zeros((stages, slots, *shape), jnp.int32),
+def no_jobs(plan: Plan, shape: tuple[int, ...]) -> Jobs:
+    """Jobs (shape) that have not begun: also an empty table of jobs."""
+    none = jnp.zeros(shape, jnp.int32)
+    several = jnp.zeros((plan.most_stages, *shape), jnp.int32)
+    return Jobs(
+        live=none > 0,
+        job_type=none,
+        number=none,
+        arrival=none.astype(jnp.uint32),
+        arrival_high=none.astype(jnp.uint16),
+        done=none,
+        passed=none,
+        begun=none,
+        visits=several if plan.loops else None,
+        context=several if plan.keeps_context else None,
     )
-    low, high = none.astype(jnp.uint32), none.astype(jnp.uint16)
-    return Jobs(none > 0, none, none, low, high, none, none, none, several, several)
 
 
 def job_at(jobs: Jobs, row: jax.Array) -> Jobs:
@@ -41,21 +50,27 @@ def job_at(jobs: Jobs, row: jax.Array) -> Jobs:
 
 def put_jobs(jobs: Jobs, row: jax.Array, new: Jobs, wanted: jax.Array) -> Jobs:
     """The jobs with those of ``new`` (several, ...) in their rows, where they are ``wanted``."""
-    here = [(rows(jobs.live) == row[n]) & wanted[n] for n in range(len(row))]
+    row = jnp.where(wanted, row, -1)
+    todo = jnp.any(wanted.reshape(len(row), -1), axis=1)
 
-    def write(column: jax.Array, values: jax.Array) -> jax.Array:
-        axis = column.ndim - row.ndim
-        for n, mine in enumerate(here):
-            value = jax.lax.slice_in_dim(values, n, n + 1, axis=axis)
-            column = jnp.where(mine, value, column)
-        return column
+    def put(carry: tuple[Jobs, jax.Array]) -> tuple[Jobs, jax.Array]:
+        jobs, todo = carry
+        n = jnp.argmax(todo)
+        mine = rows(jobs.live) == jax.lax.dynamic_index_in_dim(row, n)
 
-    return jax.tree.map(write, jobs, new)
+        def write(column: jax.Array, values: jax.Array) -> jax.Array:
+            value = jax.lax.dynamic_slice_in_dim(values, n, 1, axis=column.ndim - row.ndim)
+            return jnp.where(mine, value, column)
+
+        return jax.tree.map(write, jobs, new), todo & (jnp.arange(len(todo)) != n)
+
+    # A loop: else every row of the table would work out again what is to be written.
+    return jax.lax.while_loop(lambda c: jnp.any(c[1]), put, (jobs, todo))[0]
 
 
 def advance(
     plan: Plan, key: jax.Array, job: Jobs, ended: jax.Array, context: jax.Array
-) -> tuple[Jobs, jax.Array, jax.Array]:
+) -> tuple[Jobs, jax.Array, jax.Array | None]:
     """What the end of a stage sets off.
 
     Args:
@@ -66,13 +81,14 @@ def advance(
         context: its prompt and output tokens.
 
     Returns:
-        The job after it; which stages start (stages, several, ...); and the context that each would inherit.
+        The job after it; which stages start (stages, several, ...); and the context that each would
+        inherit, where it is kept.
     """
     stage = jnp.arange(plan.most_stages).reshape((-1,) + (1,) * ended.ndim)
-    here = stage == ended
-    job = replace(job, context=jnp.where(here, context, job.context))
-    starts = jnp.zeros(job.visits.shape, bool)
-    inherited = jnp.zeros_like(job.context)
+    if job.context is not None:
+        job = replace(job, context=jnp.where(stage == ended, context, job.context))
+    starts = jnp.zeros((plan.most_stages, *ended.shape), bool)
+    inherited = None if job.context is None else jnp.zeros_like(job.context)
     after = job
     for job_type, routes in enumerate(plan.routes):
         mine = job.job_type == job_type
@@ -81,7 +97,9 @@ def advance(
         after = jax.tree.map(lambda n, o, mine=mine: jnp.where(mine, n, o), new, after)
         count = len(routes.order)
         starts = starts.at[:count].set(jnp.where(mine, jnp.stack(begins), starts[:count]))
-        inherited = inherited.at[:count].set(jnp.where(mine, jnp.stack(brings), inherited[:count]))
+        if inherited is not None:
+            own = jnp.where(mine, jnp.stack(brings), inherited[:count])
+            inherited = inherited.at[:count].set(own)
     return after, starts, inherited
 
 
@@ -90,8 +108,9 @@ def _advance_type(
 ) -> tuple[Jobs, list[jax.Array], list[jax.Array]]:
     count = len(routes.order)
     done, passed, begun = job.done, job.passed, job.begun
-    stage = jnp.arange(job.visits.shape[0]).reshape((-1,) + (1,) * ended.ndim)
-    visits = job.visits + (stage == ended)
+    visits = job.visits
+    if visits is not None:
+        visits = visits + (rows(visits) == ended)
 
     def has(bits: jax.Array, v: int) -> jax.Array:
         return (bits >> v) & 1 > 0
@@ -104,6 +123,8 @@ def _advance_type(
     for v in range(count):
         if not routes.bodies[v]:
             continue
+        assert job.visits is not None
+        assert visits is not None
         if routes.rounds[v]:
             again = visits[v] % routes.rounds[v] != 0
         else:
@@ -129,8 +150,11 @@ def _advance_type(
             ready = ready & has(done, u)
             taken = has(done, u) & ~has(passed, u)
             led = led | taken
-            brought = brought + jnp.where(taken, job.context[u], 0)
-        led = led & _chosen(routes, first, v, key, job.number, visits)
+            if job.context is not None:
+                brought = brought + jnp.where(taken, job.context[u], 0)
+        # Without loops a stage has ended once, unless it was passed over.
+        ends = [has(done & ~passed, u) for u in range(count)] if visits is None else visits
+        led = led & _chosen(routes, first, v, key, job.number, ends)
         begins[v] = begins[v] | (ready & led)
         brings[v] = jnp.where(ready & led, brought, brings[v])
         begun = mark(begun, (v,), ready & led)
@@ -141,7 +165,12 @@ def _advance_type(
 
 
 def _chosen(
-    routes: Routes, first: int, v: int, key: jax.Array, number: jax.Array, visits: jax.Array
+    routes: Routes,
+    first: int,
+    v: int,
+    key: jax.Array,
+    number: jax.Array,
+    visits: Sequence[jax.Array] | jax.Array,
 ) -> jax.Array:
     """Whether the choice that a stage belongs to, if any, falls on it."""
     for group in routes.choices:

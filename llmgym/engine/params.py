@@ -24,8 +24,12 @@ from llmgym.scenario.scenario import Scenario
 COMPACT_EVERY = 16
 """Steps between compactions of the table. Empty rows are inert, so when it happens changes no result."""
 
-JOBS_TAKEN, CALLS_TAKEN = 4, 4
-"""Jobs that begin, and calls of an engine that are passed on, in one round; more only cost another."""
+CHAINS_TAKEN, JOBS_TAKEN = (8, 8), (2, 4)
+"""Jobs that begin, and calls that are passed on, in one round, where all jobs are chains of calls and
+where not; more only cost another."""
+
+JOINING = 8
+"""Calls that join the queues in one round; more only cost another, unless one event starts them all."""
 
 NO_LIMIT = 2**20
 """Requests in a batch of an engine without a limit, where other engines have one."""
@@ -79,7 +83,14 @@ class Params:
     @property
     def joining(self) -> int:
         """Most calls that join the queues in one round."""
-        return max(self.plan.most_begun, JOBS_TAKEN + CALLS_TAKEN)
+        return max(self.plan.most_begun, JOINING)
+
+    @property
+    def taken(self) -> tuple[int, int]:
+        """Most jobs that begin, and most calls that are passed on, in one round."""
+        jobs, calls = JOBS_TAKEN if self.plan.routes else CHAINS_TAKEN
+        # A job that is refused, as memory could never hold its call, leaves its slot to the next.
+        return (jobs if self.kv_blocks is None else 1), calls
 
     def total(self, x: jax.Array, axis: int = 0) -> jax.Array:
         """The sum over the engines, which stand in ``axis``."""
@@ -164,7 +175,7 @@ def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
         raise LLMGymError(f"{scenario.slots} slots make tables of {rows} rows; at most {2**15}.")
     fresh = int(np.clip(np.ceil((1.25 if lone else 2) * per_batch), 16, 256))
     if not lone:
-        fresh = max(fresh, plan.most_begun, JOBS_TAKEN + CALLS_TAKEN)
+        fresh = max(fresh, plan.most_begun, JOINING)
     fresh += -(rows + fresh) % GROUP
     coming = 0 if lone else int(np.clip(np.ceil(1.25 * per_batch), 16, 256))
     return {"slots": scenario.slots, "rows": rows, "fresh": fresh, "coming": coming}

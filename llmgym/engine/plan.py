@@ -86,6 +86,16 @@ class Plan:
         """Stages of the longest job type."""
         return max(len(r.order) for r in self.routes)
 
+    @property
+    def loops(self) -> bool:
+        """Whether a job may come to a call again."""
+        return any(any(r.bodies) for r in self.routes)
+
+    @property
+    def keeps_context(self) -> bool:
+        """Whether it matters how many tokens the calls before had."""
+        return bool(self.routes) and (any(self.inherits) or any(self.is_delay))
+
     def engine_group(self) -> tuple[int, ...]:
         """The group of each engine."""
         return tuple(g for g, (_, replicas) in enumerate(self.groups) for _ in range(replicas))

@@ -9,13 +9,12 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import class_sums, compacted, rows, select
-from llmgym.core.pytree import register
+from llmgym.core.arrays import GROUP, class_sums, compacted, of_class, rows
 from llmgym.engine import stream as streams
+from llmgym.engine.ended import Ended
 from llmgym.engine.jobs import no_jobs
 from llmgym.engine.params import Params
-from llmgym.engine.routing import Joining, route
-from llmgym.engine.state import Coming, Queues, State, high_of
+from llmgym.engine.state import Coming, Queues, State
 from llmgym.scenario.arrivals import NEVER
 
 T = TypeVar("T")
@@ -32,7 +31,7 @@ def nothing(params: Params, shape: tuple[int, ...]) -> Queues:
     plan, none = params.plan, jnp.zeros(shape, jnp.int32)
     groups = jnp.zeros((len(plan.groups), *shape), jnp.int32)
     queue = jnp.zeros((params.coming, *shape), jnp.int32)
-    jobs = no_jobs(params.slots, plan.most_stages, shape) if plan.routes else None
+    jobs = no_jobs(plan, (params.slots, *shape)) if plan.routes else None
     return Queues(
         Coming(none, none, queue.astype(jnp.uint32), queue, queue), none, jobs, groups, groups
     )
@@ -59,75 +58,62 @@ def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
     return jax.lax.while_loop(lambda c: c[1], body, (state, wanted))[0]
 
 
-@register
-@dataclass(frozen=True)
-class Ended:
-    """Calls that ended and are to be passed on: those of ``mask`` below row ``last`` of their station."""
-
-    mask: jax.Array  # (rows, stations, ...)
-    last: jax.Array  # (stations, ...) row that was passed on last
-    count: jax.Array  # (stations, ...) that are left
-
-    @classmethod
-    def of(cls, mask: jax.Array) -> Ended:
-        """All calls of a mask."""
-        count = jnp.sum(mask.astype(jnp.int32), axis=0)
-        return cls(mask, jnp.full_like(count, -1), count)
-
-    @property
-    def left(self) -> jax.Array:
-        """The mask of those that are left."""
-        return self.mask & (rows(self.mask) > self.last)
-
-    @property
-    def any(self) -> jax.Array:
-        """Whether any is left."""
-        return jnp.any(self.count > 0, axis=0)
-
-
 def tidy(params: Params, state: State) -> State:
-    """Compact the tables and draw jobs in advance: once in a while, for all environments."""
-    full = jnp.full(state.present.shape, True)
+    """Compact the tables and draw jobs in advance, for all environments."""
     nobody = Ended.of(jnp.zeros_like(state.table.live))
-    return top_up(params, compact(params, (state, nobody))[0], full)
+    return top_up(params, compact(params, (state, nobody))[0])
 
 
 def compact(params: Params, both: tuple[State, Ended]) -> tuple[State, Ended]:
     """Move all calls to the top rows, those that have yet to be passed on among them.
 
-    Empty rows are inert: it changes no result.
+    Empty rows are inert: it changes no result. The rows below are left all zero.
     """
     state, ended = both
-    left = ended.left
-    source = compacted(state.table.live | left)[: params.rows]
+    size, stations = state.table.live.shape[:2]
+    left = ended.mask(size, stations)
+    kept = state.table.live | left
+    source = jax.lax.optimization_barrier(compacted(kept))
     index, gone = jnp.maximum(source, 0), source < 0
+    # A chunk of rows at a time, up to the last that is needed: gathers cost most. Rows come from below,
+    # so no chunk writes what a later one reads.
+    chunks = -(-jnp.max(jnp.sum(kept.astype(jnp.int32), axis=0)) // GROUP)
 
-    def move(column: jax.Array) -> jax.Array:
-        none = jnp.zeros((), column.dtype)
-        top = jnp.where(gone, none, jnp.take_along_axis(column, index, axis=0))
-        return jnp.concatenate([top, jnp.zeros((params.fresh, *top.shape[1:]), column.dtype)])
+    def chunk(n: jax.Array, columns: T) -> T:
+        place, none = (jax.lax.dynamic_slice_in_dim(x, n * GROUP, GROUP) for x in (index, gone))
 
-    table, mask = jax.tree.map(move, (state.table, left))
+        def move(column: jax.Array) -> jax.Array:
+            found = jnp.take_along_axis(column, place, axis=0, mode="promise_in_bounds")
+            found = jnp.where(none, jnp.zeros((), column.dtype), found)
+            return jax.lax.dynamic_update_slice_in_dim(column, found, n * GROUP, axis=0)
+
+        return jax.tree.map(move, columns)
+
+    below = rows(source) >= chunks * GROUP
+    table, left = jax.tree.map(
+        lambda column: jnp.where(below, jnp.zeros((), column.dtype), column),
+        jax.lax.fori_loop(0, chunks, chunk, (state.table, left)),
+    )
     pool = state.pool
     if pool is not None:  # the blocks of a request move with it
-        engines = index[:, : params.plan.engines]
+        engines = index[: params.rows, : params.plan.engines]
         held = jnp.take_along_axis(pool.table, engines[:, None], axis=0)
         pool = replace(pool, table=pool.table.at[: params.rows].set(held))
-    ended = Ended(mask, jnp.full_like(ended.last, -1), ended.count)
     inflow = replace(queues(state), tail=jnp.zeros_like(queues(state).tail))
-    return replace(state, table=table, pool=pool, inflow=inflow), ended
+    return replace(state, table=table, pool=pool, inflow=inflow), Ended.of(left)
 
 
-def top_up(params: Params, state: State, wanted: jax.Array) -> State:
-    """Draw jobs to come until the queue is full, where it is ``wanted``."""
+def top_up(params: Params, state: State) -> State:
+    """Draw jobs to come until the queue is full."""
     coming, most = queues(state).coming, params.coming
-    kept = jnp.where(wanted, coming.drawn - coming.joined, coming.drawn)
-    limit = jnp.where(wanted, most - kept, 0)
+    kept = coming.drawn - coming.joined
     unsized = tuple(streams.Unsized.of(length) for length in params.lengths[:1])
     unsized = unsized * len(params.arrivals)  # a replay has one list, and nothing else a class
-    drawn, stream = streams.draw(params.arrivals, unsized, state.stream, params.burst, most, limit)
+    drawn, stream = streams.draw(
+        params.arrivals, unsized, state.stream, params.burst, most, most - kept
+    )
     row = rows(drawn.wait)
-    old = jnp.minimum(row + jnp.where(wanted, coming.joined, 0), most - 1)
+    old = jnp.minimum(row + coming.joined, most - 1)
     new = jnp.clip(row - kept, 0, most - 1)
 
     def move(column: jax.Array, fresh: jax.Array) -> jax.Array:
@@ -135,7 +121,7 @@ def top_up(params: Params, state: State, wanted: jax.Array) -> State:
         return jnp.where(row < kept, stays, jnp.take_along_axis(fresh, new, axis=0))
 
     coming = Coming(
-        jnp.where(wanted, 0, coming.joined),
+        jnp.zeros_like(coming.joined),
         kept + drawn.count,
         move(coming.arrival, state.clock.low + drawn.wait.astype(jnp.uint32)),
         move(coming.number, drawn.request),
@@ -203,10 +189,10 @@ def admit(params: Params, state: State, jobs: Heads, taken: jax.Array) -> tuple[
     due, admitted = jobs.due & taken, jobs.admitted & taken
     count, joined = (jnp.sum(x.astype(jnp.int32), axis=0) for x in (due, admitted))
     ago = jnp.where(admitted, jobs.ago, 0)
-    of_class = totals.dropped_of_class
-    if of_class is not None:
-        first = jnp.asarray(params.plan.first_class)[jobs.job_type]
-        of_class = of_class + class_sums(first, due & ~admitted, params.classes)
+    dropped = totals.dropped_of_class
+    if dropped is not None:
+        first = of_class(params.plan.first_class, jobs.job_type)
+        dropped = dropped + class_sums(first, due & ~admitted, params.classes)
     state = replace(
         state,
         inflow=replace(queues(state), coming=replace(coming, joined=coming.joined + count)),
@@ -216,7 +202,7 @@ def admit(params: Params, state: State, jobs: Heads, taken: jax.Array) -> tuple[
             arrived=totals.arrived + count,
             dropped=totals.dropped + count - joined,
             request_ticks=totals.request_ticks.add_sum(ago),
-            dropped_of_class=of_class,
+            dropped_of_class=dropped,
         ),
     )
     return state, jnp.sum(ago.astype(jnp.float32), axis=0)
@@ -226,128 +212,3 @@ def complete(state: State, count: jax.Array) -> State:
     """``count`` jobs are done and leave."""
     totals = replace(state.totals, completed=state.totals.completed + count)
     return replace(state, present=state.present - count, totals=totals)
-
-
-def enter(params: Params, state: State, calls: Joining, extra: jax.Array | None) -> State:
-    """Calls join the queues of their engines, behind all that are there.
-
-    They are written to the same rows in every environment and at every station, with gaps where there
-    is no call: one slice of the table, whatever happens where. A call that its engine's memory could
-    never hold is refused: its job leaves and counts as dropped.
-    """
-    plan = params.plan
-    # Behind a barrier, or every column that is written would draw the lengths again.
-    prefill, decode, due = jax.lax.optimization_barrier(
-        _draw_lengths(params, state.stream.key, calls)
-    )
-    station, state = route(params, state, calls, prefill + decode, extra)
-    if params.kv_blocks is not None:
-        state, calls = _refuse(params, state, calls, prefill + decode, station)
-    index = jnp.arange(plan.stations).reshape((1, -1) + (1,) * calls.valid[0].ndim)
-    here = (index == station[:, None]) & calls.valid[:, None]
-    inflow = queues(state)
-    start = params.rows + jnp.max(inflow.tail)
-    delay = jnp.asarray(plan.is_delay)[calls.job_class]
-    work = prefill + decode
-    if params.prompt_samples:
-        work = work - ((prefill > 0) & (decode > 0))
-    values = {
-        "prefill": prefill,
-        "decode": decode,
-        "prompt": jnp.where(delay, calls.context, prefill),
-        "output": decode,
-        "arrival": calls.arrival,
-        "last_token": calls.arrival + due,
-        "request": calls.number,
-        "job_class": calls.job_class,
-        "arrival_high": high_of(state.clock, calls.arrival),
-        "job_arrival": calls.job_arrival,
-        "job_arrival_high": calls.job_arrival_high,
-        "job_row": calls.job_row,
-        "visit": calls.visit,
-    }
-
-    def write(name: str) -> jax.Array:
-        column, value = getattr(state.table, name), values.get(name)
-        block = jnp.zeros(here.shape, column.dtype)
-        if value is not None:
-            block = jnp.where(here, value[:, None].astype(column.dtype), block)
-        return jax.lax.dynamic_update_slice_in_dim(column, block, start, axis=0)
-
-    present = (name for name, column in vars(state.table).items() if column is not None)
-    table = replace(state.table, **{name: write(name) for name in present})
-    used = jnp.max(jnp.where(calls.valid, rows(calls.valid) + 1, 0), axis=0)
-    tail = jnp.max(inflow.tail) + jnp.broadcast_to(jnp.max(used), inflow.tail.shape)
-    backlog = state.backlog + jnp.sum(jnp.where(calls.valid & ~delay, work, 0), axis=0)
-    return replace(state, table=table, inflow=replace(inflow, tail=tail), backlog=backlog)
-
-
-def _refuse(
-    params: Params, state: State, calls: Joining, tokens: jax.Array, station: jax.Array
-) -> tuple[State, Joining]:
-    """Turn away the calls that their engine's memory could never hold, and their jobs with them."""
-    assert params.kv_blocks is not None
-    most = params.kv_blocks * params.block_size
-    most = select(most.reshape(-1, *[1] * station.ndim), station)
-    delay = jnp.asarray(params.plan.is_delay)[calls.job_class]
-    refused = calls.valid & ~delay & (tokens - params.prompt_samples > most)
-    first, inflow = refused, queues(state)
-    if inflow.jobs is not None:  # several calls of one job may be refused at once
-        several = len(refused)
-        earlier = jnp.tril(jnp.ones((several, several), bool), -1)
-        earlier = earlier.reshape(several, several, *[1] * (refused.ndim - 1))
-        same = earlier & (calls.job_row[:, None] == calls.job_row[None])
-        first = refused & ~jnp.any(same & refused[None], axis=1)
-        live = inflow.jobs.live
-        for n in range(refused.shape[0]):
-            live = live & ~((rows(live) == calls.job_row[n]) & refused[n])
-        inflow = replace(inflow, jobs=replace(inflow.jobs, live=live))
-    count, totals = jnp.sum(first.astype(jnp.int32), axis=0), state.totals
-    of_class = totals.dropped_of_class
-    if of_class is not None:
-        of_class = of_class + class_sums(calls.job_class, first, params.classes)
-    # A job that never got in has waited for nothing.
-    ago = jnp.where(first & calls.early, (state.clock.low - calls.arrival).astype(jnp.int32), 0)
-    request_ticks = totals.request_ticks
-    for ticks in ago:
-        request_ticks = request_ticks - ticks
-    totals = replace(
-        totals,
-        dropped=totals.dropped + count,
-        dropped_of_class=of_class,
-        request_ticks=request_ticks,
-    )
-    state = replace(state, present=state.present - count, totals=totals, inflow=inflow)
-    return state, replace(calls, valid=calls.valid & ~refused)
-
-
-def _draw_lengths(
-    params: Params, key: jax.Array, calls: Joining
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Prompt and output tokens of calls, and the ticks of those that are delays (uint32)."""
-    plan = params.plan
-    prefill, decode = call_lengths(params, key, calls.job_class, calls.number, calls.visit)
-    due = jnp.zeros_like(prefill)
-    if any(plan.is_delay):
-        delay = jnp.asarray(plan.is_delay)[calls.job_class]
-        ticks = jnp.round(prefill.astype(jnp.float32) / params.tick_ms).astype(jnp.int32)
-        due = jnp.where(delay, jnp.maximum(ticks, 1), 0)
-        prefill, decode = jnp.where(delay, 0, prefill), jnp.where(delay, 1, decode)
-    if any(plan.inherits):
-        inherits = jnp.asarray(plan.inherits)[calls.job_class]
-        prefill = jnp.where(inherits, prefill + calls.context, prefill)
-    return prefill, decode, due.astype(jnp.uint32)
-
-
-def call_lengths(
-    params: Params, key: jax.Array, job_class: jax.Array, number: jax.Array, visit: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Own prompt and output tokens of calls, inherited context left out; of delays milliseconds, 0."""
-    random = streams.words(key, job_class, number, 2, visit)[1:3]
-    prefill, decode = jnp.zeros_like(number), jnp.zeros_like(number)
-    kind = jnp.asarray(params.length_of)[job_class]
-    for k, length in enumerate(params.lengths):
-        drawn = length(number, random)
-        prefill = jnp.where(kind == k, drawn[0], prefill)
-        decode = jnp.where(kind == k, drawn[1], decode)
-    return prefill, decode

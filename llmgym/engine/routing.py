@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import rows, select
+from llmgym.core.arrays import of_class, rows, select
 from llmgym.core.pytree import register
 from llmgym.engine import stream as streams
 from llmgym.engine.make_view import engine_table
@@ -29,14 +29,19 @@ class Joining:
     arrival: jax.Array
     job_arrival: jax.Array
     job_arrival_high: jax.Array
-    job_row: jax.Array
-    visit: jax.Array
-    context: jax.Array
+    job_row: jax.Array | None  # where jobs are no chains
+    visit: jax.Array | None  # where a call may come again
+    context: jax.Array | None  # where calls inherit it, or its sum is kept
     early: jax.Array  # routed by the loads before the present moment
 
 
 def route(
-    params: Params, state: State, calls: Joining, tokens: jax.Array, extra: jax.Array | None
+    params: Params,
+    state: State,
+    calls: Joining,
+    tokens: jax.Array,
+    load: jax.Array | None,
+    extra: jax.Array | None,
 ) -> tuple[jax.Array, State]:
     """The station (several, ...) that each call goes to: its engine, or one of its replicas.
 
@@ -45,28 +50,30 @@ def route(
         state: at the moment.
         calls: that are about to join.
         tokens: (several, ...) of each call.
-        extra: (engines, ...) what those that come ``early`` see of the loads, on top of the tables.
+        load: (engines, ...) what the router looks at; None where there are no replicas.
+        extra: (engines, ...) what those that come ``early`` see of the loads, on top of it.
     """
     plan, inflow = params.plan, state.inflow
     assert isinstance(inflow, Queues)
-    group = jnp.asarray(plan.group_of)[calls.job_class]
-    first = jnp.asarray([g for g, _ in plan.groups])[group]
+    group = of_class(plan.group_of, calls.job_class)
+    first = of_class([g if g < 0 else plan.groups[g][0] for g in plan.group_of], calls.job_class)
     station = jnp.where(group < 0, plan.engines, first)
-    if all(replicas == 1 for _, replicas in plan.groups):
+    if load is None:
         return station, state
-    load = loads(params, state.table)
     member = jnp.asarray(plan.engine_group()).reshape((-1,) + (1,) * state.present.ndim)
     index = rows(load)
     turns, chosen = inflow.turns, []
+    draws = None
+    if plan.router in ("random", "power_of_two"):
+        of_choice = calls.job_class + CHOICE
+        draws = streams.words(state.stream.key, of_choice, calls.number, 2, calls.visit)
     for n in range(calls.valid.shape[0]):
         mine = member == group[n]
         count = jnp.sum(mine.astype(jnp.int32), axis=0)
         turn = select(turns, group[n])
-        draw = streams.words(
-            state.stream.key, calls.job_class[n] + CHOICE, calls.number[n], 2, calls.visit[n]
-        )
         seen = load if extra is None else load + jnp.where(calls.early[n], extra, 0)
         named = select(inflow.route, group[n])
+        draw = None if draws is None else draws[:, n]
         replica = _replica(plan.router, seen, mine, first[n], count, turn, draw, named)
         to = jnp.where(group[n] < 0, plan.engines, first[n] + replica)
         chosen.append(to)
@@ -74,7 +81,18 @@ def route(
         load = load + jnp.where(here, _weight(plan.router, tokens[n]), 0)
         groups = rows(turns) == group[n]
         turns = turns + (groups & calls.valid[n])
-    return jnp.stack(chosen), replace(state, inflow=replace(inflow, turns=turns))
+    station, turns = jax.lax.optimization_barrier((jnp.stack(chosen), turns))
+    return station, replace(state, inflow=replace(inflow, turns=turns))
+
+
+def joined_loads(
+    params: Params, load: jax.Array, calls: Joining, tokens: jax.Array, station: jax.Array
+) -> jax.Array:
+    """The loads (engines, ...) when the calls have joined at their stations."""
+    for n in range(calls.valid.shape[0]):
+        here = (rows(load) == station[n]) & calls.valid[n] & (tokens[n] > 0)
+        load = load + jnp.where(here, _weight(params.plan.router, tokens[n]), 0)
+    return load
 
 
 def _weight(router: str, tokens: jax.Array) -> jax.Array | int:
@@ -114,7 +132,7 @@ def _replica(
     first: jax.Array,
     count: jax.Array,
     turn: jax.Array,
-    draw: jax.Array,
+    draw: jax.Array | None,
     named: jax.Array,
 ) -> jax.Array:
     """The number of the replica within its group; the first at a tie."""
@@ -124,12 +142,14 @@ def _replica(
         return jnp.minimum((uniform(word) * count).astype(jnp.int32), count - 1)
 
     if router == "random":
+        assert draw is not None
         return pick(draw[2])
     if router == "round_robin":
         return turn % count
     if router == "action":
         return jnp.clip(named, 0, count - 1)
     if router == "power_of_two":
+        assert draw is not None
         one = pick(draw[2])
         other = (
             one + 1 + jnp.minimum((uniform(draw[3]) * (count - 1)).astype(jnp.int32), count - 2)

@@ -138,8 +138,8 @@ class Jobs:
     done: jax.Array
     passed: jax.Array
     begun: jax.Array
-    visits: jax.Array  # how often each stage has ended
-    context: jax.Array  # prompt and output tokens of its last visit
+    visits: jax.Array | None  # how often each stage has ended, where one may come again
+    context: jax.Array | None  # prompt and output tokens of its last visit, where it matters
 
 
 @register
