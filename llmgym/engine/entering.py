@@ -43,7 +43,7 @@ def enter(
     )
     tokens = prefill + decode
     if params.kv_blocks is not None:
-        state, calls = _refuse(params, state, calls, tokens)
+        state, calls = _refuse(params, state, calls, prefill, decode)
     station, state = route(params, state, calls, tokens, load, extra)
     if load is not None:
         load = joined_loads(params, load, calls, tokens, station)
@@ -103,7 +103,7 @@ def _written(
 
 
 def _refuse(
-    params: Params, state: State, calls: Joining, tokens: jax.Array
+    params: Params, state: State, calls: Joining, prefill: jax.Array, decode: jax.Array
 ) -> tuple[State, Joining]:
     """Turn away the calls that their engine's memory could never hold, and their jobs with them.
 
@@ -114,7 +114,8 @@ def _refuse(
     firsts = [0 if g < 0 else groups[g][0] for g in params.plan.group_of]
     most = (params.kv_blocks * params.block_size)[of_class(firsts, calls.job_class)]
     delay = of_class(params.plan.is_delay, calls.job_class)
-    refused = calls.valid & ~delay & (tokens - params.prompt_samples > most)
+    longest = prefill + decode - (params.prompt_samples & (prefill > 0))
+    refused = calls.valid & ~delay & (longest > most)
     first, inflow = refused, queues(state)
     if inflow.jobs is not None:  # several calls of one job may be refused at once
         assert calls.job_row is not None

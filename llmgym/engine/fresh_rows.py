@@ -69,7 +69,8 @@ def _join(params: Params, state: State) -> tuple[State, jax.Array]:
         taken = jnp.minimum(count, slots - state.present)
         joins = due & (rows(due) < fresh.joined + taken)
     else:  # what could never fit into memory is dropped
-        longest = table.prompt[slots:] + table.output[slots:] - params.prompt_samples
+        sampled = params.prompt_samples & (table.prompt[slots:] > 0)
+        longest = table.prompt[slots:] + table.output[slots:] - sampled
         fits = due & (longest <= params.kv_blocks * params.block_size)
         joins = fits & (prefix_sum(fits) <= slots - state.present)
         taken = jnp.sum(joins.astype(jnp.int32), axis=0)

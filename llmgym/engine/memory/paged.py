@@ -14,10 +14,10 @@ def cached_tokens(table: Table, prompt_samples: bool) -> jax.Array:
     """Tokens of each request in KV memory: all that were computed since it last had none.
 
     ``prompt_samples``: the iteration that ends a prompt yields an output token as well, so of the
-    tokens of a request that decodes the last is not in memory yet.
+    tokens of a request that decodes the last is not in memory yet (of one without a prompt all are).
     """
     known = table.prompt + table.output - table.decode
-    begun = table.output - table.decode > 0
+    begun = (table.output - table.decode > 0) & (table.prompt > 0)
     decoding = known - (begun if prompt_samples else 0)
     cached = jnp.where(table.prefill > 0, known - table.prefill, decoding)
     return jnp.where(table.live, cached, 0)
