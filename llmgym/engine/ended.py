@@ -28,21 +28,25 @@ class Ended:
     passed: jax.Array  # (...)
 
     @classmethod
-    def of(cls, mask: jax.Array) -> Ended:
-        """All calls of a mask (rows, stations, ...)."""
+    def of(cls, mask: jax.Array, any_yet: jax.Array) -> Ended:
+        """All calls of a mask (rows, stations, ...); ``any_yet``: () whether there may be any at all."""
         padding = -mask.shape[0] % WORD
-        if padding:
-            mask = jnp.concatenate([mask, jnp.zeros((padding, *mask.shape[1:]), bool)])
-        bits = mask.reshape(-1, WORD, *mask.shape[1:])
-        bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, -1, *[1] * (mask.ndim - 1))
-        words = jnp.sum(jnp.left_shift(bits.astype(jnp.uint32), bit), axis=1, dtype=jnp.uint32)
-        words = jnp.moveaxis(words, 1, 0).reshape(-1, *mask.shape[2:])
-        # Behind barriers, or whatever reads a word would pass over the table again.
-        words = jax.lax.optimization_barrier(words)
+        shape = ((mask.shape[0] + padding) // WORD * mask.shape[1], *mask.shape[2:])
+
+        def pack(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            bits = jnp.pad(mask, [(0, padding)] + [(0, 0)] * (mask.ndim - 1))
+            bits = bits.reshape(-1, WORD, *mask.shape[1:]).astype(jnp.uint32)
+            bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, -1, *[1] * (mask.ndim - 1))
+            words = jnp.sum(bits << bit, axis=1, dtype=jnp.uint32)
+            return jnp.zeros_like(any_yet), jnp.moveaxis(words, 1, 0).reshape(shape)
+
+        # A loop of one round at most: else its sums would work out the whole mask as they go.
+        none = jnp.zeros(shape, jnp.uint32)
+        _, words = jax.lax.while_loop(lambda c: c[0], pack, (any_yet, none))
         count = jax.lax.population_count(words).astype(jnp.int32)
         before = rows(words)[:, None] >= rows(words)[None]
         upto = jnp.sum(jnp.where(before, count[None], 0), axis=1)
-        return cls(words, jax.lax.optimization_barrier(upto), jnp.zeros_like(upto[0]))
+        return cls(words, upto, jnp.zeros_like(upto[0]))
 
     @property
     def left(self) -> jax.Array:
