@@ -65,10 +65,15 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def of_class(values: Sequence[Any], job_class: jax.Array) -> jax.Array:
-    """A static value of each class, where it stands for the class: one for all costs no look-up."""
-    if len(set(values)) == 1:
-        return jnp.broadcast_to(jnp.asarray(values[0]), job_class.shape)
-    return jnp.asarray(values)[job_class]
+    """A static value of each class, where it stands for the class: for few classes without a gather."""
+    if len(values) > 16:
+        return jnp.asarray(values)[job_class]
+    usual = max(set(values), key=list(values).count)
+    found = jnp.broadcast_to(jnp.asarray(usual), job_class.shape)
+    for k, value in enumerate(values):
+        if value != usual:
+            found = jnp.where(job_class == k, value, found)
+    return found
 
 
 def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array:

@@ -87,7 +87,7 @@ def arrive(
         after, ago = some(params, (state, ended, load), extra)
         return after, late + ago
 
-    start = (state, Ended.of(mask), load), jnp.zeros(state.present.shape)
+    start = (state, Ended.of(mask, jnp.any(state.steps > 0)), load), jnp.zeros(state.present.shape)
     (state, _, _), late = jax.lax.while_loop(more, body, start)
     return state, late
 

@@ -28,21 +28,25 @@ class Ended:
     passed: jax.Array  # (...)
 
     @classmethod
-    def of(cls, mask: jax.Array) -> Ended:
-        """All calls of a mask (rows, stations, ...)."""
+    def of(cls, mask: jax.Array, any_yet: jax.Array) -> Ended:
+        """All calls of a mask (rows, stations, ...); ``any_yet``: () whether there may be any at all."""
         padding = -mask.shape[0] % WORD
-        if padding:
-            mask = jnp.concatenate([mask, jnp.zeros((padding, *mask.shape[1:]), bool)])
-        bits = mask.reshape(-1, WORD, *mask.shape[1:])
-        bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, -1, *[1] * (mask.ndim - 1))
-        words = jnp.sum(jnp.left_shift(bits.astype(jnp.uint32), bit), axis=1, dtype=jnp.uint32)
-        words = jnp.moveaxis(words, 1, 0).reshape(-1, *mask.shape[2:])
-        # Behind barriers, or whatever reads a word would pass over the table again.
-        words = jax.lax.optimization_barrier(words)
+        shape = ((mask.shape[0] + padding) // WORD * mask.shape[1], *mask.shape[2:])
+
+        def pack(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            bits = jnp.pad(mask, [(0, padding)] + [(0, 0)] * (mask.ndim - 1))
+            bits = bits.reshape(-1, WORD, *mask.shape[1:]).astype(jnp.uint32)
+            bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, -1, *[1] * (mask.ndim - 1))
+            words = jnp.sum(bits << bit, axis=1, dtype=jnp.uint32)
+            return jnp.zeros_like(any_yet), jnp.moveaxis(words, 1, 0).reshape(shape)
+
+        # A loop of one round at most: else its sums would work out the whole mask as they go.
+        none = jnp.zeros(shape, jnp.uint32)
+        _, words = jax.lax.while_loop(lambda c: c[0], pack, (any_yet, none))
         count = jax.lax.population_count(words).astype(jnp.int32)
         before = rows(words)[:, None] >= rows(words)[None]
         upto = jnp.sum(jnp.where(before, count[None], 0), axis=1)
-        return cls(words, jax.lax.optimization_barrier(upto), jnp.zeros_like(upto[0]))
+        return cls(words, upto, jnp.zeros_like(upto[0]))
 
     @property
     def left(self) -> jax.Array:
@@ -56,14 +60,21 @@ class Ended:
 
     def mask(self, size: int, stations: int) -> jax.Array:
         """Those that are left, (size, stations, ...)."""
-        before = self.upto - jax.lax.population_count(self.words).astype(jnp.int32)
-        ones = jnp.full_like(self.words, 0xFFFFFFFF)
-        later = jnp.left_shift(ones, nth_bit(self.words, self.passed - before).astype(jnp.uint32))
-        words = jnp.where(before >= self.passed, self.words, self.words & later)
-        words = jnp.where(self.upto > self.passed, words, 0)
+
+        def clear(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            _, words = carry
+            before = self.upto - jax.lax.population_count(words).astype(jnp.int32)
+            ones = jnp.full_like(words, 0xFFFFFFFF)
+            later = ones << nth_bit(words, self.passed - before).astype(jnp.uint32)
+            kept = jnp.where(before >= self.passed, words, words & later)
+            return jnp.asarray(False), jnp.where(self.upto > self.passed, kept, 0)
+
+        # A loop of one round at most: else every row would work out its word again.
+        some = jnp.any(self.passed > 0)
+        _, words = jax.lax.while_loop(lambda c: c[0], clear, (some, self.words))
         words = words.reshape(stations, -1, 1, *words.shape[1:])
         bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, -1, *[1] * (words.ndim - 3))
-        bits = jnp.right_shift(words, bit) & 1 > 0
+        bits = (words >> bit) & 1 > 0
         return jnp.moveaxis(bits.reshape(stations, -1, *words.shape[3:]), 0, 1)[:size]
 
     def next(
@@ -72,20 +83,19 @@ class Ended:
         """How to read the next calls (several, ...) from a column of the table, and which there are."""
         ahead = jnp.arange(several, dtype=jnp.int32)
         number = self.passed + ahead.reshape(-1, *[1] * self.passed.ndim)
-        past = self.upto[None] <= number[:, None]
-        count = jax.lax.population_count(self.words).astype(jnp.int32)
-        here = ~past & (self.upto - count <= number[:, None])
-
-        def total(values: jax.Array, where: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(where, values, 0), axis=1, dtype=values.dtype)
-
-        word, before = total(self.words[None], here), total(count[None], past)
-        place = jnp.sum(past.astype(jnp.int32), axis=1)
         there = number < self.upto[-1]
-        per_station = len(self.words) // stations
-        slot = place % per_station * WORD + nth_bit(word, number - before)
-        index = jnp.where(there, slot * stations + place // per_station, 0)
-        index = jax.lax.optimization_barrier(index)
+        count = len(self.words)
+        if count <= 64:  # a sum that is written out is vectorised
+            place = jnp.zeros_like(number)
+            for word in range(count - 1):
+                place = place + (self.upto[word] <= number)
+        else:
+            past = self.upto[:-1][None] <= number[:, None]
+            place = jnp.sum(past.astype(jnp.int32), axis=1)
+        word, upto = (jnp.take_along_axis(x, place, axis=0) for x in (self.words, self.upto))
+        before = upto - jax.lax.population_count(word).astype(jnp.int32)
+        slot = place % (count // stations) * WORD + nth_bit(word, number - before)
+        index = jnp.where(there, slot * stations + place // (count // stations), 0)
 
         def take(column: jax.Array) -> jax.Array:
             flat = column.reshape(-1, *column.shape[2:])

@@ -60,7 +60,7 @@ def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
 
 def tidy(params: Params, state: State) -> State:
     """Compact the tables and draw jobs in advance, for all environments."""
-    nobody = Ended.of(jnp.zeros_like(state.table.live))
+    nobody = Ended.of(jnp.zeros_like(state.table.live), jnp.asarray(False))
     return top_up(params, compact(params, (state, nobody))[0])
 
 
@@ -100,7 +100,9 @@ def compact(params: Params, both: tuple[State, Ended]) -> tuple[State, Ended]:
         held = jnp.take_along_axis(pool.table, engines[:, None], axis=0)
         pool = replace(pool, table=pool.table.at[: params.rows].set(held))
     inflow = replace(queues(state), tail=jnp.zeros_like(queues(state).tail))
-    return replace(state, table=table, pool=pool, inflow=inflow), Ended.of(left)
+    return replace(state, table=table, pool=pool, inflow=inflow), Ended.of(
+        left, jnp.any(ended.left > 0)
+    )
 
 
 def top_up(params: Params, state: State) -> State:
