@@ -28,8 +28,8 @@ CHAINS_TAKEN, JOBS_TAKEN = (8, 8), (2, 4)
 """Jobs that begin, and calls that are passed on, in one round, where all jobs are chains of calls and
 where not; more only cost another."""
 
-JOINING = 8
-"""Calls that join the queues in one round; more only cost another, unless one event starts them all."""
+CHAINS_JOIN, JOBS_JOIN = 8, 6
+"""Calls that join the queues in one round, likewise, or as many as one event starts if that is more."""
 
 NO_LIMIT = 2**20
 """Requests in a batch of an engine without a limit, where other engines have one."""
@@ -83,7 +83,7 @@ class Params:
     @property
     def joining(self) -> int:
         """Most calls that join the queues in one round."""
-        return max(self.plan.most_begun, JOINING)
+        return _joining(self.plan)
 
     @property
     def taken(self) -> tuple[int, int]:
@@ -165,6 +165,10 @@ def _check(scenario: Scenario, plan: Plan, engines: list[Engine]) -> None:
         )
 
 
+def _joining(plan: Plan) -> int:
+    return max(plan.most_begun, JOBS_JOIN if plan.routes else CHAINS_JOIN)
+
+
 def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
     """Rows of the tables and of the queue of jobs to come."""
     # Room for what full batches bring between two compactions; more only cost a pass.
@@ -175,7 +179,7 @@ def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
         raise LLMGymError(f"{scenario.slots} slots make tables of {rows} rows; at most {2**15}.")
     fresh = int(np.clip(np.ceil((1.25 if lone else 2) * per_batch), 16, 256))
     if not lone:
-        fresh = max(fresh, plan.most_begun, JOINING)
+        fresh = max(fresh, _joining(plan))
     fresh += -(rows + fresh) % GROUP
     coming = 0 if lone else int(np.clip(np.ceil(1.25 * per_batch), 16, 256))
     return {"slots": scenario.slots, "rows": rows, "fresh": fresh, "coming": coming}
