@@ -118,7 +118,8 @@ def end(
     decoding = (table.prefill == 0) & (table.decode > 0)
     planned = begun.batch.tokens if table.planned is None else table.planned
     ends = ends if params.lone else plan.at_engines(ends)
-    done = jnp.where(ends, planned, 0)
+    simple = params.lone and params.kv_blocks is None  # all that runs has just ended
+    done = planned if simple else jnp.where(ends, planned, 0)
     credited, finished = credit(table, decoding, done, now, params.prompt_samples)
     requests = finished
     if plan.stations > plan.engines:

@@ -41,7 +41,8 @@ def view(params: Params, state: State) -> View:
         batches=state.batches,
         resident_limit=params.resident_limit,
         classes=_classes(params, state, table),
-        free=state.busy == 0,
+        # A lone engine is free at every decision; said as a constant, it costs nothing.
+        free=jnp.ones(shape, bool) if params.lone and memory is None else state.busy == 0,
         memory=memory,
     )
 

@@ -195,14 +195,14 @@ def _hold(state: State, duration: jax.Array) -> State:
 
     So that differences to the clock stay inside 32 bits. Those never served keep their arrival.
     """
+    table, now = state.table, state.clock.low
 
-    def hold(table: Table) -> Table:
-        age = (state.clock.low - table.last_token).astype(jnp.int32)
-        old = (age > LONG) & (table.last_token != table.arrival)
-        return replace(table, last_token=jnp.where(old, state.clock.low - LONG, table.last_token))
+    def hold(last: jax.Array) -> jax.Array:
+        old = ((now - last).astype(jnp.int32) > LONG) & (last != table.arrival)
+        return jnp.where(old, now - LONG, last)
 
     due = jnp.any((state.steps % COMPACT_EVERY == 0) | (duration > LONG // COMPACT_EVERY // 2))
-    return replace(state, table=once(due, hold, state.table))
+    return replace(state, table=replace(table, last_token=once(due, hold, table.last_token)))
 
 
 def _arrivals(
