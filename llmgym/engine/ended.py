@@ -87,8 +87,8 @@ class Ended:
         count = len(self.words)
         if count <= 64:  # a sum that is written out is vectorised
             place = jnp.zeros_like(number)
-            for word in range(count - 1):
-                place = place + (self.upto[word] <= number)
+            for n in range(count - 1):
+                place = place + (self.upto[n] <= number)
         else:
             past = self.upto[:-1][None] <= number[:, None]
             place = jnp.sum(past.astype(jnp.int32), axis=1)
