@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry2x32_p
 
-from llmgym.core.arrays import first_rows, prefix_sum, select
+from llmgym.core.arrays import counted, first_rows, nth_bit, of_class, prefix_sum, select, word_of
 from llmgym.engine.stream import threefry
 from llmgym.scenario.lengths import Poisson
 
@@ -31,6 +31,27 @@ def test_prefix_sum_and_select(rows: int) -> None:
     index = np.random.default_rng(1).integers(0, rows, (3, 2))
     picked = np.take_along_axis(values, index[None], axis=0)[0]
     assert (np.asarray(select(jnp.asarray(values), jnp.asarray(index))) == picked).all()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 32])
+def test_a_mask_as_a_word(rows: int) -> None:
+    mask = np.random.default_rng(rows).random((rows, 20)) < 0.5
+    assert (np.asarray(counted(jnp.asarray(mask))) == mask.cumsum(axis=0)).all()
+    word = word_of(jnp.asarray(mask))
+    for env in range(mask.shape[1]):
+        there = np.flatnonzero(mask[:, env])
+        ranks = jnp.arange(len(there))
+        assert np.asarray(nth_bit(word[env], ranks)).tolist() == there.tolist()
+
+
+@pytest.mark.parametrize(
+    "values", [(3,), (1, 1, 1), (0, 2, 0, -1), (True, False), tuple(range(40))]
+)
+def test_values_of_classes(values: tuple[int, ...]) -> None:
+    job_class = np.random.default_rng(0).integers(0, len(values), (4, 9))
+    found = np.asarray(of_class(values, jnp.asarray(job_class)))
+    assert (found == np.array(values)[job_class]).all()
+    assert found.dtype == np.asarray(jnp.asarray(values)).dtype
 
 
 def test_threefry_is_that_of_jax() -> None:
