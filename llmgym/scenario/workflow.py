@@ -3,7 +3,7 @@
 A stage starts when all stages it comes ``after`` are done. Of a choice exactly one stage is taken; a
 stage all of whose predecessors were passed over is passed over itself, and counts as done. A loop
 runs its body (all stages on the paths from its first to its last stage) again from the first; choices
-inside are made anew. The job ends when every stage is done.
+inside are made again. The job ends when every stage is done.
 """
 
 from __future__ import annotations
