@@ -27,21 +27,27 @@ import jax.numpy as jnp
 import optax
 
 from llmgym.agents.choice import Choice
-from llmgym.agents.network_choice import jobs_arrived, left_in_network
-from llmgym.agents.neural import init_mlp, log_probs, mlp
+from llmgym.agents.estimates import (
+    LEFT,
+    PRODUCTS,
+    advantages,
+    arrivals,
+    critic_inputs,
+    td_errors,
+    values,
+    without_surprise,
+)
+from llmgym.agents.neural import init_mlp, log_probs
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
 from llmgym.engine import simulator
 from llmgym.engine.epoch import run_epoch
 from llmgym.engine.view import Batch, View
-from llmgym.envs.rewards import ServiceLevels, Transition, came, tardiness, weighted_holding
+from llmgym.envs.rewards import ServiceLevels, Transition, tardiness, weighted_holding
 
 MEMORY = 0.9
 """What an iteration keeps of the averages of a world so far."""
-
-LEFT, PRODUCTS = 4, 10
-"""Entries of ``critic_inputs``: what is left in the system, and its products."""
 
 
 @dataclass(frozen=True)
@@ -169,97 +175,12 @@ class Experience(NamedTuple):
     surprise: jax.Array  # what arrived, less its mean
 
 
-def td_errors(
-    rewards: jax.Array, values: jax.Array, last: jax.Array, discount: jax.Array
-) -> jax.Array:
-    """Temporal-difference errors (steps, ...) of segments that are cut by time.
-
-    ``values`` (steps, ...) are those of the decisions, ``last`` (...) of the state after them, from
-    which the problem goes on; ``discount`` (steps, ...) is that of the time each decision took.
-    """
-    following = jnp.concatenate([values[1:], last[None]])
-    return rewards + discount * following - values
-
-
-def without_surprise(errors: jax.Array, surprise: jax.Array, known: jax.Array) -> jax.Array:
-    """TD errors (...) of a world less what its arrivals explain, so that far fewer tell as much.
-
-    ``surprise`` (..., n) is what arrived in a step less its mean, ``known`` (..., m) what was known
-    before. The products of the two have mean zero whatever the decision, so their best combination, by
-    least squares, is noise that may go: a control variate.
-    """
-    products = surprise[..., :, None] * known[..., None, :]
-    x = products.reshape(errors.size, -1)
-    x = x / (jnp.sqrt(jnp.mean(x**2, axis=0)) + 1e-6)
-    moments = x.T @ x / errors.size + 1e-4 * jnp.eye(x.shape[1])
-    weights = jnp.linalg.solve(moments, x.T @ errors.reshape(-1) / errors.size)
-    return errors - (x @ weights).reshape(errors.shape)
-
-
-def advantages(errors: jax.Array, discount: jax.Array, trace: float) -> jax.Array:
-    """Generalised advantage estimates (steps, ...) from TD errors (arXiv:1506.02438, Eq. 16)."""
-
-    def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        error, discount = step
-        advantage = error + discount * trace * after
-        return advantage, advantage
-
-    return jax.lax.scan(back, jnp.zeros_like(errors[0]), (errors, discount), reverse=True)[1]
-
-
-def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
-    """What the critic sees (entries, ...): what is left in the system, products of that, features.
-
-    Output tokens to come count among what is left. Above the average the cost to come grows with the
-    square of the work. Of a network the features of all engines are seen.
-    """
-    if not physics.lone:
-        left = left_in_network(physics, engine)
-        features = features.reshape(-1, *features.shape[2:])
-    else:
-        table, means = engine.table, jnp.mean(physics.means, axis=1)
-        left = [
-            engine.present,
-            engine.backlog.to_float() / jnp.sum(means),
-            jnp.sum((table.prefill == 0) & (table.decode > 0), axis=0),
-            jnp.sum(table.prefill, axis=0) / jnp.maximum(means[0], 1.0),
-        ]
-        left = [x / 100 for x in left]
-    products = [left[i] * left[j] for i in range(LEFT) for j in range(i, LEFT)]
-    return jnp.concatenate([jnp.stack([*left, *products]), features])
-
-
 def cost_of(settings: PPO, step: Transition) -> jax.Array:
     """Cost of a step (...), request-seconds: those present, and those late."""
     cost = -weighted_holding(step, settings.prefill_weight, 1.0)
     if settings.late_weight > 0 and settings.levels is not None:
         cost -= settings.late_weight * tardiness(step, settings.levels)
     return cost
-
-
-def arrivals(physics: Any, step: Transition) -> jax.Array:
-    """What arrived in a step (..., n): requests, prompt tokens and all tokens; jobs of each type."""
-    if not physics.lone:
-        return jnp.stack(jobs_arrived(physics, step.before, step.after), axis=-1)
-    # Of the table, not of the backlog, which also grows when a request is preempted.
-    table, new = step.after.table, came(step)
-    prompts, output = (jnp.sum(jnp.where(new, x, 0), axis=0) for x in (table.prompt, table.output))
-    return jnp.stack([step.info.arrived, prompts, prompts + output], axis=-1)
-
-
-def values(critic: dict[str, Any], x: jax.Array, number: jax.Array) -> jax.Array:
-    """Values (worlds, ...) in units of their scales, for inputs (worlds, ..., entries).
-
-    A quadratic form of each world's own, and one network for all that is told the world.
-    """
-    axes = (1,) * (x.ndim - 2)
-    own = critic["quadratic"][number].reshape(-1, *axes, LEFT + PRODUCTS)
-    world = jax.nn.one_hot(number, critic["quadratic"].shape[0])
-    world = jnp.broadcast_to(
-        world.reshape(number.size, *axes, -1), (*x.shape[:-1], world.shape[-1])
-    )
-    learned = mlp(critic["network"], jnp.concatenate([x, world], axis=-1))[..., 0]
-    return jnp.sum(own * x[..., : LEFT + PRODUCTS], axis=-1) + learned
 
 
 def collect(

@@ -15,7 +15,7 @@ from llmgym.agents import checkpoint
 from llmgym.agents.sb3_worlds import Worlds
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.trained import TrainedPolicy
-from llmgym.agents.training import tiles_of
+from llmgym.agents.worlds import tiles_of
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.integrations.sb3 import SB3VecEnv
 from llmgym.scenario import toml_writer

@@ -14,10 +14,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from llmgym.agents.estimates import LEFT, PRODUCTS, critic_inputs
 from llmgym.agents.neural import nearest_choice
-from llmgym.agents.ppo import LEFT, PPO, PRODUCTS, critic_inputs
+from llmgym.agents.ppo import PPO
 from llmgym.agents.tile_choice import TileChoice
-from llmgym.agents.training import Training, worlds_of
+from llmgym.agents.training import Training
+from llmgym.agents.worlds import worlds_of
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.engine import simulator
 from llmgym.engine.epoch import run_epoch
@@ -184,7 +186,9 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         super().reset(seed=seed[0] if isinstance(seed, (list, tuple)) else seed)
         number = int(self.np_random.integers(2**31))
         self._key = jax.random.key(number, impl="threefry2x32")
-        self._physics, worlds = worlds_of(self.training, self._key)
+        self._physics, worlds = worlds_of(
+            self.training.scenarios, self.training.settings, self._key
+        )
         self._carries = tuple(Carry(world.engine, world.memory) for world in worlds)
         self._numbers = tuple(world.number for world in worlds)
         self._order = np.argsort(np.concatenate(self._numbers))

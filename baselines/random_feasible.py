@@ -1,4 +1,4 @@
-"""A random feasible batch: the weakest sensible rival, and a fuzzer of the dynamics."""
+"""A random feasible batch: the weakest sensible rival, and a fuzzer of the simulator."""
 
 from __future__ import annotations
 

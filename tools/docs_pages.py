@@ -245,7 +245,7 @@ def scenario_pages() -> list[str]:
 
 TOPICS = (
     "model", "policies", "real-engines", "traffic", "service-levels", "networks", "learned-policies",
-    "train", "optimum",
+    "train", "optimum", "how-it-works",
 )  # fmt: skip
 """Pages written by hand, in the order of the navigation."""
 

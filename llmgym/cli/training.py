@@ -196,7 +196,8 @@ def _training(
 
     from llmgym.agents.checkpoint import CHOICES
     from llmgym.agents.ppo import PPO
-    from llmgym.agents.training import Training, network_size, tiles_of
+    from llmgym.agents.training import Training
+    from llmgym.agents.worlds import network_size, tiles_of
     from llmgym.envs.rewards import ServiceLevels
 
     network = all(base.is_network for base in bases)

@@ -107,7 +107,7 @@ def _refuse(
 ) -> tuple[State, Joining]:
     """Turn away the calls that their engine's memory could never hold, and their jobs with them.
 
-    Before they are routed: replicas are alike, and what is refused is no load.
+    This comes before routing: all replicas are the same, and a refused call adds no load.
     """
     assert params.kv_blocks is not None
     groups = params.plan.groups

@@ -1,4 +1,4 @@
-"""What a step tells."""
+"""What a step says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepInfo:
     completed: jax.Array  # requests, or jobs
     arrived: jax.Array  # requests or jobs, those dropped included
     dropped: jax.Array  # requests or jobs
-    clipped: jax.Array  # of engines: whether the batch asked for had to be cut
+    clipped: jax.Array  # of engines: whether a policy asked for more than is feasible
     preempted: (
         jax.Array
     )  # of engines: requests that lost their KV memory; ``batch.preempt`` says who

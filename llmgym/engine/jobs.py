@@ -175,7 +175,7 @@ def _chosen(
     """Whether the choice that a stage belongs to, if any, falls on it."""
     for group in routes.choices:
         if v in group:
-            # Drawn anew whenever stages before it have ended again; some of them may be passed over.
+            # Drawn again whenever stages before it have ended again; some of them may be passed over.
             before = routes.parents[group[0]]
             visit = sum((visits[u] for u in before), jnp.zeros_like(number))
             draw = uniform(words(key, first + group[0] + CHOICE, number, 1, visit)[0])

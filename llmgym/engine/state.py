@@ -170,7 +170,7 @@ class Queues:
 
     coming: Coming
     tail: jax.Array  # fresh rows that are used, whether or not they hold a call
-    jobs: Jobs | None  # where jobs are no chains of calls
+    jobs: Jobs | None  # where jobs are not chains of calls
     route: jax.Array  # (groups, ...) replica that the agent named last
     turns: jax.Array  # (groups, ...) calls routed so far
 

@@ -61,7 +61,7 @@ def words(
     """Random words (2 * pairs, ...) of the requests ``index``: a function of seed, class and number.
 
     ``key`` holds two words, axis 0. Counter-based (Threefry 2x32), so that any policy, in any order,
-    in any batch, meets the same requests. A job that comes back to a call draws anew: ``visit`` counts.
+    in any batch, meets the same requests. A job that comes back to a call draws again: ``visit`` counts.
     """
     out: list[jax.Array] = []
     source = jnp.broadcast_to(jnp.asarray(job_class, jnp.uint32), index.shape)
@@ -81,8 +81,8 @@ def threefry(
 ) -> tuple[jax.Array, jax.Array]:
     """Threefry 2x32 with 20 rounds (Salmon et al., SC 2011, doi:10.1145/2063384.2063405), uint32.
 
-    The words of JAX's own generator. Written out: that is compiled to a loop, which is no faster for a
-    thousand numbers than this is for ten thousand.
+    The words of JAX's own generator. Written out here: JAX compiles its own to a loop, which takes as
+    long for a thousand numbers as this does for ten thousand.
     """
     keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(0x1BD11BDA))
     x, y = x + keys[0], y + keys[1]

@@ -51,7 +51,7 @@ class Benchmark:
         loads: fractions of the LP capacity.
         replications: environments of each measurement.
         arrivals: requests per replication in the latency runs; the first third is warm-up. Of a replay
-            the first so many requests, one run, no warm-up.
+            the first ``arrivals`` requests, one run, no warm-up.
         capacity_requests: requests per replication of a capacity by bisection.
     """
 
@@ -257,7 +257,7 @@ def measure(
 ) -> dict[str, Any]:
     """Make the measurements of ``todo`` that are not in the result folder yet; the results by name.
 
-    With several ``jobs`` so many are made side by side, each in a process of its own: the numbers are the
+    With several ``jobs`` that many run in parallel, each in a process of its own: the numbers are the
     same. A script that asks for it needs the usual ``if __name__ == "__main__"``.
 
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.

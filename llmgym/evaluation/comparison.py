@@ -15,7 +15,7 @@ Statistic = Callable[[np.ndarray], float | np.ndarray]
 def iqm(scores: np.ndarray) -> float:
     """Interquartile mean: the mean of the middle half of all scores, over runs and tasks.
 
-    Where a quarter of them is no whole number the two at the edges count in part.
+    Where their number is not a multiple of 4, the two at the edges count in part.
     """
     ordered = np.sort(np.asarray(scores, float), axis=None)
     edges = np.linspace(0, 1, ordered.size + 1)
@@ -31,7 +31,7 @@ def stratified_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval (low, high) of a statistic: runs are drawn anew within each task."""
+    """Percentile interval (low, high) of a statistic: runs are drawn again within each task."""
     scores = np.asarray(scores, float)
     runs, tasks = scores.shape
     random = np.random.default_rng(seed)

@@ -209,23 +209,18 @@ def measure(
     """Steps per second of ``num_envs`` environments with ``policy`` in the loop.
 
     Args:
-        num_envs: environments; slots: rows of their request tables.
+        num_envs, slots: environments, and rows of their request tables.
         steps: of every environment between two returns to Python.
         scenario: an engine, or a network, whose step lasts until the next event at any engine.
         load: fraction of the LP capacity of the scenario.
         repeats: timed after ``warm_up`` steps, each at least ``steps`` steps and about 0.3 s.
         block, threads: see Fleet.
 
-    Raises LLMGymError on bad arguments. Warns (UnservableWarning) where the policy can never serve some
-    requests.
+    Raises LLMGymError. Warns (UnservableWarning) where the policy can never serve some requests.
     """
-    check_number("num_envs", num_envs, low=1, high=2**20, integer=True)
     check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
     check_number("warm_up", warm_up, low=0, integer=True)
-    counts = {"steps": steps, "repeats": repeats, "block": block, "threads": threads}
-    for name, number in counts.items():
-        if number is not None:
-            check_number(name, number, low=1, high=2**20, integer=True)
+    _check_counts(num_envs=num_envs, steps=steps, repeats=repeats, block=block, threads=threads)
     chosen = policies.resolve(policy)
     scenario = at_load(replace(as_scenario(scenario), slots=slots), load)
     problem = policies.check(chosen, scenario)
@@ -258,6 +253,12 @@ def measure(
         steps_per_core_s=gone["steps"] / work,
         devices=[str(device) for device in jax.devices()],
     )
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, number in counts.items():
+        if number is not None:
+            check_number(name, number, low=1, high=2**20, integer=True)
 
 
 def speed_scenario(slots: int, load: float = LOAD) -> Scenario:

@@ -149,10 +149,10 @@ def simulate(
     scenario = at_load(scenario, load)
     chosen = policies.resolve(policy)
     _check_arguments(scenario, duration_s, num_envs, seed, warmup_s)
+    check_number("burst", burst, low=0, high=scenario.slots, integer=True)
     problem = policies.check(chosen, scenario)
     if problem:
         warnings.warn(problem, UnservableWarning, stacklevel=2)
-    check_number("burst", burst, low=0, high=scenario.slots, integer=True)
     physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms
@@ -164,16 +164,13 @@ def simulate(
         for after, steps in rollouts.rollout(physics, chosen, carry, key, stop, detail=record):
             carry, state = after, after.state
             if refuse_drops and np.any(state.totals.dropped):
-                raise TableFullError(
-                    f"The table of {scenario.slots} requests is full; use more slots, or less load."
-                )
+                raise _table_full(scenario)
             parts.append(_host(steps))
             if progress is not None and horizon < rollouts.FOREVER:
                 progress(min(float(state.clock.to_numpy().min()) / horizon, 1.0))
         warm = _levels(state) if stop < horizon else warm
-    raw = {
-        k: np.concatenate([p[k] for p in parts]) for k in parts[0] if not k.startswith("request_")
-    }
+    kept = [k for k in parts[0] if not k.startswith("request_")]
+    raw = {k: np.concatenate([p[k] for p in parts]) for k in kept}
     raw |= {f"warm_{k}": v for k, v in warm.items()}
     raw |= {f"end_{k}": v for k, v in _levels(state).items()}
     raw |= _requests(physics, state, [p for p in parts if record], key)
@@ -193,6 +190,12 @@ def _check_arguments(
     check_number("duration_s", duration_s, above=0)
     if warmup_s >= duration_s:
         raise LLMGymError(f"warmup_s = {warmup_s:g} must be below duration_s = {duration_s:g}.")
+
+
+def _table_full(scenario: Scenario) -> TableFullError:
+    return TableFullError(
+        f"The table of {scenario.slots} requests is full; use more slots, or less load."
+    )
 
 
 def _levels(state: Any) -> dict[str, np.ndarray]:

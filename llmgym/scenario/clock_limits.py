@@ -40,7 +40,7 @@ class Times(NamedTuple):
 def check_clock(
     engines: Sequence[Engine], jobs: Sequence[JobType], tick_ms: float, slots: int | None
 ) -> None:
-    """Refuse times that the clock could not hold; LLMGymError says what would do.
+    """Refuse times that the clock could not hold; LLMGymError says what to change.
 
     Args:
         engines: that serve.
@@ -148,11 +148,9 @@ def _check_longest(what: str, longest_ms: float, tick_ms: float) -> None:
     if longest_ms <= MOST_TICKS * tick_ms:
         return
     coarser = _digit_above(longest_ms / MOST_TICKS)
-    mend = (
-        f"tick_ms = {coarser:g} or more, or shorter times" if coarser <= 1000 else "shorter times"
-    )
+    fix = f"tick_ms = {coarser:g} or more, or shorter times" if coarser <= 1000 else "shorter times"
     raise LLMGymError(
-        f"{what}; the longest time at tick_ms = {tick_ms:g} is {MOST_TICKS * tick_ms:g} ms. Use {mend}."
+        f"{what}; the longest time at tick_ms = {tick_ms:g} is {MOST_TICKS * tick_ms:g} ms. Use {fix}."
     )
 
 

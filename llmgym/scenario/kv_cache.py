@@ -19,7 +19,7 @@ class KVCache:
         blocks: that requests can have. vLLM counts one more, the null block.
         block_size: tokens in a block.
         prefix_caching: whether full blocks can be found after their request is gone, until they are
-            taken again, and are shared by requests that begin alike.
+            taken again, and are shared by requests that begin the same way.
         swap_tokens_per_ms: swap instead of recompute: tokens whose keys and values go to the host or
             back in a millisecond, which prolongs the batch. A link of 25 GB/s and 128 KiB a token
             make 190. The host has room for all.

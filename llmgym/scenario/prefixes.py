@@ -1,4 +1,4 @@
-"""Which requests begin alike: names for what the blocks of KV memory hold, for prefix caching.
+"""Which requests begin the same way: names for what the blocks of KV memory hold, for prefix caching.
 
 Every block of a request has a number (uint32) that stands for its tokens and all before them: the same
 for requests that share them, its own otherwise.
@@ -149,7 +149,7 @@ def check_ids(ids: Any, tokens: Any, requests: int) -> np.ndarray:
     if len(table) != requests:
         raise LLMGymError(f"prefix_ids has {len(table)} rows for {requests} requests.")
     if table.size and not -1 <= table.min() <= table.max() < 2**24:
-        raise LLMGymError("prefix_ids must be numbers from 0 to 2**24 - 1; number them anew.")
+        raise LLMGymError("prefix_ids must be numbers from 0 to 2**24 - 1; renumber them.")
     return np.asarray(table, np.int32)
 
 

@@ -50,7 +50,7 @@ class Replay(Demand):
       their targets, weights and priorities (none listed: all have the replay's own).
 
     ``prefix_ids`` lists for each request what its prompt begins with, a number for every stretch of
-    ``prefix_tokens`` tokens (the last may be shorter): requests whose lists begin alike share those
+    ``prefix_tokens`` tokens (the last may be shorter): requests whose lists begin the same way share those
     tokens, which engines with prefix caching compute once. A number stands for its stretch and all
     before it.
     """
@@ -210,7 +210,7 @@ class Replay(Demand):
         """The requests that arrive in [start_s, end_s), with times counted from ``start_s``.
 
         Raises:
-            LLMGymError: bounds that are no numbers or out of order, or a window without arrivals.
+            LLMGymError: bounds that are not numbers or are out of order, or a window without arrivals.
         """
         check_number("start_s", start_s, low=0)
         check_number("end_s", end_s, above=start_s)
@@ -280,8 +280,8 @@ class Replay(Demand):
             return (PrefixSource(no_prefix(), 0),)
         if self.prefix_tokens % block_size:
             raise LLMGymError(
-                f"Prefixes are told apart every {self.prefix_tokens} tokens, which are no whole number "
-                f"of blocks of {block_size}: choose a block_size that divides {self.prefix_tokens}."
+                f"prefix_tokens = {self.prefix_tokens} is not a multiple of block_size {block_size}: "
+                f"choose a block_size that divides {self.prefix_tokens}."
             )
         count = (int(np.max(self.prefix_ids)) + 1) * (self.prefix_tokens // block_size)
         return (PrefixSource(Listed(jnp.asarray(self.prefix_ids), self.prefix_tokens), count),)

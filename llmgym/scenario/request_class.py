@@ -18,7 +18,7 @@ MOST_TENANTS = 64
 
 @dataclass(frozen=True)
 class RequestClass:
-    """What policies, the core and the statistics know of the requests that they treat alike.
+    """What policies, the core and the statistics know of requests that they treat the same.
 
     Of job types every stage is a class, delays included; of a replay every tenant, every priority, or
     else all requests together.
@@ -71,7 +71,7 @@ class RequestClass:
 
 
 def check_service_level(levels: Any) -> None:
-    """Refuse targets (None: no target) or a weight that are no positive numbers."""
+    """Refuse targets (None: no target) or a weight that are not positive numbers."""
     for name in TARGETS:
         if getattr(levels, name) is not None:
             check_number(name, getattr(levels, name), above=0)

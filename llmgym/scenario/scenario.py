@@ -37,7 +37,7 @@ class Scenario:
         name, description, source: where it comes from.
         service_weights: (w_p, w_q), what a prompt token and an output token count as service to a
             request class, where fairness among them matters; None: no counters are kept. (1, 2) in
-            arXiv:2401.00588. Whole numbers; single engines only.
+            arXiv:2401.00588. Whole numbers; every engine of a network counts for itself.
     """
 
     engines: tuple[Engine, ...]

@@ -3,7 +3,7 @@
 A stage starts when all stages it comes ``after`` are done. Of a choice exactly one stage is taken; a
 stage all of whose predecessors were passed over is passed over itself, and counts as done. A loop
 runs its body (all stages on the paths from its first to its last stage) again from the first; choices
-inside are made anew. The job ends when every stage is done.
+inside are made again. The job ends when every stage is done.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from functools import cache, cached_property
 from typing import Protocol
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from llmgym.core.errors import LLMGymError, unknown
+from llmgym.scenario.precedence import (
+    Fault,
+    choices_of,
+    largest_antichain,
+    order_of,
+    parents_of,
+    reachable,
+)
 from llmgym.scenario.stage import Stage
 
 MOST_STAGES = 31
@@ -187,18 +193,12 @@ class Workflow:
     def width(self, engine: str) -> int:
         """Most calls of one job that can be at ``engine`` at once: a largest antichain (Dilworth)."""
         mine = [v for v, s in enumerate(self.stages) if not s.is_delay and s.engine == engine]
-        return self._antichain(mine)
+        return largest_antichain(self.children, mine)
 
     def delay_width(self) -> int:
         """Most delays of one job that can run at once."""
-        return self._antichain([v for v, s in enumerate(self.stages) if s.is_delay])
-
-    def _antichain(self, mine: list[int]) -> int:
-        if not mine:
-            return 0
-        below = [[v in _reachable(self.children, u) for v in mine] for u in mine]
-        matched = maximum_bipartite_matching(csr_array(np.array(below, np.int8)))
-        return len(mine) - int((matched >= 0).sum())
+        delays = [v for v, s in enumerate(self.stages) if s.is_delay]
+        return largest_antichain(self.children, delays)
 
     def _probability(self, v: int) -> float:
         given = self.stages[v].probability
@@ -269,41 +269,13 @@ def _workflow(job: str, stages: tuple[Stage, ...]) -> Workflow:
     for v, name in enumerate(names):
         if name in names[:v]:
             raise fault(v, "two stages have this name.")
-    parents = []
-    for v, stage in enumerate(stages):
-        after = stage.after if stage.after is not None else names[v - 1 : v] if v else []
-        for name in after:
-            if name not in names:
-                raise fault(v, str(unknown("stage", name, names)))
-        parents.append(tuple(names.index(name) for name in dict.fromkeys(after)))
-    order: list[int] = []
-    while len(order) < len(stages):
-        ready = [v for v in range(len(stages)) if v not in order and set(parents[v]) <= set(order)]
-        if not ready:
-            left = [v for v in range(len(stages)) if v not in order]
-            raise fault(
-                left[0],
-                "it waits for itself: the stages it comes after lead back to it. "
-                "Use repeat for a loop.",
-            )
-        order.append(ready[0])
-    choices: dict[frozenset[int], list[int]] = {}
-    for v, stage in enumerate(stages):
-        if stage.probability is not None:
-            choices.setdefault(frozenset(parents[v]), []).append(v)
-    for group in choices.values():
-        total = sum(stages[v].probability or 0.0 for v in group)
-        if abs(total - 1) > 1e-9:
-            listed = ", ".join(names[v] for v in group)
-            raise fault(
-                group[0], f"the probabilities of the choice ({listed}) add up to {total:g}, not 1."
-            )
-    if np.prod([len(g) for g in choices.values()] or [1]) > MOST_OUTCOMES:
+    parents = parents_of(stages, fault)
+    order, choices = order_of(parents, fault), choices_of(stages, parents, fault)
+    if np.prod([len(group) for group in choices] or [1]) > MOST_OUTCOMES:
         raise LLMGymError(
             f"Job type {job!r} has more than {MOST_OUTCOMES} outcomes of its choices."
         )
-    groups = tuple(tuple(g) for g in choices.values())
-    found = Workflow(stages, tuple(parents), tuple(order), groups, ((),) * len(stages))
+    found = Workflow(stages, parents, order, choices, ((),) * len(stages))
     for v in range(len(stages)):
         if found.reach[v] == 0:
             raise fault(v, "nothing leads to it: it can never run.")
@@ -312,30 +284,18 @@ def _workflow(job: str, stages: tuple[Stage, ...]) -> Workflow:
         shared = set(one) & set(other)
         if shared and shared not in (set(one), set(other)):
             raise fault(v, f"its loop crosses the loop of stage {names[u]!r}; nest them.")
-    return Workflow(stages, tuple(parents), tuple(order), groups, tuple(bodies))
+    return Workflow(stages, parents, order, choices, tuple(bodies))
 
 
-def _reachable(edges: tuple[tuple[int, ...], ...], start: int) -> set[int]:
-    found: set[int] = set()
-    todo = list(edges[start])
-    while todo:
-        v = todo.pop()
-        if v not in found:
-            found.add(v)
-            todo += edges[v]
-    return found
-
-
-def _body(workflow: Workflow, last: int, fault: object) -> tuple[int, ...]:
+def _body(workflow: Workflow, last: int, fault: Fault) -> tuple[int, ...]:
     """The stages of the loop that ``last`` closes; nothing may enter or leave them on the way."""
     names = [s.name for s in workflow.stages]
     repeat = workflow.stages[last].repeat
     assert repeat is not None
-    assert callable(fault)
     if repeat.to not in names:
         raise fault(last, str(unknown("stage", repeat.to, names)))
     first = names.index(repeat.to)
-    after, before = _reachable(workflow.children, first), _reachable(workflow.parents, last)
+    after, before = reachable(workflow.children, first), reachable(workflow.parents, last)
     if first != last and first not in before:
         raise fault(last, f"it repeats from {repeat.to!r}, which does not lead to it.")
     body = {first, last} | (after & before)

@@ -26,7 +26,7 @@ WORKLOAD_SETTINGS = ("arrivals", *LENGTH_SETTINGS, *TARGETS)
 
 @dataclass(frozen=True)
 class JobType:
-    """A stream of jobs that arrive alike and ask for the same calls.
+    """A stream of jobs with one arrival process and the same calls.
 
     Args:
         arrivals: the process in which they come.
@@ -190,7 +190,7 @@ class Demand(ABC):
     def prefix_sources(self, block_size: int) -> tuple[PrefixSource, ...]:
         """What prompts begin with, for each class, or once for all of them.
 
-        Raises LLMGymError where what requests share is no whole number of blocks of ``block_size``.
+        Raises LLMGymError where the tokens that requests share are not a multiple of ``block_size``.
         """
 
     # What the end of a call sets off.

@@ -18,7 +18,8 @@ from llmgym.agents import training as trainings
 from llmgym.agents.network_choice import NetworkChoice, jobs_arrived, left_in_network
 from llmgym.agents.neural import init_mlp
 from llmgym.agents.ppo import PPO
-from llmgym.agents.training import Training, network_size
+from llmgym.agents.training import Training
+from llmgym.agents.worlds import network_size
 from llmgym.engine import simulator
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 import llmgym
 from llmgym import LLMGymError
-from llmgym.agents import checkpoint, ppo
+from llmgym.agents import checkpoint, estimates, ppo
 from llmgym.agents import training as trainings
 from llmgym.agents.ppo import PPO, Experience
 from llmgym.agents.tile_choice import TileChoice
@@ -39,8 +40,8 @@ def test_advantages_equal_a_loop_in_numpy() -> None:
             g = discount[n, env]
             after = rewards[n, env] + g * following - values[n, env] + g * trace * after
             following, expected[n, env] = values[n, env], after
-    errors = ppo.td_errors(*map(jnp.asarray, (rewards, values, last, discount)))
-    found = ppo.advantages(errors, jnp.asarray(discount), trace)
+    errors = estimates.td_errors(*map(jnp.asarray, (rewards, values, last, discount)))
+    found = estimates.advantages(errors, jnp.asarray(discount), trace)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
@@ -53,7 +54,7 @@ def test_what_arrivals_explain_goes_and_the_rest_stays() -> None:
     decision = random.integers(2, size=count)
     noise = 30 * surprise[:, 0] * (1 + known[:, 1])
     errors = decision + noise
-    left = np.asarray(ppo.without_surprise(*map(jnp.float32, (errors, surprise, known))))
+    left = np.asarray(estimates.without_surprise(*map(jnp.float32, (errors, surprise, known))))
     assert errors.std() > 50 and (left - decision).std() < 0.5
     assert left[decision == 1].mean() - left[decision == 0].mean() == pytest.approx(1.0, abs=0.02)
 
@@ -76,7 +77,7 @@ def test_arrivals_count_no_request_twice_and_late_ones_cost_more() -> None:
         late = tardiness(seen, levels)
         extra = ppo.cost_of(settings, seen) + holding_cost(seen) + 0.5 * late
         came = size(after.table, after.table.live) - size(state.table, state.table.live)
-        wrong = ppo.arrivals(physics, seen)[..., 2] - came - size(info.table, info.finished)
+        wrong = estimates.arrivals(physics, seen)[..., 2] - came - size(info.table, info.finished)
         return after, (late, extra, wrong, info.preempted)
 
     state = rollout.start(physics, rollout.keys(0, envs))
@@ -87,40 +88,23 @@ def test_arrivals_count_no_request_twice_and_late_ones_cost_more() -> None:
     assert (wrong == 0).all()
 
 
-def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
-    sb3 = pytest.importorskip("stable_baselines3")
-    torch = pytest.importorskip("torch")
-    gym = pytest.importorskip("gymnasium")
-    from stable_baselines3.common.logger import configure
+class Blank(gym.Env):  # type: ignore[type-arg]
+    """An environment that shows nothing: only its spaces matter."""
 
-    settings = PPO(choice=TileChoice(), entropy=0.01, value_weight=0.5, clip=0.1, hidden=8)
-    features, count = len(settings.choice.features), 64
-    random = np.random.default_rng(2)
+    def __init__(self, features: int, actions: int) -> None:
+        self.observation_space = gym.spaces.Box(-10.0, 10.0, (features,), np.float32)
+        self.action_space = gym.spaces.Discrete(actions)
+        self.nothing = np.zeros(features, np.float32)
 
-    class Blank(gym.Env):
-        observation_space = gym.spaces.Box(-10.0, 10.0, (features,), np.float32)
-        action_space = gym.spaces.Discrete(settings.choice.tiles)
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.nothing, {}
 
-        def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-            return np.zeros(features, np.float32), {}
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.nothing, 0.0, False, False, {}
 
-        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-            return np.zeros(features, np.float32), 0.0, False, False, {}
 
-    model = sb3.PPO(
-        "MlpPolicy", Blank(), n_steps=count, batch_size=count, n_epochs=1, clip_range=0.1,
-        ent_coef=0.01, vf_coef=0.5, normalize_advantage=False, max_grad_norm=1e9, seed=0,
-        policy_kwargs={"net_arch": {"pi": [8, 8], "vf": [8, 8]}, "activation_fn": torch.nn.Tanh},
-    )  # fmt: skip
-    model.set_logger(configure(None, []))
-    seen = random.normal(size=(count, features)).astype(np.float32)
-    chosen = random.integers(settings.choice.tiles, size=count)
-    old, advantage, target = random.normal(size=(3, count)).astype(np.float32)
-    old = (old / 4 - 1.4).astype(np.float32)
-    buffer = model.rollout_buffer
-    buffer.observations[:, 0], buffer.actions[:, 0, 0] = seen, chosen
-    buffer.log_probs[:, 0], buffer.advantages[:, 0], buffer.returns[:, 0] = old, advantage, target
-    buffer.full = True
+def layers_of(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The layers of a model of Stable-Baselines3, and their weights as llmgym has them."""
     extractor = model.policy.mlp_extractor
     nets = {
         "actor": [*extractor.policy_net[::2], model.policy.action_net],
@@ -136,10 +120,36 @@ def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
     # The critic of llmgym also sees the number of the world; here it has no weight.
     first = layers["critic"][0]
     first["weight"] = np.concatenate([first["weight"], np.zeros((1, 8), np.float32)])
-    params = {
+    return nets, {
         "actor": layers["actor"],
         "critic": {"quadratic": np.zeros((1, 14), np.float32), "network": layers["critic"]},
     }
+
+
+def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
+    sb3 = pytest.importorskip("stable_baselines3")
+    torch = pytest.importorskip("torch")
+    from stable_baselines3.common.logger import configure
+
+    settings = PPO(choice=TileChoice(), entropy=0.01, value_weight=0.5, clip=0.1, hidden=8)
+    features, count = len(settings.choice.features), 64
+    random = np.random.default_rng(2)
+    model = sb3.PPO(
+        "MlpPolicy", Blank(features, settings.choice.tiles),
+        n_steps=count, batch_size=count, n_epochs=1, clip_range=0.1, ent_coef=0.01,
+        vf_coef=0.5, normalize_advantage=False, max_grad_norm=1e9, seed=0,
+        policy_kwargs={"net_arch": {"pi": [8, 8], "vf": [8, 8]}, "activation_fn": torch.nn.Tanh},
+    )  # fmt: skip
+    model.set_logger(configure(None, []))
+    seen = random.normal(size=(count, features)).astype(np.float32)
+    chosen = random.integers(settings.choice.tiles, size=count)
+    old, advantage, target = random.normal(size=(3, count)).astype(np.float32)
+    old = (old / 4 - 1.4).astype(np.float32)
+    buffer = model.rollout_buffer
+    buffer.observations[:, 0], buffer.actions[:, 0, 0] = seen, chosen
+    buffer.log_probs[:, 0], buffer.advantages[:, 0], buffer.returns[:, 0] = old, advantage, target
+    buffer.full = True
+    nets, params = layers_of(model)
     model.train()
 
     def batch(x: Any) -> jax.Array:

@@ -238,7 +238,7 @@ def test_prefixes_are_counted_in_blocks() -> None:
     assert (chat.count, code.count) == (6, 0)  # three variants of two blocks
     (listed,) = KINDS["replay"].demand.prefix_sources(8)
     assert listed.count == 6  # three stretches of two
-    with pytest.raises(LLMGymError, match="no whole number of blocks of 12"):
+    with pytest.raises(LLMGymError, match="not a multiple of block_size 12"):
         KINDS["replay"].demand.prefix_sources(12)
     cut = KINDS["replay"].demand.unshared(8)
     # The second prompt begins with the stretch of 16 tokens that the first has left.

@@ -27,6 +27,6 @@ def dropped_of(run: Record, job_class: int | None) -> int:
 
 
 def counted_share(met: np.ndarray, missed: int) -> float:
-    """The share that met (1 of 1, 0 and NaN), of the decided and so many more that missed."""
+    """The share that met (1 of 1, 0 and NaN), of the decided and that many more that missed."""
     decided = (~np.isnan(met)).sum() + missed
     return float(np.nansum(met) / decided) if decided else float("nan")

@@ -1,0 +1,72 @@
+"""The house rules: files and functions stay short, and the page that explains the house is true."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("llmgym", "agents", "baselines", "tools", "tests")
+
+MOST_LINES_OF_A_FILE = 350
+MOST_LINES_OF_A_FUNCTION = 60
+
+LONG_FUNCTIONS = {
+    "llmgym/engine/simulator.py::step": "the one step body: a dozen stages in order, and two records",
+}
+"""Functions that may be longer, as path::name, each with its reason."""
+
+PAGE = (ROOT / "docs" / "how-it-works.md").read_text()
+
+
+def sources() -> list[Path]:
+    """All Python files; the links inside llmgym are not followed, so each comes once."""
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def functions(path: Path) -> dict[str, int]:
+    """Lines of every function of a file, from ``def`` to its end."""
+    tree = ast.parse(path.read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {
+        f"{path.relative_to(ROOT)}::{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    }
+
+
+def test_files_are_short() -> None:
+    lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources()}
+    assert len(lines) > 200
+    assert {n: k for n, k in lines.items() if k > MOST_LINES_OF_A_FILE} == {}
+
+
+def test_functions_are_short_or_have_a_reason() -> None:
+    found = {name: n for path in sources() for name, n in functions(path).items()}
+    long = {name: n for name, n in found.items() if n > MOST_LINES_OF_A_FUNCTION}
+    assert {name: n for name, n in long.items() if name not in LONG_FUNCTIONS} == {}
+    assert LONG_FUNCTIONS.keys() <= long.keys()  # those that became short need no reason
+
+
+def test_the_page_lists_the_packages_on_their_floors() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = (c["layers"] for c in project["tool"]["importlinter"]["contracts"] if "layers" in c)
+    floors = [[name.strip() for name in layer.split("|")] for layer in layers]
+    assert len(floors) <= 10
+    table = re.findall(r"^\| (`llmgym/.*?) \|", PAGE, re.MULTILINE)
+    shown = [[p.replace("/", ".") for p in re.findall(r"`(\w+/\w+)/`", row)] for row in table]
+    assert shown == floors
+    packages = {path.parent.name for path in (ROOT / "llmgym").glob("*/__init__.py")}
+    assert {f"llmgym.{name}" for name in packages} == {name for floor in floors for name in floor}
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    re.findall(r"`(\w+)`(?:\s\w+)?\s(?:in\s|\()`(\w[\w/]*\.py)`", PAGE),
+)
+def test_the_page_names_what_is_in_its_files(name: str, path: str) -> None:
+    tree = ast.parse((ROOT / path).read_text())
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    assert name in {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
