@@ -10,9 +10,20 @@ from pathlib import Path
 COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Programs that run briefly are compiled without optimisation, which takes half the time.
+QUICK_COMPILING = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402 - it reads them
 import pytest  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture of the test compiles
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Optimise what runs long, here and in the commands that a test starts."""
+    runs_long = any(item.get_closest_marker(name) for name in ("slow", "long_runs"))
+    quick = "0" if runs_long else QUICK_COMPILING
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quick
+    jax.config.update("jax_disable_most_optimizations", quick.lower() in ("1", "true"))
 
 
 @pytest.fixture(scope="module", autouse=True)

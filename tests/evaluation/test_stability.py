@@ -16,6 +16,8 @@ from llmgym.evaluation.statistics import mean_interval
 from llmgym.theory.bounds import faster_transformer_capacity, fluid_growth, pollaczek_khinchine
 from llmgym.theory.capacity import at_load
 
+pytestmark = pytest.mark.long_runs
+
 FIGURE_1 = llmgym.scenario("paper-figure-1")
 
 
