@@ -10,6 +10,8 @@ import llmgym
 from llmgym import baselines
 from llmgym.engine import simulator
 
+pytestmark = pytest.mark.long_runs
+
 FIGURE_8 = llmgym.Replay(
     # A, B and C decode already; D then E arrive during the first batch.
     arrival_s=[0, 0, 0, 0.0002, 0.0004],
