@@ -58,7 +58,17 @@ class Tenant(Request):
         """Tokens computed since it last had none, wherever they are."""
         if self.prefill_left > 0:
             return self.known - self.prefill_left
-        return self.known - (self.samples and self.outputs > 0)
+        return self.known - (self.samples and self.prefill > 0 and self.outputs > 0)
+
+    @property
+    def again(self) -> int:
+        """Tokens to compute on top of what is left when it loses its memory.
+
+        With ``samples`` the end of what is then a prompt yields a token, which saves one.
+        """
+        if self.prefill_left > 0:
+            return self.cached
+        return self.known - (self.samples and self.decode_left > 0)
 
     @property
     def resident(self) -> bool:
@@ -73,7 +83,7 @@ class Tenant(Request):
     @property
     def longest(self) -> int:
         """Most tokens that it will ever have in memory."""
-        return self.prefill + self.decode - self.samples
+        return self.prefill + self.decode - (self.samples and self.prefill > 0)
 
     @property
     def work(self) -> int:
@@ -185,7 +195,7 @@ class Memory:
                 swapped += request.cached
                 request.swapped = True
             else:
-                lost += request.cached
+                lost += request.again
                 request.prefill_left = request.known
         for request in (r for r in enter if r.name in tokens):
             request.admitted = epoch
