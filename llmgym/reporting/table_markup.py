@@ -59,9 +59,16 @@ def _markdown_cell(cell: Shown) -> str:
     if cell.code and cell.text:
         fence = "``" if "`" in cell.text else "`"
         text = fence + cell.text.replace("|", "\\|").replace("\n", " ") + fence
+        if "\\|" in cell.text:  # a backslash of its own before the one that keeps the cell together
+            text = f"<code>{''.join(map(_entity, cell.text))}</code>"
     if cell.link:
         text = f"[{text}]({cell.link})"
     return f"**{text}**" if text and cell.emphasis in ("strong", "bad") else text
+
+
+def _entity(character: str) -> str:
+    """A character that neither Markdown nor HTML reads as a mark."""
+    return character if character.isalnum() else f"&#{ord(character)};"
 
 
 def _html_row(columns: Sequence[Column], row: Sequence[Shown]) -> str:

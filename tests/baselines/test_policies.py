@@ -90,7 +90,8 @@ def test_work_conservation_is_as_claimed_at_every_iteration(number: int) -> None
         broken[run.claims] += int((run.tokens != np.minimum(run.demand, run.budget)).sum())
     assert broken[True] == 0
     claimed = all(run.claims for run in observed(number))
-    assert claimed or broken[False] > 0  # a witness for whoever claims nothing
+    # A witness for whoever claims nothing, but for the one whose reason is the KV memory that none has here.
+    assert claimed or broken[False] > 0 or POLICIES[number][0] == "vllm_v1"
 
 
 @every_policy

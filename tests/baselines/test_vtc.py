@@ -21,7 +21,7 @@ import llmgym
 from llmgym import Affine, JobType, LLMGymError, Poisson, Stage, Uniform, baselines
 from llmgym.engine import service as counting
 from llmgym.engine import simulator
-from llmgym.engine.service import MOST_SERVICE, Service
+from llmgym.engine.service import MOST_SERVICE
 from llmgym.engine.state import Counters
 from llmgym.evaluation.metrics.fairness import bound, service_gap
 from llmgym.evaluation.rollout import keys
@@ -246,16 +246,8 @@ def test_preemption_charges_nobody_twice() -> None:
 
 
 def counters(value: list[int], last: int = 0) -> Counters:
-    return Counters(jnp.array(value, jnp.int32), jnp.int32(last))
-
-
-class Shown:
-    """The part of a view that counters ask for: one waiting request of each of these clients."""
-
-    def __init__(self, *waiting: int) -> None:
-        self.job_class = jnp.array([*waiting, 0], jnp.int32)
-        self.live = jnp.array([True] * len(waiting) + [False])
-        self.started = jnp.zeros_like(self.live)
+    nobody = jnp.zeros(len(value), bool)
+    return Counters(jnp.array(value, jnp.int32), jnp.int32(last), nobody, nobody)
 
 
 def advance(
@@ -263,8 +255,13 @@ def advance(
 ) -> tuple[list[int], int]:
     """Counters after a batch: ``now`` wait, ``stayed`` of them did before."""
     waiting = more.pop("waiting", stayed)
-    service = Service(jnp.array(charged), jnp.array(waiting), jnp.array(stayed))
-    after = counting.advance(counters(value, **more), service, Shown(*now))  # type: ignore[arg-type]
+    before = counters(value, **more)
+    before = replace(before, waiting=jnp.array(waiting), stayed=jnp.array(stayed))
+    number = jnp.arange(len(value))
+    table: Any = SimpleNamespace(job_class=number)  # a request of each
+    idle = jnp.any(number[:, None] == jnp.array(now, jnp.int32), axis=1)
+    amount = jnp.array(charged, jnp.float32)
+    after, _ = counting.advance(before, amount, table, idle, jnp.array(True))
     return after.value.tolist(), int(after.last)
 
 
@@ -291,11 +288,19 @@ def test_counters_stay_inside_32_bits() -> None:
 
 def test_service_of_a_batch_stays_inside_32_bits() -> None:
     prompt, none = jnp.full(64, 2**20, jnp.int32), jnp.zeros(64, jnp.int32)
-    table = SimpleNamespace(
+    table: Any = SimpleNamespace(
         last_token=none, arrival=none, prompt=prompt, decode=none, job_class=none
     )
-    seen = SimpleNamespace(live=prompt > 0, started=prompt < 0, classes=SimpleNamespace(count=1))
-    service = counting.serve(jnp.array([1024, 1]), seen, none + 1, table, table)  # type: ignore[arg-type]
+    seen: Any = SimpleNamespace(
+        live=prompt > 0,
+        started=prompt < 0,
+        job_class=none,
+        free=jnp.array(True),
+        classes=SimpleNamespace(count=1),
+    )
+    looked = counting.look(counters([0]), seen, none + 1)
+    amount = counting.amounts(jnp.array([1024, 1]), table, table, none + 1)
+    _, service = counting.advance(looked, amount, table, jnp.array([False]), jnp.array(True))
     assert service.charged.tolist() == [MOST_SERVICE]
     assert (service.waiting.tolist(), service.stayed.tolist()) == ([True], [False])
 
@@ -329,8 +334,8 @@ def test_bad_weights(weights: Any, message: str) -> None:
 
 def test_every_engine_of_a_network_has_counters() -> None:
     """At two replicas, each keeps the clients' service within the bound of VTC."""
-    scenario = clients(RATES[0]).override(service_weights=(1, 2), replicas=2, router="round_robin")
-    run = llmgym.simulate(scenario, "vtc", duration_s=20, num_envs=2)
+    scenario = clients(RATES[0]).override(replicas=2, router="round_robin")
+    run = llmgym.simulate(scenario, "vtc", load=1.2, duration_s=20, num_envs=2)
     found = run.summary["fairness"]
     assert sum(found["service_per_s"].values()) > 0
     assert 0 < found["gap"] <= found["bound"]

@@ -14,6 +14,7 @@ from env_samples import SCENARIO
 
 import llmgym
 from llmgym import JobType, LLMGymError, Poisson, Replay, Stage
+from llmgym.core.wide import Wide
 from llmgym.envs.functional import EnvState, FunctionalEngine
 from llmgym.envs.rewards import ServiceLevels, Transition, _lateness, make_reward
 from llmgym.evaluation.rollout import keys
@@ -208,7 +209,9 @@ def test_schedules_of_classes_with_one_target() -> None:
     kinds = (jnp.int32, jnp.int32, jnp.int32, jnp.uint32, jnp.uint32)
     *columns, expected = zip(*rows, strict=True)
     made = {n: jnp.array(c, k) for n, c, k in zip(names, columns, kinds, strict=True)}
-    late = _lateness(SimpleNamespace(**made), jnp.ones(len(rows), bool), levels, jnp.uint32(1000))  # type: ignore[arg-type]
+    high = jnp.zeros(len(rows), jnp.uint16)
+    table: Any = SimpleNamespace(**made, arrival_high=high, first_high=high)
+    late = _lateness(table, jnp.ones(len(rows), bool), levels, Wide.of(1000))
     assert late.tolist() == list(expected)
 
 

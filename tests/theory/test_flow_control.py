@@ -13,6 +13,7 @@ from scipy.stats import poisson
 
 import llmgym
 from llmgym.core.errors import LLMGymError
+from llmgym.scenario.batch_time import Roofline
 from llmgym.scenario.kv_cache import KVCache
 from llmgym.theory import flow_control, mean_waiting
 from llmgym.theory.kv_memory import token_iterations
@@ -111,9 +112,7 @@ def with_lengths(prompt: Any) -> llmgym.Scenario:
         ),
         (lambda: flow_control(engine(batch_time=llmgym.Affine(20, 0.1))), "from 20.1 to 122.4 ms"),
         (
-            lambda: flow_control(
-                engine(batch_time=llmgym.scenario.batch_time.Roofline(20, 0, 0, 1.0))
-            ),
+            lambda: flow_control(engine(batch_time=Roofline(20, 0, 0, 1.0))),
             "from 20 to 1020 ms",
         ),
         (lambda: flow_control(INSIDE, (4, 4)), "2 entries, and the scenario has 3 classes"),

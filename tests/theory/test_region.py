@@ -73,7 +73,7 @@ def test_hull_has_the_corners_of_the_formula(c_ms, a_ms, tile, tiles, data):
 )
 def test_capacity_is_the_scale_of_the_mean_lengths(batch_time, token_budget, cap, lengths):
     workload = Replay([0.0, 1.0], [lengths[0]] * 2, [lengths[1]] * 2)
-    s = Scenario.single_engine(batch_time, token_budget, workload, max_num_seqs=cap)
+    s = Scenario.single_engine(batch_time, token_budget, workload, max_num_seqs=cap, tick_ms=1e-4)
     scale = stability_polygon(s).scale_to_boundary(lengths)
     assert capacity(s).requests_per_s == pytest.approx(1000 * scale, rel=1e-8)
 
