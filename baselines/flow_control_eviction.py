@@ -54,6 +54,7 @@ class FlowControlEviction(Policy):
         waiting = view.live & ~view.started
         new = waiting & (prefix_sum(waiting) <= self._drawn(key, view))
         evicted = self._evicted(view)
+        new = new & ~jnp.any(evicted, axis=0)  # the engine admits nobody in a slot that evicts
         staying = jnp.where(view.started & ~evicted, view.demand, 0)
         batch = fill(view, view.empty(), staying, self.token_budget)
         # The newest of all are those of this slot: ``fill`` takes the first of them that fit.

@@ -173,6 +173,11 @@ class Steps:
     service: Service | None  # of each client, where the scenario weighs it
 
 
+def _of_all(tokens: jax.Array, like: jax.Array) -> jax.Array:
+    """The sum over slots and engines: all axes but those of the environments, which ``like`` has."""
+    return jnp.sum(tokens, axis=tuple(range(tokens.ndim - like.ndim)))
+
+
 def kept(epoch: Epoch, detail: bool = False) -> Steps:
     """What ``rollout`` keeps of a step; ``detail``: the requests that it finished as well."""
     state, info = epoch.before, epoch.info
@@ -186,8 +191,8 @@ def kept(epoch: Epoch, detail: bool = False) -> Steps:
         present=state.present,
         backlog=state.backlog,
         dropped=state.totals.dropped,
-        lost=info.lost,
-        found=jnp.sum(info.found, axis=0),
+        lost=_of_all(info.lost, state.present),
+        found=_of_all(info.found, state.present),
         finished=info.finished if detail else None,
         details=info.table.details() if detail else None,
         service=getattr(info, "service", None),

@@ -152,7 +152,7 @@ def simulate(
     check_number("burst", burst, low=0, high=scenario.slots, integer=True)
     problem = policies.check(chosen, scenario)
     if problem:
-        warnings.warn(problem, UnservableWarning, stacklevel=2)
+        warnings.warn(problem, UnservableWarning, stacklevel=3)
     physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms

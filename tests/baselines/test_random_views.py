@@ -114,6 +114,7 @@ KINDS = (("batch", False), pytest.param("resident", True, marks=pytest.mark.slow
 @pytest.mark.parametrize(("seats", "memory"), KINDS, ids=str)
 @given(seed=st.integers(0, 2**32 - 1), busy=st.floats(0, 1))
 @example(seed=129, busy=0.15625)  # the budget goes to a request that is evicted
+@example(seed=6092, busy=0.6875)  # a request would enter in a slot that evicts
 @settings(max_examples=50, deadline=None)
 def test_batches_are_feasible_and_run(seats: str, memory: bool, seed: int, busy: float) -> None:
     view = random_view(seed, busy, seats, memory)
