@@ -76,8 +76,8 @@ class VLLMV1(Policy):
     def _one_by_one(self, view: View, urgency: jax.Array) -> Batch:
         """Request by request: with priorities or prefix caching each depends on those before it."""
         scan = partial(form, rules=self._rules)
-        if view.memory is not None and view.memory.pool is not None and view.batches.ndim:
-            batch: Batch = one_by_one(scan, view, urgency)
+        if view.memory is not None and view.memory.pool is not None:
+            batch: Batch = one_by_one(scan, view.batches.shape, view, urgency)
             return batch
         for _ in view.batches.shape:
             scan = jax.vmap(scan, in_axes=-1, out_axes=-1)

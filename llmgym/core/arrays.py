@@ -6,6 +6,7 @@ and a pass along the slots works on contiguous rows of environments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,11 +142,19 @@ def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return jnp.minimum(slot, size - 1), slot < size
 
 
-def one_by_one(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A function of one environment, called for each along the last axis of its arguments, in turn.
+def one_by_one(function: Callable[..., Any], shape: tuple[int, ...], *arguments: Any) -> Any:
+    """A function of one engine, called for each along the last axes of its arguments, in turn.
 
-    For long loops over few rows: side by side (vmap) every round would copy all that they carry.
+    For long loops over few rows: in parallel (vmap) every round would copy all that they carry.
+    ``shape`` is that of the axes, which all arguments have.
     """
+    if not shape:
+        return function(*arguments)
+    if len(shape) > 1:
+        axes = len(shape)
+        flat = jax.tree.map(lambda x: x.reshape(*x.shape[: x.ndim - axes], -1), arguments)
+        found = one_by_one(function, (math.prod(shape),), *flat)
+        return jax.tree.map(lambda x: x.reshape(*x.shape[:-1], *shape), found)
     if all(x.shape[-1] == 1 for x in jax.tree.leaves(arguments)):
         one = jax.tree.map(lambda x: x[..., 0], arguments)
         return jax.tree.map(lambda x: x[..., None], function(*one))

@@ -49,13 +49,18 @@ def single(structure: Structure, seed: int) -> RandomNetwork:
     network = random_network(structure, seed)
     scenario = network.scenario
     one = tuple(replace(job, stages=job.stages[:1]) for job in scenario.job_types)
-    rate = scenario.arrival_rate_per_s * (0.4 if structure.rooflines else 1)
+    slow = 0.1 if "swap" in structure.memories else 0.4
+    usual = 0.5 if "recompute" in structure.memories else 1
+    rate = scenario.arrival_rate_per_s * (slow if structure.rooflines else usual)
     if structure.cap == "batch":  # requests take turns, a batch for each output token
         engine = scenario.engine
         batch_ms = float(engine.batch_time.ms(engine.max_num_seqs or 1))
         together = (engine.max_num_seqs or 1) / (1 + replace(scenario, workload=one).mean_decode)
         rate = min(rate, 400 * together / batch_ms)
-    return replace(network, scenario=replace(scenario, workload=one).at_rate(rate), burst=0)
+    one_call = replace(scenario, workload=one).at_rate(rate)
+    if "swap" in structure.memories:
+        one_call = replace(one_call, slots=64)
+    return replace(network, scenario=one_call, burst=0)
 
 
 @partial(jax.jit, static_argnames="steps")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +60,14 @@ def admit(params: Params, state: State, seen: View, table: Table, batch: Batch) 
     assert batch.preempt is not None
     found = nothing
     if pool is not None:
-        served = _each(prefix_cache.serve, state)(
-            memory, seen.prefill, batch.tokens, batch.preempt, seen.urgency
+        served = one_by_one(
+            prefix_cache.serve,
+            state.busy.shape,
+            memory,
+            seen.prefill,
+            batch.tokens,
+            batch.preempt,
+            seen.urgency,
         )
         batch, pool, found = Batch(served.tokens, served.gone), served.pool, served.found
         table = replace(table, prefill=table.prefill - found)
@@ -124,20 +128,5 @@ def leave(
     urgency = jnp.zeros_like(table.job_class)
     for k in range(params.classes):
         urgency = jnp.where(table.job_class == k, params.priority[k], urgency)
-    return _each(prefix_cache.leave, state)(pool, table.admitted, finished, held, urgency)
-
-
-def _each(function: Callable[..., Any], state: State) -> Callable[..., Any]:
-    """A function of one engine for all of them."""
-    shape = state.busy.shape
-    if not shape:
-        return function
-
-    def every(*arguments: Any) -> Any:
-        def flat(x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[: x.ndim - len(shape)], -1)
-
-        found = one_by_one(function, *jax.tree.map(flat, arguments))
-        return jax.tree.map(lambda x: x.reshape(*x.shape[:-1], *shape), found)
-
-    return every
+    columns = table.admitted, finished, held, urgency
+    return one_by_one(prefix_cache.leave, state.busy.shape, pool, *columns)
