@@ -15,6 +15,12 @@ QUICK_COMPILING = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402 - it reads them
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# The same examples in every run; `pytest --hypothesis-profile=explore` tries new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", settings.get_profile("default"))
+settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture of the test compiles

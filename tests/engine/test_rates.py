@@ -208,7 +208,7 @@ def test_a_wait_keeps_its_length_when_periods_move_into_it(wait: int, later: int
     assert rest == 0 or FAR <= new < FAR + PERIOD or new == wait >= FAR
 
 
-@given(ticks=st.floats(0, 2.0**59, width=32))
+@given(ticks=st.floats(0, 2.0**59, width=32, allow_subnormal=False))  # XLA takes those for 0
 @EXAMPLES
 def test_splitting_a_gap_loses_nothing(ticks: float) -> None:
     rest, periods = (float(x) for x in split(jnp.float32(ticks)))

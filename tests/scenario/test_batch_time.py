@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -51,8 +52,8 @@ def lower(model: BatchTime) -> BatchTime:
 
 
 def load(text: str) -> BatchTime:
-    """The batch time in a text, read as that of a scenario."""
-    scenario = dumps(llmgym.scenario("md1"))
+    """The batch time in a text, read as that of a scenario with a fine clock."""
+    scenario = dumps(replace(llmgym.scenario("md1"), tick_ms=1e-4))
     start, end = scenario.index("[engine.batch_time]"), scenario.index("[[job_types]]")
     text = text.replace("[batch_time]", "[engine.batch_time]")
     return loads(f"{scenario[:start]}{text}\n{scenario[end:]}").engine.batch_time
