@@ -49,12 +49,15 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
     Raises LLMGymError on a missing entry, what is not modelled, and requests that could never run.
     """
     try:
-        workload = sorted(workload, key=lambda row: row["arrival_step"])
-        scenario, policy = _scenario(workload, config)
+        scenario, policy = scenario_of(workload, config)
     except KeyError as error:
         raise LLMGymError(f"The workload or its configuration has no entry {error}.") from None
-    physics = simulator.lower(scenario)
-    key = keys(0, 1)[0]
+    return run(simulator.lower(scenario), policy, workload)
+
+
+def run(physics: Physics, policy: VLLMV1, workload: Sequence[Mapping[str, Any]]) -> list[Step]:
+    """The steps of one engine, which may be the only one of a network, as ``schedule`` gives them."""
+    workload, key = _in_order(workload), keys(0, 1)[0]
     carry = begin(physics, policy, key)
     ids = [row["id"] for row in workload]
     arrives = [row["arrival_step"] for row in workload]
@@ -67,13 +70,15 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
                 return steps
             now = len(steps)
             joins = [name for name, step in zip(ids, arrives, strict=True) if step == now]
-            one = {name: column[n] for name, column in recorded.items()}
+            one = {name: column[n].ravel() for name, column in recorded.items()}
             steps.append({"step": now, "arrivals": joins} | _step(one, ids, physics))
 
 
-def _scenario(
+def scenario_of(
     workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> tuple[Scenario, VLLMV1]:
+    """The scenario and the policy that serve a workload as vLLM does under a configuration."""
+    workload = _in_order(workload)
     limit, budget = config["max_model_len"], config["max_num_batched_tokens"]
     caching = config["enable_prefix_caching"]
     cache = KVCache(config["num_blocks_incl_null"] - 1, config["block_size"], caching)
@@ -115,6 +120,10 @@ def _scenario(
         first_token="prefill",
     )
     return Scenario((engine,), replay, slots=max(len(rows), 8), tick_ms=1.0), policy
+
+
+def _in_order(workload: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(workload, key=lambda row: row["arrival_step"])
 
 
 def _prefix_ids(workload: Sequence[Mapping[str, Any]], block_size: int) -> list[list[int]]:
@@ -219,11 +228,11 @@ def _step(one: dict[str, Any], ids: Sequence[str], physics: Params) -> Step:
         "scheduled": scheduled,
         "total_tokens": int(one["tokens"].sum()),
         "preempted": named(one["preempt"], by_urgency[::-1]),
-        "free_blocks_after_schedule": int(one["free"]),
+        "free_blocks_after_schedule": one["free"].item(),
         "running_after_schedule": named(one["live"] & one["running"], by_admission),
         "waiting_after_schedule": named(one["live"] & ~one["running"], by_urgency),
         "finished": sorted(named(one["finished"])),
-        "free_blocks_after_update": int(one["free_after"]),
+        "free_blocks_after_update": one["free_after"].item(),
     }
 
 

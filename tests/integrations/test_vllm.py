@@ -12,6 +12,8 @@ import pytest
 import vllm_reference
 
 from llmgym.core.errors import LLMGymError
+from llmgym.engine import simulator
+from llmgym.integrations import vllm
 from llmgym.integrations.vllm import schedule
 
 REQUESTS = 10
@@ -34,17 +36,27 @@ QUICK = (
 )
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_batches_are_those_of_vllm(shared_data: Path, every: bool) -> None:
+def recorded_cases(shared_data: Path, every: bool) -> list[tuple[dict[str, Any], Any]]:
+    """All 32 cases or the quick ones, each with its workload."""
     with gzip.open(shared_data / "vllm_scheduler" / "batches.json.gz") as file:
         recorded = json.load(file)
-    equal = 0
-    for case in recorded["cases"]:
-        if every or case["name"].startswith(QUICK):
-            workload = recorded["workloads"][case["workload"]]
-            assert_equal(schedule(workload, case["config"]), case["steps"])
-            equal += 1
-    assert equal == (32 if every else 3)
+    cases = [c for c in recorded["cases"] if every or c["name"].startswith(QUICK)]
+    assert len(cases) == (32 if every else 3)
+    return [(case, recorded["workloads"][case["workload"]]) for case in cases]
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_batches_are_those_of_vllm(shared_data: Path, every: bool) -> None:
+    for case, workload in recorded_cases(shared_data, every):
+        assert_equal(schedule(workload, case["config"]), case["steps"])
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_station_of_a_network_forms_the_batches_of_vllm(shared_data: Path, every: bool) -> None:
+    for case, workload in recorded_cases(shared_data, every):
+        scenario, policy = vllm.scenario_of(workload, case["config"])
+        network = simulator.lower(scenario, as_network=True)
+        assert_equal(vllm.run(network, policy, workload), case["steps"])
 
 
 def settings(number: int) -> dict[str, Any]:
