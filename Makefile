@@ -27,7 +27,7 @@ benchmark: $(VENV)/core.stamp
 
 # The pinned XLA compiles a third faster this way, which is most of what tests do; wide batches of
 # environments run at half the speed.
-test test-slow: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false
+test test-slow: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("explore", settings.get_profile("default"))
 settings.load_profile("repeatable")
 
+MOST_MAPPINGS = 20_000
+# Tracing makes many objects that live on; looking for circles among them took a twentieth of the time.
+gc.set_threshold(200_000, 20, 50)
+
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture of the test compiles
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -32,22 +37,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     jax.config.update("jax_disable_most_optimizations", quick.lower() in ("1", "true"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forget_what_was_compiled() -> Iterator[None]:
-    """Compiled programs of all modules together take gigabytes, and more mappings than Linux allows.
-
-    Past that limit (vm.max_map_count) the compiler crashes.
-    """
-    yield
-    jax.clear_caches()
+def _mappings() -> int:
+    """Stretches of memory of this process; 0 where the system does not tell."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 @pytest.fixture(autouse=True)
-def _forget_after_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Some of them alone compile dozens."""
+def _forget_what_was_compiled() -> Iterator[None]:
+    """Compiled programs of all modules together take more mappings than Linux allows.
+
+    Past that limit (vm.max_map_count, usually 65,530) the compiler crashes.
+    """
     yield
-    if request.node.get_closest_marker("slow"):
+    if _mappings() > MOST_MAPPINGS:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+
+T = TypeVar("T")
 
 
 def rows(like: jax.Array) -> jax.Array:
@@ -55,6 +57,19 @@ def prefix_sum(x: jax.Array) -> jax.Array:
     """
     x = x.astype(jnp.int32)
     return jax.lax.platform_dependent(x, cpu=_grouped_sum, default=lambda x: jnp.cumsum(x, axis=0))
+
+
+def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
+    """The state after a change, if it is ``wanted`` (a scalar).
+
+    A loop of at most one round. A condition would copy the state when there is nothing to do; and what
+    a loop gives is worked out once, not again by everything that reads it.
+    """
+
+    def body(carry: tuple[T, jax.Array]) -> tuple[T, jax.Array]:
+        return change(carry[0]), jnp.zeros_like(wanted)
+
+    return jax.lax.while_loop(lambda c: c[1], body, (state, wanted))[0]
 
 
 def select(options: jax.Array, index: jax.Array) -> jax.Array:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from llmgym.core.arrays import once
 from llmgym.core.wide import Wide
 from llmgym.engine.block_pool import BlockPool
 from llmgym.engine.make_view import engine_table
@@ -93,7 +95,8 @@ def running(params: Params, state: State, seen: View, begun: Begun) -> Table:
     tokens = plan.at_engines(begun.batch.tokens, axis=1)
     assert table.service_high is not None
     starts = plan.at_engines(seen.free)
-    begins = (tokens > 0) & ~table.started
+    # Worked out once for both columns.
+    begins = once(jnp.any(begun.ticks > 0), lambda _: (tokens > 0) & ~table.started, tokens < 0)
     return replace(
         table,
         planned=jnp.where(starts, tokens, table.planned),
@@ -118,9 +121,10 @@ def end(
     decoding = (table.prefill == 0) & (table.decode > 0)
     planned = begun.batch.tokens if table.planned is None else table.planned
     ends = ends if params.lone else plan.at_engines(ends)
-    simple = params.lone and params.kv_blocks is None  # all that runs has just ended
-    done = planned if simple else jnp.where(ends, planned, 0)
-    credited, finished = credit(table, decoding, done, now, params.prompt_samples)
+    done = planned if params.lone else jnp.where(ends, planned, 0)  # a lone engine's has just ended
+    credited, finished, served = credit(
+        table, decoding, done, now, params.prompt_samples, jnp.any(ends)
+    )
     requests = finished
     if plan.stations > plan.engines:
         station = jnp.arange(plan.stations).reshape((1, -1) + (1,) * (table.decode.ndim - 2))
@@ -130,17 +134,15 @@ def end(
         requests, finished = finished[:, : plan.engines], finished | over
     if table.planned is not None:
         credited = replace(credited, planned=jnp.where(ends, 0, planned))
-
-    def total(tokens: jax.Array) -> jax.Array:
-        return params.total(jnp.sum(tokens, axis=0))
-
-    before = engine_table(plan, replace(table, planned=done))
+    prefill_tokens, decode_tokens = served
+    if params.lone:
+        prefill_tokens, decode_tokens = begun.prefill_tokens, begun.decode_tokens
     return credited, Ended(
         all=finished,
         requests=requests,
-        before=before,
-        prefill_tokens=total(jnp.where(decoding, 0, done)),
-        decode_tokens=total(jnp.where(decoding, done, 0)),
+        before=engine_table(plan, replace(table, planned=done)),
+        prefill_tokens=params.total(prefill_tokens),
+        decode_tokens=params.total(decode_tokens),
     )
 
 
@@ -158,20 +160,52 @@ def _attention(params: Params, seen: View, table: Table, tokens: jax.Array) -> A
     )
 
 
+Pair = tuple[jax.Array, jax.Array]
+
+
 def credit(
-    table: Table, decoding: jax.Array, tokens: jax.Array, now: Wide, prompt_samples: bool
-) -> tuple[Table, jax.Array]:
-    """The table after its ``tokens`` ran, and which requests they completed."""
-    ran = tokens > 0
-    prefill = jnp.where(decoding, table.prefill, table.prefill - tokens)
-    decode = jnp.where(decoding, table.decode - tokens, table.decode)
-    samples = decoding & ran
-    if prompt_samples:
-        samples = samples | (ran & (prefill == 0) & (table.decode > 0))
-        decode = table.decode - samples
-    finished = ran & (prefill == 0) & (decode == 0)
-    # A request without output tokens has its answer when its prompt is done.
-    first = (samples & (table.decode == table.output)) | (finished & (table.output == 0))
+    table: Table,
+    decoding: jax.Array,
+    tokens: jax.Array,
+    now: Wide,
+    prompt_samples: bool,
+    some: jax.Array,
+) -> tuple[Table, jax.Array, Pair]:
+    """The table after its ``tokens`` ran, which requests they completed, and what was prefill and decode.
+
+    Args:
+        table: (rows, stations...) before.
+        decoding: which requests are decoding.
+        tokens: of each request, that ran.
+        now: clock.
+        prompt_samples: whether the last token of a prompt gives the first of the output.
+        some: () whether any ran at all.
+
+    Prefill and decode tokens are sums over the rows, (stations...).
+    """
+
+    def left(ran: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        prefill = jnp.where(decoding, table.prefill, table.prefill - tokens)
+        if not prompt_samples:
+            return prefill, jnp.where(decoding, table.decode - tokens, table.decode), decoding & ran
+        samples = ran & (decoding | ((prefill == 0) & (table.decode > 0)))
+        return prefill, table.decode - samples, samples
+
+    def happened(_: Any) -> tuple[jax.Array, Pair]:
+        ran = tokens > 0
+        prefill, decode, samples = left(ran)
+        finished = ran & (prefill == 0) & (decode == 0)
+        # A request without output tokens has its answer when its prompt is done.
+        first = (samples & (table.decode == table.output)) | (finished & (table.output == 0))
+        bits = sum(m.astype(jnp.uint8) << n for n, m in enumerate((ran, finished, first)))
+        of_kinds = jnp.where(decoding, 0, tokens), jnp.where(decoding, tokens, 0)
+        return jnp.asarray(bits), (jnp.sum(of_kinds[0], axis=0), jnp.sum(of_kinds[1], axis=0))
+
+    # As bits, worked out once: each column that they change would else work them out again.
+    no, none = jnp.zeros(tokens.shape, jnp.uint8), jnp.zeros(tokens.shape[1:], jnp.int32)
+    bits, served = once(some, happened, (no, (none, none)))
+    ran, finished, first = (bits & (1 << n) > 0 for n in range(3))
+    prefill, decode, _ = left(ran)
     credited = replace(
         table,
         prefill=prefill,
@@ -180,4 +214,4 @@ def credit(
         first_high=jnp.where(first, now.high.astype(jnp.uint16), table.first_high),
         last_token=jnp.where(ran, now.low, table.last_token),
     )
-    return credited, finished
+    return credited, finished, served

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import counted, first_rows, of_class
+from llmgym.core.arrays import counted, first_rows, of_class, once
 from llmgym.engine.ended import Ended
 from llmgym.engine.entering import enter
 from llmgym.engine.jobs import advance, job_at, no_jobs, put_jobs
@@ -21,7 +21,6 @@ from llmgym.engine.queues import (
     complete,
     heads,
     nothing,
-    once,
     queues,
     soonest,
     top_up,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import nth_bit, rows
+from llmgym.core.arrays import nth_bit, once, rows
 from llmgym.core.pytree import register
 
 WORD = 32
@@ -33,16 +33,15 @@ class Ended:
         padding = -mask.shape[0] % WORD
         shape = ((mask.shape[0] + padding) // WORD * mask.shape[1], *mask.shape[2:])
 
-        def pack(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def pack(_: jax.Array) -> jax.Array:
             bits = jnp.pad(mask, [(0, padding)] + [(0, 0)] * (mask.ndim - 1))
             bits = bits.reshape(-1, WORD, *mask.shape[1:]).astype(jnp.uint32)
             bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, -1, *[1] * (mask.ndim - 1))
             words = jnp.sum(bits << bit, axis=1, dtype=jnp.uint32)
-            return jnp.zeros_like(any_yet), jnp.moveaxis(words, 1, 0).reshape(shape)
+            return jnp.moveaxis(words, 1, 0).reshape(shape)
 
-        # A loop of one round at most: else its sums would work out the whole mask as they go.
-        none = jnp.zeros(shape, jnp.uint32)
-        _, words = jax.lax.while_loop(lambda c: c[0], pack, (any_yet, none))
+        # Else its sums would work out the whole mask as they go.
+        words = once(any_yet, pack, jnp.zeros(shape, jnp.uint32))
         count = jax.lax.population_count(words).astype(jnp.int32)
         before = rows(words)[:, None] >= rows(words)[None]
         upto = jnp.sum(jnp.where(before, count[None], 0), axis=1)
@@ -61,17 +60,15 @@ class Ended:
     def mask(self, size: int, stations: int) -> jax.Array:
         """Those that are left, (size, stations, ...)."""
 
-        def clear(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            _, words = carry
+        def clear(words: jax.Array) -> jax.Array:
             before = self.upto - jax.lax.population_count(words).astype(jnp.int32)
             ones = jnp.full_like(words, 0xFFFFFFFF)
             later = ones << nth_bit(words, self.passed - before).astype(jnp.uint32)
             kept = jnp.where(before >= self.passed, words, words & later)
-            return jnp.asarray(False), jnp.where(self.upto > self.passed, kept, 0)
+            return jnp.where(self.upto > self.passed, kept, 0)
 
-        # A loop of one round at most: else every row would work out its word again.
-        some = jnp.any(self.passed > 0)
-        _, words = jax.lax.while_loop(lambda c: c[0], clear, (some, self.words))
+        # Else every row would work out its word again.
+        words = once(jnp.any(self.passed > 0), clear, self.words)
         words = words.reshape(stations, -1, 1, *words.shape[1:])
         bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, -1, *[1] * (words.ndim - 3))
         bits = (words >> bit) & 1 > 0

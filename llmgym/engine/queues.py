@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -44,18 +43,6 @@ def soonest(params: Params, state: State) -> jax.Array:
     waits = (row >= coming.joined) & (row < coming.drawn)
     until = (coming.arrival - state.clock.low).astype(jnp.int32)
     return jnp.min(jnp.where(waits, until, NEVER), axis=0)
-
-
-def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
-    """The state after a change, if it is ``wanted``.
-
-    A loop of at most one round: a condition would copy the tables when there is nothing to do.
-    """
-
-    def body(carry: tuple[T, jax.Array]) -> tuple[T, jax.Array]:
-        return change(carry[0]), jnp.zeros_like(wanted)
-
-    return jax.lax.while_loop(lambda c: c[1], body, (state, wanted))[0]
 
 
 def tidy(params: Params, state: State) -> State:

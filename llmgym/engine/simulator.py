@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.arrays import once
 from llmgym.core.precision import in_32_bits
 from llmgym.core.wide import Wide
 from llmgym.engine import calls, fresh_rows, service
@@ -32,7 +33,6 @@ from llmgym.engine.info import StepInfo
 from llmgym.engine.make_view import engine_table, view
 from llmgym.engine.memory.admission import empty_memory, leave
 from llmgym.engine.params import COMPACT_EVERY, Params, lower
-from llmgym.engine.queues import once
 from llmgym.engine.state import State, Table, empty_table, empty_totals
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.arrivals import NEVER

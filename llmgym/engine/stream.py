@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmgym.core.arrays import select
 from llmgym.core.pytree import register
@@ -63,14 +64,13 @@ def words(
     ``key`` holds two words, axis 0. Counter-based (Threefry 2x32), so that any policy, in any order,
     in any batch, meets the same requests. A job that comes back to a call draws again: ``visit`` counts.
     """
-    out: list[jax.Array] = []
     source = jnp.broadcast_to(jnp.asarray(job_class, jnp.uint32), index.shape)
     if visit is not None:
         source = source | (visit.astype(jnp.uint32) << 8)
-    for pair in range(pairs):
-        out += threefry(key[0], key[1], index.astype(jnp.uint32), 2 * source + pair)
+    pair = np.arange(pairs, dtype=np.uint32).reshape(-1, *[1] * index.ndim)
+    drawn = jnp.stack(threefry(key[0], key[1], index.astype(jnp.uint32), 2 * source + pair), axis=1)
     # Behind a barrier, or whatever uses them would compute them again.
-    return jax.lax.optimization_barrier(jnp.stack(out))
+    return jax.lax.optimization_barrier(drawn.reshape(2 * pairs, *index.shape))
 
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
