@@ -108,7 +108,7 @@ def _some_of_chains(
     there = there & fits[of_jobs:]
     passed = jnp.sum(there.astype(jnp.int32), axis=0)
     completed = jnp.sum((there & ~goes_on).astype(jnp.int32), axis=0)
-    place, valid = first_rows(joins, params.joining)
+    place, valid = _places(params, joins)
 
     def both(of_jobs: jax.Array, of_calls: jax.Array) -> jax.Array:
         return jnp.take_along_axis(jnp.concatenate([of_jobs, of_calls]), place, axis=0)
@@ -130,6 +130,13 @@ def _some_of_chains(
     )
     state, load = enter(params, complete(state, completed), calls, load, extra)
     return (state, replace(ended, passed=ended.passed + passed), load), late
+
+
+def _places(params: Params, joins: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first of the events (events, ...) that join, as many as there are rows, and which there are."""
+    none = jnp.zeros((params.joining, *joins.shape[1:]), jnp.int32)
+    # Worked out once: else every column of the calls that join would work it out again.
+    return once(jnp.any(joins), lambda _: first_rows(joins, params.joining), (none, none > 0))
 
 
 def _some_of_jobs(params: Params, carry: Carry, extra: jax.Array | None) -> tuple[Carry, jax.Array]:
@@ -175,7 +182,7 @@ def _started(
     """The calls (stages, events, ...) that the events start, event by event."""
     stages = params.plan.most_stages
     flat = jnp.moveaxis(starts, 0, 1).reshape(-1, *starts.shape[2:])
-    place, valid = first_rows(flat, params.joining)
+    place, valid = _places(params, flat)
 
     def of_stage(x: jax.Array | None) -> jax.Array | None:
         if x is None:
