@@ -54,9 +54,9 @@ def begin(params: Params, state: State, seen: View, batch: Batch, clipped: jax.A
     admission = admit(params, state, seen, engine_table(params.plan, state.table), batch)
     batch, table = admission.batch, admission.table
     tokens = batch.tokens
-    prefill_tokens = jnp.sum(jnp.where(seen.decoding, 0, tokens), axis=0)
+    size = jnp.sum(tokens, axis=0)
     decode_tokens = jnp.sum(jnp.where(seen.decoding, tokens, 0), axis=0)
-    size = prefill_tokens + decode_tokens
+    prefill_tokens = size - decode_tokens
     ticks = seen.batch_time.ticks(size, seen.tick_ms, _attention(params, seen, table, tokens))
     if params.swap_tokens_per_ms is not None:
         rate = params.swap_tokens_per_ms

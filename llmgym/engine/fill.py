@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import prefix_sum
+from llmgym.core.arrays import once, prefix_sum
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.memory.paged import secure
 from llmgym.engine.view import Batch, View
@@ -49,11 +49,8 @@ def fill(
             return jnp.where(upto <= room, demand, 0)
         return jnp.clip(room - (upto - demand), 0, demand)
 
-    # Often there is room for all, as for decodes. A loop of one round costs nothing then.
-    short = jnp.any(jnp.sum(demand, axis=0) > room)
-    given, _ = jax.lax.while_loop(
-        lambda c: c[1], lambda c: (served(c[0]), jnp.zeros_like(short)), (demand, short)
-    )
+    # Often there is room for all, as for decodes.
+    given = once(jnp.any(jnp.sum(demand, axis=0) > room), served, demand)
     return Batch(batch.tokens + given)
 
 

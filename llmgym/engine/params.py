@@ -177,7 +177,8 @@ def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
     rows = scenario.slots * (1 if lone else scenario.demand.most_at_once(names))
     if rows > 2**15:
         raise LLMGymError(f"{scenario.slots} slots make tables of {rows} rows; at most {2**15}.")
-    fresh = int(np.clip(np.ceil((1.25 if lone else 2) * per_batch), 16, 256))
+    share = 1.25 if lone else (3 if plan.routes else 2)
+    fresh = int(np.clip(np.ceil(share * per_batch), 16, 256))
     if not lone:
         fresh = max(fresh, _joining(plan))
     fresh += -(rows + fresh) % GROUP
