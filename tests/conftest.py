@@ -23,7 +23,7 @@ settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("explore", settings.get_profile("default"))
 settings.load_profile("repeatable")
 
-MOST_MAPPINGS = 20_000
+MOST_MAPPINGS = 10_000
 # Tracing makes many objects that live on; looking for circles among them took a twentieth of the time.
 gc.set_threshold(200_000, 20, 50)
 

@@ -129,6 +129,7 @@ def compare(other: Path, name: str, num_envs: int, turns: int) -> None:
 
 
 def main() -> None:
+    """Read the options; compare, or be one of the two that are compared."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("other", type=Path, help="the other checkout")
     parser.add_argument(

@@ -35,7 +35,7 @@ def bits(names: Sequence[str], switch: str) -> dict[str, str]:
     return dict(json.loads(found.stdout.splitlines()[-1]))
 
 
-OFTEN = ("engine", "memory", "network", "environment")
+OFTEN = ("engine", "network")
 SELDOM = tuple(name for name in RUNS if name not in OFTEN)
 
 
