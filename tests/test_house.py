@@ -70,3 +70,37 @@ def test_the_page_names_what_is_in_its_files(name: str, path: str) -> None:
     tree = ast.parse((ROOT / path).read_text())
     kinds = (ast.FunctionDef, ast.ClassDef)
     assert name in {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def public_functions(path: Path) -> list[tuple[str, list[str], str, bool]]:
+    """Name, parameters, docstring, and whether it is a method, of each public function of a file."""
+    found = []
+
+    def look(body: list[ast.stmt], owner: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                look(node.body, node.name)
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                if any("command" in ast.unparse(d) for d in node.decorator_list):
+                    continue  # its options have help texts
+                args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [a.arg for a in args if a.arg not in ("self", "cls")]
+                found.append((node.name, names, ast.get_docstring(node) or "", bool(owner)))
+
+    look(ast.parse(path.read_text()).body, "")
+    return found
+
+
+def test_functions_of_more_than_two_parameters_explain_them() -> None:
+    """All but methods that do what another class's method of that name, explained there, is to do."""
+    folders = ("llmgym", "agents", "baselines")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    every = [(path, *rest) for path in paths for rest in public_functions(path)]
+    assert len(every) > 1000
+    explained = {name for _, name, _, text, method in every if method and "Args:\n" in text}
+    silent = [
+        f"{path.relative_to(ROOT)}::{name}"
+        for path, name, parameters, text, method in every
+        if len(parameters) > 2 and "Args:\n" not in text and not (method and name in explained)
+    ]
+    assert silent == []
