@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -296,17 +295,27 @@ def _requests(
     columns = {k: np.concatenate([*(p[k] for p in parts), v]) for k, v in left.items()}
     if "request_prefill" in columns:  # a network keeps them
         return _without_delay_tokens(physics, columns)
-    words = jax.random.key_data(key)[columns["request_env"]].T.astype(jnp.uint32)
-    prefill, decode = streams.lengths_of(
-        physics.lengths,
-        words,
-        jnp.asarray(columns["request_class"], jnp.int32),
-        jnp.asarray(columns["request_number"], jnp.int32),
+    prefill, decode = _lengths(physics, key, columns)
+    return columns | {"request_prefill": prefill, "request_decode": decode}
+
+
+_lengths_of = jax.jit(streams.lengths_of)
+
+
+def _lengths(
+    physics: Any, key: jax.Array, columns: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and output tokens of the requests, drawn again from their numbers."""
+    count = len(columns["request_number"])
+    # Padded, so that one program does for many counts.
+    padding = (0, (1 << max(count - 1, 255).bit_length()) - count)
+    env, job_class, number = (
+        np.pad(columns[f"request_{name}"], padding) for name in ("env", "class", "number")
     )
-    return columns | {
-        "request_prefill": np.asarray(prefill),
-        "request_decode": np.asarray(decode),
-    }
+    words = np.asarray(jax.random.key_data(key), np.uint32)[env].T
+    drawn = _lengths_of(physics.lengths, words, job_class.astype(np.int32), number.astype(np.int32))
+    prefill, decode = (np.asarray(tokens)[:count] for tokens in drawn)
+    return prefill, decode
 
 
 def _without_delay_tokens(physics: Any, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
