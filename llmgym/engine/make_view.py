@@ -20,6 +20,7 @@ from llmgym.scenario.prefixes import Contents
 
 
 @in_32_bits
+@jax.jit
 def view(params: Params, state: State) -> View:
     """What policies see; of a network every array has an axis of engines before the batch axes."""
     table, shape = engine_table(params.plan, state.table), state.busy.shape

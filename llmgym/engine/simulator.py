@@ -42,6 +42,7 @@ LONG = 2**30
 
 
 @in_32_bits
+@jax.jit
 def init(params: Params, key: jax.Array) -> State:
     """An empty system at time 0, with whatever arrives at that very instant.
 
@@ -78,6 +79,7 @@ def init(params: Params, key: jax.Array) -> State:
 
 
 @in_32_bits
+@jax.jit
 def next_arrival(params: Params, state: State) -> jax.Array:
     """Ticks until the next arrival from outside, 0 if it is overdue; NEVER where none is to come."""
     waiting = fresh_rows if params.lone else calls
@@ -86,6 +88,7 @@ def next_arrival(params: Params, state: State) -> jax.Array:
 
 
 @in_32_bits
+@jax.jit
 def step(
     params: Params,
     state: State,
