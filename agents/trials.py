@@ -46,7 +46,8 @@ class Figures:
         e2e_s: mean latency by Little's law: requests present over the arrival rate.
         requests_per_s: tokens served per second over the mean tokens of a request.
         late: of the requests that finished, the share whose first token came after the TTFT target.
-        good: of these, the share that met both targets. A target that is not set is always met.
+        good: of the requests that finished, the share that met both targets. A target that is not set
+            is always met.
         dropped: requests that found the table full.
     """
 
@@ -81,7 +82,7 @@ def measure(
 
     Args:
         scenario: one engine.
-        vary: makes the policy from ``base`` and an array of settings.
+        vary: makes the policy from ``base`` and settings (numbers, environments); hashable.
         base: passed to ``vary``; hashable, and compiled in.
         settings: a row for every trial (trials, numbers); ``vary`` gets it as float32.
         num_envs: environments of each trial.
