@@ -1,7 +1,7 @@
 """A learned token budget: how many tokens a published policy may put into each batch.
 
-The published policy decides who runs, admits and preempts; what is learned is how large a batch is worth
-its time now, as a chunked prefill delays every decode beside it.
+The published policy decides who runs, is admitted and is preempted. What is learned is how large a batch
+is worth its time now: a prefill chunk delays every decode in its batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BudgetChoice(TileChoice):
 
     Features beside those of TileChoice, of the requests whose class has the highest priority: log1p of
     their prompt tokens left / tile; log1p of the age in seconds of the oldest of them with prompt left,
-    of no more than OLD_S; those that decode / tile.
+    capped at OLD_S; the number of them that decode / tile.
 
     Args:
         base: name of the policy that forms the batch, with settings behind a colon.
@@ -71,12 +71,12 @@ class BudgetChoice(TileChoice):
         return decisions.start(self._policy, view)
 
     def decide(self, view: View, choice: jax.Array, memory: Any) -> tuple[Batch, Any]:
-        """The batch that the base forms with the budget of a choice (1, ...), and its memory."""
+        """The batch that ``base`` forms with the budget of a choice (1, ...), and its memory."""
         keys, view = decisions.keys_of(view), self._within(view, choice)
         return decisions.decide(self._policy, keys, view, memory)
 
     def batch(self, view: View, choice: jax.Array) -> Batch:
-        """The same of a base without a memory."""
+        """As ``decide``, of a base without a memory."""
         keys, view = decisions.keys_of(view), self._within(view, choice)
         return decisions.compose(self._policy, keys, view)
 

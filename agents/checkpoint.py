@@ -27,7 +27,7 @@ FORMAT = 1
 CHOICES: dict[str, type[Choice]] = {
     c.kind: c for c in (TileChoice, BudgetChoice, ScoreChoice, NetworkChoice)
 }
-"""By what a checkpoint says of its kind."""
+"""The class of each ``kind`` that a checkpoint may name."""
 
 ACTOR = "actor"
 HEADER = "header"
@@ -35,7 +35,13 @@ VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "optax")
 
 
 def write_arrays(path: Path, arrays: dict[str, Any], header: dict[str, Any]) -> None:
-    """Write arrays and a header, whole or not at all. Equal content gives equal bytes."""
+    """Write an npz file, whole or not at all. Equal content gives equal bytes.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        arrays: NumPy or JAX arrays by name.
+        header: anything that JSON can hold; ``read_arrays`` accepts it if ``format`` is FORMAT.
+    """
     columns: dict[str, Any] = {HEADER: np.frombuffer(to_json(header).encode(), np.uint8)}
     columns |= {name: np.asarray(x) for name, x in arrays.items()}
     data = io.BytesIO()
@@ -44,7 +50,10 @@ def write_arrays(path: Path, arrays: dict[str, Any], header: dict[str, Any]) -> 
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the header of a file. Raises LLMGymError where it is none of ours, or damaged."""
+    """The arrays and the header of a file.
+
+    Raises LLMGymError where it is missing, damaged, of another format or not a checkpoint of llmgym.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -68,7 +77,15 @@ def versions() -> dict[str, str]:
 def policy_of(
     choice: Choice, actor: Any, header: dict[str, Any], label: str, masks: bool = True
 ) -> TrainedPolicy:
-    """The policy of an actor network; ``header`` tells what it was trained on."""
+    """The policy of an actor network.
+
+    Args:
+        choice: what it observes and may do.
+        actor: its weights, a pytree as ``choice.init_actor`` gives.
+        header: what a checkpoint will say of it: scenarios, settings, seed and versions.
+        label: its name in tables.
+        masks: whether only allowed choices compete (see TrainedPolicy).
+    """
     said = asdict(choice) if masks else asdict(choice) | {"masks": masks}
     found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for leaf in jax.tree.leaves(actor):
@@ -115,7 +132,7 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
 
 
 def _nested(arrays: dict[tuple[str, ...], np.ndarray]) -> Any:
-    """Dicts and lists from the paths of their leaves."""
+    """Nested dicts and lists, from their leaves by path."""
     if () in arrays:
         return arrays[()]
     heads = sorted({path[0] for path in arrays}, key=lambda head: (len(head), head))

@@ -25,7 +25,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Choice(ABC):
-    """Observation and action of a learned policy: a choice in each of some parts.
+    """Observation and action of a learned policy: one choice in each of one or more parts.
 
     ``kind`` is its name in checkpoints.
     """
@@ -40,7 +40,7 @@ class Choice(ABC):
     @property
     @abstractmethod
     def features(self) -> tuple[str, ...]:
-        """Names of the features, those of single requests left out."""
+        """Names of the features, without those of single requests."""
 
     @abstractmethod
     def look(self, view: View) -> Sight:
@@ -48,7 +48,7 @@ class Choice(ABC):
 
     @abstractmethod
     def batch(self, view: View, choice: jax.Array) -> Batch:
-        """The batch of a choice (parts, ...), of one without a memory."""
+        """The batch of a choice (parts, ...), where no memory is needed; else see ``decide``."""
 
     @property
     def remembers(self) -> bool:
@@ -60,7 +60,13 @@ class Choice(ABC):
         return None
 
     def decide(self, view: View, choice: jax.Array, memory: Any) -> tuple[Batch, Any]:
-        """The batch of a choice (parts, ...), and the memory for the next."""
+        """The batch of a choice, and the memory for the next decision.
+
+        Args:
+            view: what the engines show.
+            choice: a number in each part (parts, ...), int32.
+            memory: from ``start`` or from the last decision; None without one.
+        """
         return self.batch(view, choice), memory
 
     @property
@@ -78,7 +84,7 @@ class Choice(ABC):
         return init_mlp(key, (len(self.features), hidden, hidden, sum(self.parts)), 0.01)
 
     def logits(self, actor: Any, features: jax.Array) -> jax.Array:
-        """What the network adds to the prior (..., choices)."""
+        """What the network adds to the prior (..., choices), for features (..., entries)."""
         return mlp(actor, features)
 
     def choose(self, view: View, scores: jax.Array) -> jax.Array:
@@ -86,5 +92,5 @@ class Choice(ABC):
         return best_choice(self.parts, scores)
 
     def log_prob_of(self, log_p: jax.Array, choice: jax.Array) -> jax.Array:
-        """Log probability of a choice (..., parts)."""
+        """Log probability of a choice (..., parts), from those of all choices (..., choices)."""
         return log_prob_of(self.parts, log_p, choice)

@@ -36,7 +36,7 @@ class DecodeFirst:
     Attributes:
         rate: arrivals per second, lambda.
         sizes, times: tokens and seconds of a batch of 1..K tiles.
-        prompt_tokens, output_tokens: length of a prompt, mean of the outputs.
+        prompt_tokens, output_tokens: length of every prompt, and mean length of the outputs.
         residues: states between two whole prompts.
         most_waiting, most_decoding: largest number of prompts and of decodes.
     """
@@ -57,15 +57,15 @@ class DecodeFirst:
 
     @property
     def waiting(self) -> np.ndarray:
-        """Prompts that wait at every p."""
+        """Prompts that wait, for every p."""
         return -(-np.arange(self.shape[0]) // self.residues)
 
     @cached_property
     def turned_away(self) -> float:
         """Cost of an arrival that finds no room: more than serving it would add.
 
-        Its stay in the slowest iterations, and its work in the way of all others, until an engine that
-        serves at its best rate has recovered.
+        That is its own stay in the slowest iterations, and the delay that its work causes to all others,
+        until an engine that serves at its best rate has recovered.
         """
         work = (self.prompt_tokens + self.output_tokens) * self.times[-1] / self.sizes[-1]
         stay = self.output_tokens * self.times[-1]
@@ -82,7 +82,7 @@ class DecodeFirst:
 
     @cached_property
     def _arrivals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each k: probabilities from w to w' prompts (K, w, w'), and mean arrivals without room."""
+        """For each k: chances of going from w to w' prompts (K, w, w'); mean arrivals without room (K, w)."""
         most = self.most_waiting
         moves = np.zeros((len(self.times), most + 1, most + 1))
         away = np.zeros((len(self.times), most + 1))
@@ -97,7 +97,7 @@ class DecodeFirst:
         return moves, away
 
     def arrive(self, h: np.ndarray, k: int) -> np.ndarray:
-        """Expected ``h`` after the arrivals of an iteration of k + 1 tiles (states,)."""
+        """Expected ``h`` (states,) after the arrivals during an iteration of k + 1 tiles."""
         moves, _ = self._arrivals
         rows = np.zeros(((self.most_waiting + 1) * self.residues, self.shape[1]))
         rows[self.residues - 1 :] = h.reshape(self.shape)  # whole prompts end a block of rows
@@ -106,9 +106,10 @@ class DecodeFirst:
 
     @cached_property
     def _served(self) -> tuple[list[sparse.csr_array], np.ndarray]:
-        """Of each k: where the batch leads before arrivals, and the decodes for which there is no room.
+        """For each k: where the batch leads before arrivals, and the decodes that find no room.
 
-        Matrices (states, states) whose rows are empty where k is not valid, and means (K, states).
+        The first are matrices (states, states) whose rows are empty where k is not valid, the second
+        means (K, states).
         """
         states = self.shape[0] * self.shape[1]
         matrices, lost = [], []
@@ -122,7 +123,7 @@ class DecodeFirst:
 
     @property
     def serve(self) -> list[sparse.csr_array]:
-        """Of each k: where the batch leads before arrivals (states, states); empty rows if not valid."""
+        """For each k: where the batch leads before arrivals (states, states); empty rows if not valid."""
         return self._served[0]
 
     def _moves(self, k: int) -> Iterator[tuple[np.ndarray, ...]]:
@@ -170,18 +171,18 @@ class DecodeFirst:
 
     @cached_property
     def away(self) -> np.ndarray:
-        """What each choice costs in requests turned away (2, K, states): arrivals, and new decodes."""
+        """Cost of the requests that each choice turns away (2, K, states): arrivals, and new decodes."""
         over = [np.repeat(n[self.waiting], self.shape[1]) for n in self._arrivals[1]]
         arrivals = np.array([rows @ n for rows, n in zip(self.serve, over, strict=True)])
         return np.stack([arrivals, self._served[1]]) * self.turned_away
 
-    def next_values(self, h: np.ndarray, k: int, rows: sparse.csr_array) -> np.ndarray:
+    def _next_values(self, h: np.ndarray, k: int, rows: sparse.csr_array) -> np.ndarray:
         """Expected ``h`` after an iteration of k + 1 tiles, with ``rows`` of ``serve[k]``."""
         return rows @ self.arrive(h, k)
 
     def choices(self, h: np.ndarray, g: float) -> np.ndarray:
         """Value of each choice (K, states): cost - g * duration + expected h; infinite if not valid."""
-        then = np.array([self.next_values(h, k, rows) for k, rows in enumerate(self.serve)])
+        then = np.array([self._next_values(h, k, rows) for k, rows in enumerate(self.serve)])
         then[:, 0] = h[self.residues * self.shape[1]]  # the first prompt comes
         value = self.costs - g * self.durations + then
         valid = self.valid.copy()
@@ -189,10 +190,15 @@ class DecodeFirst:
         return np.where(valid, value, np.inf)
 
     def bounds(self, value: np.ndarray, h: np.ndarray, g: float) -> tuple[float, float]:
-        """Bounds on the least average cost a second (MacQueen), from ``choices(h, g)``.
+        """Bounds on the least average cost per second (MacQueen), lower and upper.
 
         They are those of the equivalent problem in discrete time (Schweitzer 1971), in which a choice
-        lasts a fixed short time and the state stays with the rest of the probability.
+        lasts a fixed short time and the state stays as it is with the rest of the probability.
+
+        Args:
+            value: ``choices(h, g)`` (K, states).
+            h: relative values (states,), request-seconds.
+            g: guess of the average cost per second.
         """
         drift = np.min((value - h) / self.durations, axis=0)
         return g + float(drift.min()), g + float(drift.max())
@@ -204,10 +210,15 @@ class DecodeFirst:
         g: float,
         cost: np.ndarray | None = None,
     ) -> tuple[np.ndarray, float]:
-        """Relative values and average cost a second of the choices ``best`` (states,), by BiCGSTAB.
+        """Relative values (states,) and average cost per second of fixed choices, by BiCGSTAB.
 
-        Solves h + g * duration = cost + expected h with h = 0 in the empty state, from the guess
-        (h, g), to a thousandth of its error. ``cost``: other costs than ``costs`` (states,).
+        Solves h + g * duration = cost + expected h with h = 0 in the empty state, until a thousandth
+        of the guess's error is left.
+
+        Args:
+            best: the choice in every state (states,), one tile less than it opens.
+            h, g: guess of the relative values (states,) and of the average cost.
+            cost: of the choice in every state (states,); None: ``costs``.
         """
         own = np.arange(h.size)
         duration = self.durations[best, own]
@@ -223,7 +234,7 @@ class DecodeFirst:
         def residual(x: np.ndarray) -> np.ndarray:
             values = x.copy()
             values[0] = 0.0
-            then = np.sum([self.next_values(values, k, rows) for k, rows in used], axis=0)
+            then = np.sum([self._next_values(values, k, rows) for k, rows in used], axis=0)
             then[0] = values[self.residues * self.shape[1]]
             return values - then + x[0] * duration
 
@@ -236,7 +247,7 @@ class DecodeFirst:
         return x, g
 
     def refine(self, h: np.ndarray, coarse: DecodeFirst) -> np.ndarray:
-        """Values of a problem with fewer residues as a guess for this one, by interpolation."""
+        """A guess of the values (states,): those of ``coarse``, with fewer residues, interpolated."""
         at = np.arange(self.shape[0]) * (coarse.residues / self.residues)
         lower = np.minimum(at.astype(int), coarse.shape[0] - 2)
         share = (at - lower)[:, None]

@@ -6,8 +6,8 @@ policy that reaches it. ``llmgym.agents.optimality`` compares other policies wit
 What is assumed: one engine, one class, Poisson arrivals, a staircase batch time, no limit on requests
 and no KV limit; the policy opens k of the K tiles, decodes go first, prompts fill the rest FCFS;
 prompts have a fixed length and outputs a geometric one that is not known in advance. Where a scenario
-has exactly this, the bounds hold for it. Where its lengths are others, the problem with the same means
-takes its place: ``low`` is then the optimum of that problem and no proven bound for the scenario.
+has exactly this, the bounds hold for it. Where its lengths have other distributions, the problem with the
+same means takes its place: ``low`` is then the optimum of that problem, not a proven bound for the scenario.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEVELS = (1, 4, 16)
 MOST_ROUNDS = 100
 MOST_STATES = 4_000_000
 NEGLIGIBLE_SHARE = 5e-5
-"""Of the average cost, that may come from either limit of the table."""
+"""Most of the average cost that either limit of the table may cause."""
 
 
 def solve(
@@ -51,12 +51,14 @@ def solve(
     Schweitzer's equivalent problem in discrete time meet. Coarse problems come first.
 
     Args:
+        scenario: a Scenario or the name of one.
         load: fraction of the LP capacity; None: the scenario's own rate.
         residues: states between two whole prompts, see DecodeFirst; None: the tokens of a prompt, for
             which the model is exact.
-        tolerance: where the bounds have met, relative.
+        tolerance: relative distance at which the bounds have met.
         most_waiting, most_decoding: size of the table; None: as large as needed for arrivals turned
             away to cost less than 1e-4 of the whole.
+        progress: called with a line of text after every sweep.
 
     Raises LLMGymError for a scenario outside the assumptions above, at or above its capacity, or where
     the table would need too many states.
@@ -129,7 +131,7 @@ def _problem(scenario: Scenario, residues: int | None) -> DecodeFirst:
 
 
 def _outside(scenario: Scenario) -> str | None:
-    """What a scenario should be and is not; None if it is."""
+    """What the problem requires and the scenario lacks; None if it lacks nothing."""
     if scenario.is_network:
         return "no network around it"
     engine = scenario.engine
@@ -183,9 +185,9 @@ def _iterate(
 def _truncation(
     problem: DecodeFirst, h: np.ndarray, g: float, best: np.ndarray, *_: float
 ) -> dict[str, float]:
-    """Shares of the average cost of the choices ``best`` that are paid for requests turned away.
+    """Shares of the average cost of the choices ``best`` that requests turned away cause.
 
-    By the limit that turns them away: ``most_waiting`` and ``most_decoding``.
+    They are keyed by the limit that turns them away: ``most_waiting`` or ``most_decoding``.
     """
     shares = {}
     for name, away in zip(("most_waiting", "most_decoding"), problem.away, strict=True):

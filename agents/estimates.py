@@ -18,10 +18,13 @@ LEFT, PRODUCTS = 4, 10
 def td_errors(
     rewards: jax.Array, values: jax.Array, last: jax.Array, discount: jax.Array
 ) -> jax.Array:
-    """Temporal-difference errors (steps, ...) of segments that are cut by time.
+    """Temporal-difference errors (steps, ...) of segments that only the number of steps cuts off.
 
-    ``values`` (steps, ...) are those of the decisions, ``last`` (...) of the state after them, from
-    which the problem goes on; ``discount`` (steps, ...) is that of the time each decision took.
+    Args:
+        rewards: of the decisions (steps, ...).
+        values: of the states in which they were taken (steps, ...).
+        last: value of the state after them (...), from which the problem goes on.
+        discount: factor for the time that each decision took (steps, ...).
     """
     following = jnp.concatenate([values[1:], last[None]])
     return rewards + discount * following - values
@@ -30,9 +33,13 @@ def td_errors(
 def without_surprise(errors: jax.Array, surprise: jax.Array, known: jax.Array) -> jax.Array:
     """TD errors (...) of a world without the noise of its arrivals, which a control variate removes.
 
-    ``surprise`` (..., n) is what arrived in a step less its mean, ``known`` (..., m) what was known
-    before. The products of the two have mean zero whatever the decision, so their best combination, by
-    least squares, is noise.
+    The products of surprise and known have mean zero whatever the decision, so their combination that
+    explains the errors best, by least squares, is noise.
+
+    Args:
+        errors: TD errors of all steps and environments (...).
+        surprise: what arrived in a step less its mean (..., n).
+        known: what was known before the step (..., m).
     """
     products = surprise[..., :, None] * known[..., None, :]
     x = products.reshape(errors.size, -1)
@@ -43,7 +50,13 @@ def without_surprise(errors: jax.Array, surprise: jax.Array, known: jax.Array) -
 
 
 def advantages(errors: jax.Array, discount: jax.Array, trace: float) -> jax.Array:
-    """Generalised advantage estimates (steps, ...) from TD errors (arXiv:1506.02438, Eq. 16)."""
+    """Generalised advantage estimates (steps, ...) (arXiv:1506.02438, Eq. 16).
+
+    Args:
+        errors: TD errors (steps, ...).
+        discount: factor for the time that each decision took (steps, ...).
+        trace: lambda, from 0 (the TD errors alone) to 1 (the whole segment).
+    """
 
     def back(after: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         error, discount = step
@@ -56,8 +69,14 @@ def advantages(errors: jax.Array, discount: jax.Array, trace: float) -> jax.Arra
 def critic_inputs(physics: Any, engine: Any, features: jax.Array) -> jax.Array:
     """What the critic sees (entries, ...): what is left in the system, products of that, features.
 
-    Output tokens to come count among what is left. Above the average the cost to come grows with the
-    square of the work. Of a network the features of all engines are seen.
+    What is left includes the output tokens to come. The products are there because the cost to come
+    above the average grows with the square of the work.
+
+    Args:
+        physics: Params of the world.
+        engine: State of its environments (...).
+        features: those of the policy (features, ...); in a network (features, engines, ...), of which
+            the critic sees all.
     """
     if not physics.lone:
         left = left_in_network(physics, engine)
@@ -86,9 +105,15 @@ def arrivals(physics: Any, step: Transition) -> jax.Array:
 
 
 def values(critic: dict[str, Any], x: jax.Array, number: jax.Array) -> jax.Array:
-    """Values (worlds, ...) in units of their scales, for inputs (worlds, ..., entries).
+    """Values (worlds, ...), each in units of the scale of its world.
 
-    A quadratic form of each world's own, and one network for all that is told the world.
+    The sum of a quadratic form, which every world has for itself, and of a network that all share and
+    that is told the world.
+
+    Args:
+        critic: weights, ``PPO.params(...)["critic"]``.
+        x: what the critic sees (worlds, ..., entries), of ``critic_inputs``.
+        number: of each world (worlds,), int32.
     """
     axes = (1,) * (x.ndim - 2)
     own = critic["quadratic"][number].reshape(-1, *axes, LEFT + PRODUCTS)

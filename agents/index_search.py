@@ -45,19 +45,20 @@ START = Index()
 
 @dataclass(frozen=True)
 class Settings:
-    """How a search goes about it.
+    """Settings of a search.
 
     Attributes:
         objective: "latency": mean end-to-end latency by Little's law; "throughput": tokens served
             under overload.
-        population, elites, generations: vectors of a generation, those that count, and rounds.
+        population, elites, generations: vectors of a generation, how many of them move the
+            distribution, and number of generations.
         num_envs: environments for each vector and load.
         warmup_s, duration_s: simulated seconds left out and measured.
-        late_weight: what each percent of the requests beyond the TTFT target adds to the objective
-            (0.01: as much as one percent of latency), after the first, so that p99 meets the target.
-        goodput_weight: what each percent of the requests that miss one of the targets adds.
+        late_weight: what each percent of requests beyond the TTFT target adds to the objective (0.01:
+            as much as one percent of latency). The first percent is free: p99 may just meet the target.
+        goodput_weight: what each percent of requests that miss one of the targets adds.
         smoothing: weight of the elites' mean and deviation against the old ones.
-        check_envs: environments of the last measurement, on requests of its own.
+        check_envs: environments of the last measurement, on requests that the search has not seen.
         seed: of parameters and requests.
     """
 
@@ -118,10 +119,11 @@ def search(
     """Tune the tile index of one engine for all ``loads`` at once.
 
     The objective of a vector is the mean over the loads of its latency (or of the inverse of its
-    throughput) relative to that of ``start`` on the same requests, plus the penalties. A vector that
-    makes the table overflow is out.
+    throughput) relative to that of ``start`` on the same requests, plus the penalties. Where latency is
+    the objective, a vector that lets the table overflow is discarded.
 
     Args:
+        scenario: a Scenario or the name of one, of a single engine.
         loads: fractions of the LP capacity; None: the scenario's own rate. Throughput ignores them.
         settings: see Settings.
         start: mean of the first generation.

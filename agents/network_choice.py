@@ -23,7 +23,7 @@ from llmgym.core.errors import LLMGymError, check_number
 from llmgym.engine.view import Batch, View
 
 MANY, OLD = 32.0, 256.0
-"""Beyond this many b_max of prompt tokens, and this age in full batches, features say no more."""
+"""Features of a class are capped at MANY times b_max prompt tokens, and at an age of OLD full batches."""
 
 OF_CLASS = (
     "here",
@@ -229,7 +229,12 @@ def _work_to_come(network: Any) -> jax.Array:
 
 
 def jobs_arrived(network: Any, before: Any, after: Any) -> list[jax.Array]:
-    """Jobs of each type that arrived in a step, one array (...) each: seen by their first calls."""
+    """Jobs of each type that arrived in a step, one array (...) each: counted by their first calls.
+
+    Args:
+        network: Params of the network.
+        before, after: its State before and after the step, of environments (...).
+    """
     plan, table = network.plan, after.table
     new = table.live & ((table.job_arrival - before.clock.low).astype(jnp.int32) > 0)
     roots = [k for k in range(plan.classes) if plan.hop[k] == 0]

@@ -14,7 +14,13 @@ Layers = Sequence[Mapping[str, Any]]
 
 
 def init_mlp(key: jax.Array, sizes: Sequence[int], last: float) -> Layers:
-    """Layers of these sizes: orthogonal weights of gain sqrt(2), ``last`` at the end, and no bias."""
+    """Initial layers of ``mlp``: orthogonal weights and biases of 0.
+
+    Args:
+        key: random key of the weights.
+        sizes: units of the inputs, of each hidden layer and of the outputs.
+        last: gain of the last layer; that of the others is sqrt(2).
+    """
     layers = []
     for n, (inputs, outputs) in enumerate(pairwise(sizes)):
         gain = last if n == len(sizes) - 2 else 2**0.5
@@ -31,7 +37,13 @@ def mlp(layers: Layers, x: jax.Array) -> jax.Array:
 
 
 def log_probs(parts: tuple[int, ...], logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Log probabilities of the allowed choices (..., choices), each part for itself."""
+    """Log probabilities of the choices (..., choices), each part for itself.
+
+    Args:
+        parts: number of choices in each part.
+        logits: (..., choices), part after part.
+        mask: whether each choice is allowed (..., choices); the others get a probability of 0.
+    """
     logits, start, found = jnp.where(mask, logits, -1e9), 0, []
     for size in parts:
         found.append(jax.nn.log_softmax(logits[..., start : start + size]))
@@ -40,7 +52,13 @@ def log_probs(parts: tuple[int, ...], logits: jax.Array, mask: jax.Array) -> jax
 
 
 def log_prob_of(parts: tuple[int, ...], log_p: jax.Array, choice: jax.Array) -> jax.Array:
-    """Log probability of a choice (..., parts)."""
+    """Log probability (...) of a choice in every part.
+
+    Args:
+        parts: number of choices in each part.
+        log_p: of ``log_probs`` (..., choices).
+        choice: the number chosen in each part (..., parts), int32.
+    """
     start, total = 0, jnp.zeros(log_p.shape[:-1])
     for n, size in enumerate(parts):
         chosen = jax.nn.one_hot(choice[..., n], size)
@@ -59,7 +77,13 @@ def best_choice(parts: tuple[int, ...], log_p: jax.Array) -> jax.Array:
 
 
 def nearest_choice(parts: tuple[int, ...], mask: jax.Array, choice: jax.Array) -> jax.Array:
-    """The allowed choice (..., parts) nearest to one that may not be allowed, the smaller of two."""
+    """The allowed choice (..., parts), int32, nearest to a given one; the smaller of two.
+
+    Args:
+        parts: number of choices in each part.
+        mask: whether each choice is allowed (..., choices), part after part.
+        choice: the number wanted in each part (..., parts).
+    """
     start, found = 0, []
     for n, size in enumerate(parts):
         far = jnp.abs(jnp.arange(size) - choice[..., n, None])

@@ -61,9 +61,12 @@ def optimality_gap(
     """Compare a policy with the optimum of the decode-first problem, on the same requests.
 
     Args:
+        scenario: a Scenario or the name of one, within the assumptions of ``solve``.
+        policy: a name, a policy object or a function.
         load: fraction of the LP capacity; None: the scenario's own rate.
         optimum: of the scenario at that load; None: ``solve`` it.
-        num_envs, duration_s, warmup_s, seed: of the simulations.
+        num_envs, seed: of the simulations; environment n of all policies sees the same requests.
+        duration_s, warmup_s: simulated seconds measured, and left out before them.
 
     Raises LLMGymError where ``solve`` does, for an optimum of another rate, and where requests were
     dropped at a full table.
@@ -82,7 +85,12 @@ def optimality_gaps(
     warmup_s: float = 60.0,
     seed: int = 0,
 ) -> list[OptimalityGap]:
-    """``optimality_gap`` of several policies."""
+    """``optimality_gap`` of several policies; the optimum is solved and simulated once.
+
+    Args:
+        compared: the policies.
+        scenario, load, optimum, num_envs, duration_s, warmup_s, seed: as of ``optimality_gap``.
+    """
     scenario = at_load(scenario, load)
     check_number("num_envs", num_envs, low=2, integer=True)
     check_number("duration_s", duration_s, above=0)

@@ -22,13 +22,13 @@ from llmgym.engine.view import View
 
 @dataclass(frozen=True)
 class DynamicProgram(TilePolicy):
-    """The tiles that a table of ``solve`` says, by prompt tokens and decodes waiting.
+    """Opens the tiles that a table of ``solve`` gives for the prompt tokens and decodes that wait.
 
     Beyond the prompts of the table all tiles open: there the policy is work-conserving, so it carries
-    any load below the limit. More decodes than the table has count as its last.
+    any load below the limit. More decodes than the table has count as its largest number.
 
-    ``table`` holds the tiles as bytes, row by row of p, ``columns`` values of D each; a prompt of
-    ``prompt_tokens`` is ``residues`` rows.
+    ``table`` holds the tiles as bytes, one row for each p, of ``columns`` values of D each; a prompt of
+    ``prompt_tokens`` takes ``residues`` rows.
     """
 
     name: ClassVar[str] = "dynamic_program"
@@ -67,7 +67,7 @@ class Optimum:
         exact: whether that problem is the scenario itself but for the truncation: prompts fixed,
             outputs geometric, prompt tokens counted one by one.
         truncation: share of the latency that is the cost of arrivals turned away.
-        problem: that was solved; it holds the arrival rate and the size of the table.
+        problem: the one that was solved; it holds the arrival rate and the size of the table.
     """
 
     policy: DynamicProgram
@@ -79,7 +79,7 @@ class Optimum:
 
 
 def policy_of(problem: DecodeFirst, tiles: np.ndarray) -> DynamicProgram:
-    """The policy that opens ``tiles`` (states,) of a problem."""
+    """The policy that opens ``tiles``, one number for each state of a problem."""
     table = np.asarray(tiles, np.uint8).tobytes()
     columns = problem.shape[1]
     return DynamicProgram(None, None, table, columns, problem.prompt_tokens, problem.residues)

@@ -3,13 +3,13 @@
 PPO: Schulman et al., 2017, arXiv:1707.06347. The problem is continuing and its decisions take different
 times tau, so it is a semi-Markov decision process. With N requests present the reward of a decision is
 -N * tau, and with ``late_weight`` also minus the weighted time that requests were late in it. In the
-average-cost form eta * tau is added, eta the cost per second under the policy: values are then what is to
-come above the average. In the discounted form what comes t seconds later counts
-exp(-t / horizon_s); the two can be combined.
+average-cost form eta * tau is added, eta the cost per second under the policy: values then measure what
+is still to come beyond the average. In the discounted form what comes t seconds later counts
+exp(-t / horizon_s). The two can be combined.
 
-One policy learns from many worlds at once: loads of a scenario, scenarios. It does not know in which
-it is; the critic does, and it sees the work that is hidden from policies. A world is a block of
-environments small enough for a core's cache; worlds are collected one after the other.
+One policy learns from many worlds at once: several scenarios, or several loads of one. It does not know
+which world it is in; the critic does, and it sees the work that is hidden from policies. A world is a block
+of environments small enough for a core's cache; worlds are collected one after the other.
 
 In a network all engines that are free decide together: features, masks and choices have an axis of
 engines before the environments, the probability of a decision is the product over the engines, and the
@@ -47,7 +47,7 @@ from llmgym.engine.view import Batch, View
 from llmgym.envs.rewards import ServiceLevels, Transition, tardiness, weighted_holding
 
 MEMORY = 0.9
-"""What an iteration keeps of the averages of a world so far."""
+"""Weight that the averages of a world so far keep in an iteration."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class PPO:
         num_envs: environments of a world; steps: decisions of each in an iteration.
         epochs, minibatches: passes over the data of an iteration, and updates of a pass.
         learning_rate: of Adam at the start; it falls linearly to a tenth.
-        warm_up: share of the iterations in which only the critic learns.
-        clip, value_weight, max_gradient: of the loss, and of the norm of the gradient (of actor and
-            critic apart).
+        warm_up: share of the iterations, at the start, in which only the critic learns.
+        clip, value_weight: half-width of the range of the ratio, and weight of the critic's loss.
+        max_gradient: norm to which gradients are clipped, of actor and critic separately.
         entropy: bonus at the start; it falls linearly to 0.
         trace: lambda of generalised advantage estimation.
-        average_cost: take eta * tau off the cost.
-        horizon_s: of the discount; None: none.
-        prefill_weight: of a request with prompt left in N; one that decodes counts 1.
+        average_cost: subtract eta * tau from the cost.
+        horizon_s: of the discount; None: no discount.
+        prefill_weight: weight in N of a request with prompt left; one that decodes counts 1.
         late_weight: what a late request costs on top of one that is present, times the weight of its
             class (see ``tardiness``); needs ``levels``, the targets and weights of the classes.
-        control: take out of the TD errors what the arrivals explain; needs Poisson arrivals.
+        control: a control variate removes the noise of the arrivals; needs Poisson arrivals.
         hidden: units of each of the two hidden layers of actor and critic.
     """
 
@@ -113,7 +113,7 @@ class PPO:
             raise LLMGymError("Without average_cost values are infinite: give a horizon_s.")
 
     def optimizer(self, iterations: int) -> optax.GradientTransformation:
-        """Adam behind a clipped gradient, for actor and critic apart."""
+        """Adam on clipped gradients, for actor and critic separately."""
         updates = iterations * self.epochs * self.minibatches
         rate = optax.linear_schedule(self.learning_rate, self.learning_rate / 10, updates)
         one = optax.chain(optax.clip_by_global_norm(self.max_gradient), optax.adam(rate, eps=1e-5))
@@ -121,7 +121,7 @@ class PPO:
         return optax.partition({"actor": one, "critic": one}, names)
 
     def params(self, key: jax.Array, worlds: int) -> dict[str, Any]:
-        """Initial weights: a policy that is its prior, values of 0 but for the network's."""
+        """Initial weights: the policy is nearly its prior, and the quadratic forms of values are 0."""
         features, hidden = len(self.choice.features), (self.hidden, self.hidden)
         keys = jax.random.split(key)
         sees = LEFT + PRODUCTS + features * self.choice.engines + worlds
@@ -137,14 +137,14 @@ class PPO:
 @register
 @dataclass(frozen=True)
 class World:
-    """A block of environments; a group of worlds has an axis of them before all others."""
+    """A block of environments; in a group of worlds their axis stands before all others."""
 
     number: jax.Array
     engine: Any  # the state of its environments
     key: jax.Array  # words of the random key of its decisions
-    rates: jax.Array  # what ``arrivals`` counts, means of a second
-    cost: jax.Array  # fading sums over the iterations so far: cost
-    seconds: jax.Array  # and time
+    rates: jax.Array  # mean per second of what ``arrivals`` counts
+    cost: jax.Array  # fading sum over the iterations so far
+    seconds: jax.Array  # likewise
     scale: jax.Array  # standard deviation of the values
     memory: Any = None  # of the choice, if it has one
 
@@ -183,20 +183,20 @@ def cost_of(settings: PPO, step: Transition) -> jax.Array:
     return cost
 
 
-def collect(
+def _collect(
     settings: PPO, actor: Any, iteration: jax.Array, physics: Any, world: World
 ) -> tuple[World, Experience, jax.Array, jax.Array]:
-    """An iteration of one world. Also what the critic sees after it, and requests present (mean)."""
+    """An iteration of one world; what the critic sees after it; the mean number of requests present."""
     choice, key = settings.choice, jax.random.fold_in(
         jax.random.wrap_key_data(world.key), iteration
     )  # fmt: skip
-    # Engines whose table was full have lost requests: they start anew.
+    # Engines whose table was full have lost requests: they start again, empty.
     new = simulator.init(physics, jax.random.split(jax.random.fold_in(key, 0), settings.num_envs))
     full = world.engine.totals.dropped > 0
     start = (world.engine, world.memory)
     fresh = (new, choice.start(simulator.view(physics, new)) if choice.remembers else None)
     engine, memory = jax.tree.map(lambda a, b: jnp.where(full, a, b), fresh, start)
-    shared = len(choice.features)  # the critic does without those of single requests
+    shared = len(choice.features)  # the critic does not see those of single requests
     last_axis = partial(jnp.moveaxis, source=0, destination=-1)
 
     def explore(memory: Any, n: jax.Array, view: View) -> tuple[Batch, Any]:
@@ -236,11 +236,11 @@ def collect(
     return world, experience, last, present / jnp.sum(experience.seconds)
 
 
-def judge(
+def _judge(
     settings: PPO, critic: dict[str, Any], data: Experience, last: jax.Array, number: jax.Array,
     eta: jax.Array, scale: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Values of the decisions and their advantages (worlds, steps, envs)."""
+    """Values of the states and advantages of the decisions in them (worlds, steps, envs)."""
     eta, scale = eta[:, None, None], scale[:, None, None]
     reward = -data.cost + (eta * data.seconds if settings.average_cost else 0.0)
     far = jnp.inf if settings.horizon_s is None else settings.horizon_s
@@ -256,13 +256,13 @@ def judge(
     return value, jax.vmap(partial(advantages, trace=settings.trace))(errors, discount)
 
 
-def loss(
+def _loss(
     settings: PPO, params: dict[str, Any], data: Experience, target: jax.Array,
     advantage: jax.Array, number: jax.Array, acting: jax.Array, entropy_weight: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
-    """PPO's loss on a minibatch (worlds, ...), and what there is to tell about it.
+    """PPO's loss on a minibatch (worlds, steps, envs, ...), and figures for the learning curve.
 
-    ``acting`` is 0 while only the critic learns, else 1.
+    ``acting`` is 0 while only the critic learns, else 1; ``target`` is in units of the worlds' scales.
     """
     choice = settings.choice
     logits = data.prior + choice.logits(params["actor"], data.features)
@@ -282,11 +282,11 @@ def loss(
     }
 
 
-def update(
+def _update(
     settings: PPO, learner: Learner, iterations: int, data: Experience, target: jax.Array,
     advantage: jax.Array, number: jax.Array,
 ) -> tuple[Learner, dict[str, jax.Array]]:  # fmt: skip
-    """Epochs of minibatches; a minibatch takes some of the steps, of all worlds and environments."""
+    """Epochs of minibatches; a minibatch has some of the steps, of all worlds and environments."""
     done = learner.iteration / iterations
     acting = (done >= settings.warm_up).astype(jnp.float32)
     optimize = settings.optimizer(iterations)
@@ -294,7 +294,7 @@ def update(
     def one(carry: Any, steps: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         params, state = carry
         picked = jax.tree.map(lambda x: x[:, steps], (data, target, advantage))
-        gradient, told = jax.grad(partial(loss, settings), has_aux=True)(
+        gradient, told = jax.grad(partial(_loss, settings), has_aux=True)(
             params, *picked, number, acting, settings.entropy * (1 - done)
         )
         changes, state = optimize.update(gradient, state, params)
@@ -311,8 +311,15 @@ def update(
 def iterate(
     settings: PPO, iterations: int, physics: tuple[Any, ...], learner: Learner
 ) -> tuple[Learner, dict[str, jax.Array]]:
-    """One of ``iterations``: collect in all worlds, then update. Also a row of the learning curve."""
-    act = partial(collect, settings, learner.params["actor"], learner.iteration)
+    """Collect experience in all worlds, then update the weights; also a row of the learning curve.
+
+    Args:
+        settings: of the learner.
+        iterations: of the whole run, over which learning rate and entropy bonus fall.
+        physics: Params of every group of worlds, stacked as in ``learner.worlds``.
+        learner: as the iteration before left it.
+    """
+    act = partial(_collect, settings, learner.params["actor"], learner.iteration)
     groups = [
         jax.lax.map(lambda x: act(*x), pair) for pair in zip(physics, learner.worlds, strict=True)
     ]
@@ -322,12 +329,12 @@ def iterate(
     cost = MEMORY * world.cost + jnp.sum(data.cost, axis=(1, 2))
     seconds = MEMORY * world.seconds + jnp.sum(data.seconds, axis=(1, 2))
     critic, eta = learner.params["critic"], cost / seconds
-    value, advantage = judge(settings, critic, data, last, world.number, eta, world.scale)
+    value, advantage = _judge(settings, critic, data, last, world.number, eta, world.scale)
     target = value + advantage
     spread = jnp.var(target, axis=(1, 2))
     explained = 1 - jnp.var(advantage, axis=(1, 2)) / jnp.maximum(spread, 1e-6)
     mean, deviation = (f(advantage, axis=(1, 2), keepdims=True) for f in (jnp.mean, jnp.std))
-    learner, told = update(
+    learner, told = _update(
         settings, learner, iterations, data, target / world.scale[:, None, None],
         (advantage - mean) / (deviation + 1e-8), world.number,
     )  # fmt: skip

@@ -16,7 +16,8 @@ HIDDEN = (32, 32)
 class _Towers(MlpExtractor):
     """Hidden layers of actor and critic: see ``Worlds`` for what they observe.
 
-    The prior passes by the actor's, and the work, in which values are quadratic, by the critic's.
+    The prior bypasses those of the actor. The work, in which values are quadratic, enters those of the
+    critic and bypasses them as well.
     """
 
     def __init__(self, inputs: int, logits: int, size: int, **settings: Any) -> None:
@@ -70,7 +71,7 @@ class Residual:
 
     def _build(self: Any, lr_schedule: Any) -> None:
         super()._build(lr_schedule)  # type: ignore[misc]
-        self.action_net = _Logits(self.action_net)  # of the same parameters
+        self.action_net = _Logits(self.action_net)  # the optimizer has its parameters already
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         found: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]

@@ -37,8 +37,7 @@ except ImportError as error:
     ) from error
 
 GAMMA = 0.999
-"""Discount of a step: about 1000 steps, one or two minutes, count."""
-
+"""Discount per step: about 1000 steps count, which are one or two minutes."""
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any]] = {
     "ppo": (PPO, ResidualPolicy),
@@ -52,7 +51,13 @@ ACTIONS = ("tiles", "split")
 def choice_of(
     scenarios: Sequence[Scenario], action: str, algorithm: str, **settings: Any
 ) -> TileChoice:
-    """What a policy of these scenarios observes and may do; ``settings`` are those of TileChoice.
+    """What a policy of these scenarios observes and may do.
+
+    Args:
+        scenarios: those to learn from; the largest gives the number of tiles.
+        action: ``"tiles"`` or ``"split"``, see ``train``.
+        algorithm: a name in ALGORITHMS.
+        settings: of TileChoice, in place of those that suit the scenarios.
 
     Raises LLMGymError for an unknown action or algorithm, or a pair that does not go together.
     """
@@ -67,7 +72,7 @@ def choice_of(
         raise unknown("action", action, ACTIONS)
     usual: dict[str, Any] = {"tiles": tiles_of(scenarios), "shares": 1 if action == "tiles" else 3}
     if any(s.engine.max_num_seqs is not None for s in scenarios):
-        usual["guard"] = None  # no full batch is safe there
+        usual["guard"] = None  # a full batch is not safe there
     if algorithm == "dqn":
         usual["prior"] = 0.0  # a prior of logits says nothing of values
     choice = TileChoice(**usual | settings)
@@ -82,7 +87,13 @@ def choice_of(
 
 
 def settings_of(algorithm: str, choice: TileChoice, num_envs: int) -> dict[str, Any]:
-    """Settings of an SB3 algorithm that suit the problem; all can be given otherwise."""
+    """Settings of an SB3 algorithm that suit the problem; ``train`` can override each.
+
+    Args:
+        algorithm: a name in ALGORITHMS.
+        choice: what the policy observes and may do.
+        num_envs: engines that step together, to which batches and buffers are sized.
+    """
     network: dict[str, Any] = {"activation_fn": torch.nn.Tanh, "net_arch": list(HIDDEN)}
     if algorithm == "dqn":
         return {
@@ -145,13 +156,13 @@ def train(
         algorithm: ``"ppo"``, ``"maskable-ppo"`` (sb3-contrib) or ``"dqn"``.
         action: ``"tiles"``, or ``"split"``: also which share of the room goes to prefill.
         choice: settings of llmgym.agents.tile_choice.TileChoice: prior, guard, shares and so on.
-        steps: environment steps.
-        num_envs: engines, divided among the scenarios.
+        steps: environment steps of all engines together.
+        num_envs: engines, divided equally among the scenarios.
         max_steps: decisions after which an episode is cut; see ``Worlds``.
         seed: of engines and learner; the same seed gives the same policy.
         out: folder for agent-SEED.npz, a policy of llmgym, and sb3-SEED.zip, which SB3 loads.
         tensorboard, callback, progress_bar: those of SB3 (``tensorboard_log``, and of ``learn``).
-        settings: of the algorithm, in place of ``settings_of``'s.
+        settings: of the algorithm, in place of those of ``settings_of``.
 
     Raises:
         LLMGymError: an unknown algorithm or setting, an action that the algorithm cannot choose, a
@@ -177,7 +188,7 @@ def train(
             raise LLMGymError(f"Algorithm {algorithm!r}: {error}.") from error
         model.learn(steps, callback=_callbacks(callback), progress_bar=progress_bar)
     if out is not None:
-        header = header_of(algorithm, envs, model, steps, seed, settings)
+        header = _header_of(algorithm, envs, model, steps, seed, settings)
         checkpoint.save_agent(Path(out) / f"agent-{seed}.npz", policy_of(model, header=header))
         model.save(Path(out) / f"sb3-{seed}.zip")
     return model
@@ -192,7 +203,7 @@ def _callbacks(callback: Any) -> CallbackList:
     return CallbackList([*(callback if isinstance(callback, list) else [callback]), _Told()])
 
 
-def header_of(
+def _header_of(
     algorithm: str,
     envs: Worlds,
     model: BaseAlgorithm,
@@ -222,9 +233,9 @@ def policy_of(
     ``model.predict(..., deterministic=True)`` does.
 
     Args:
-        model: from ``train``, or loaded by SB3 from what that wrote.
-        choice: what it observes and may do; None: ask the model's environment.
-        header: what the checkpoint says of it.
+        model: from ``train``, or loaded by SB3 from a file that ``train`` wrote.
+        choice: what it observes and may do; None: that of the model's environment.
+        header: what a checkpoint will say of it.
 
     Raises LLMGymError for another model.
     """
@@ -253,7 +264,7 @@ def policy_of(
 
 
 def _layers(model: BaseAlgorithm) -> list[torch.nn.Linear]:
-    """The layers of the actor, or of the Q-network; none where the model is another."""
+    """The layers of the actor, or of the Q-network; none where ``train`` did not make the model."""
     policy: Any = model.policy
     if isinstance(model, DQN):
         nets = [policy.q_net.q_net]

@@ -33,7 +33,7 @@ MEMORY_STEPS = 1000
 
 @dataclass(frozen=True)
 class _Program:
-    """What is compiled, once for all ``Worlds`` that are alike."""
+    """The compiled functions, shared by all ``Worlds`` of equal settings."""
 
     choice: TileChoice
     residual: bool
@@ -65,7 +65,7 @@ class _Program:
         self, physics: Any, carries: Any, numbers: Any, masks: jax.Array, chosen: jax.Array,
         key: jax.Array,
     ) -> tuple[Any, jax.Array, tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:  # fmt: skip
-        """Carries and masks after a step, the observations before and after resets, what is told."""
+        """Carries and masks after a step, the observations before and after resets, and figures."""
         worlds, envs = masks.shape[0], masks.shape[2]
         chosen = chosen.reshape(worlds, envs, -1)
         keys, start, found = jax.random.split(key, worlds), 0, []
@@ -130,15 +130,15 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     that a discount for each step hardly prefers long steps to short ones.
 
     The task is continuing. After ``max_steps`` decisions an episode is truncated, and the next goes on
-    from the same state; only an engine whose table was full starts anew.
+    from the same state; only an engine whose table was full starts again, empty.
 
     Args:
         scenarios: one world each.
         choice: what the policy observes and may do.
-        num_envs: engines of all worlds, which have equally many.
-        residual: whether prior and the critic's part are observed too.
+        num_envs: engines of all worlds together, divided equally among them.
+        residual: whether the prior and the critic's part are observed too.
         max_steps: decisions of an episode.
-        prefill_weight: of a request with prompt left in N; one that decodes counts 1.
+        prefill_weight: weight in N of a request with prompt left; one that decodes counts 1.
 
     Raises:
         LLMGymError: engines that do not divide among the worlds, or a scenario that cannot be trained.
@@ -238,7 +238,7 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def average_cost(self) -> np.ndarray:
-        """eta, the cost per second of each scenario of late."""
+        """eta, the recent cost per second of each scenario."""
         found: np.ndarray = (self._cost / self._seconds)[self._order, 0]
         return found
 

@@ -35,10 +35,10 @@ class ScoreChoice(TileChoice):
     """Observation and action of a learned order, beside those of TileChoice.
 
     Features of each of the first ``requests`` prompts in order of arrival: log1p(prompt tokens left /
-    tile); whether it has begun; log1p of its age in seconds, of no more than OLD_S; log1p(output tokens /
-    tile) to come, where lengths are known, else the mean of its class; the priority of its class. What
-    stands behind them is pooled in the features of TileChoice, and goes first come, first served
-    when none of the first is left.
+    tile); whether it has begun; log1p of its age in seconds, capped at OLD_S; log1p(output tokens /
+    tile), of those to come where lengths are known, else of the mean of its class; the priority of its
+    class. The prompts behind them are pooled in the features of TileChoice, and are served FCFS once
+    none of the first is left.
 
     The network is a set network (Deep Sets, arXiv:1703.06114): a score depends on a prompt, on the mean
     of an embedding of all prompts, and on the features of TileChoice, not on the place in the line.
@@ -97,7 +97,7 @@ class ScoreChoice(TileChoice):
         }
 
     def logits(self, actor: Mapping[str, Layers], features: jax.Array) -> jax.Array:
-        """Of the tiles, then scores of the prompts (..., choices)."""
+        """Logits of the tiles, then scores of the prompts (..., choices)."""
         shared = features[..., : len(self.features)]
         own = features[..., len(self.features) :]
         own = own.reshape(*own.shape[:-1], len(REQUEST_FEATURES), self.requests)
@@ -111,7 +111,7 @@ class ScoreChoice(TileChoice):
         return jnp.concatenate([mlp(actor["tiles"], shared), score], axis=-1)
 
     def choose(self, view: View, scores: jax.Array) -> jax.Array:
-        """The best number of tiles, then the rank of every prompt; M where it finds no room."""
+        """The best number of tiles, then the rank of every prompt; M where there is no room for it."""
         tiles = best_choice((self.tiles,), scores)
         slot, exists = first_rows(view.prefill > 0, self.requests)
         tokens = self.tokens(view, jnp.moveaxis(tiles, -1, 0)[0])

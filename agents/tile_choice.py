@@ -1,4 +1,4 @@
-"""The choice of a learned tile policy: what it sees, what it may do, what it would do untrained.
+"""The choice of a learned tile policy: what it sees, what it may do, and what it would do untrained.
 
 A choice has two parts: how many tiles of b_0 tokens to open, decodes first, and which share of the
 room that the decodes leave goes to prefill. All functions work on a View with any batch axes behind
@@ -21,10 +21,10 @@ from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 
 WINDOW_S = 5.0
-"""The arrival rate is estimated from the requests that are younger: few leave before that age."""
+"""The arrival rate is estimated from the requests younger than this: few leave before that age."""
 
 MANY, OLD_S = 8, 10.0
-"""Beyond this many b_max of prompt tokens, and this age of a prompt, features say no more."""
+"""Features are capped at MANY times b_max prompt tokens, and at ages of OLD_S seconds."""
 
 FEATURES = (
     "prompt_tokens",
@@ -43,7 +43,7 @@ FEATURES = (
 
 
 class Options(NamedTuple):
-    """The batches that a decision is between: one for each number of tiles (tiles, ...)."""
+    """The batches from which a decision chooses: one for each number of tiles (tiles, ...)."""
 
     decodes: jax.Array  # D
     prompts: jax.Array  # P, all prompt tokens left
@@ -61,14 +61,14 @@ class Options(NamedTuple):
 class TileChoice(Choice):
     """Observation and action of a learned tile policy.
 
-    Features (D decodes and P prompt tokens waiting; of many prompts no more than MANY * b_max tokens
-    and b_max requests count, of ages no more than OLD_S): log1p(P / tile); log1p of requests with
-    prompt left; D / tile; (D mod tile) / tile; ((D + P) mod tile) / tile; log1p of the age in seconds of the
-    oldest prompt; seconds since the longest unserved decode got a token; requests of the last WINDOW_S
-    seconds as a fraction of what the engine can serve; mean output so far of those that decode over
-    the mean output of their class; how many of them, over the tile, have more than 3/4 of it; free
-    seats and free KV memory (fractions; 1 without a limit); the rate of tokens of each k, as a
-    fraction of the best.
+    Features, of D decodes and P prompt tokens that wait (prompts are capped at MANY * b_max tokens and
+    b_max requests, ages at OLD_S): log1p(P / tile); log1p of the number of requests with prompt left;
+    D / tile; (D mod tile) / tile; ((D + P) mod tile) / tile; log1p of the age in seconds of the oldest
+    prompt; seconds since the longest unserved decode got a token; work of the requests of the last
+    WINDOW_S seconds as a fraction of what the engine can serve; output so far over the mean output of
+    the class, averaged over the requests that decode; how many of these have more than 3/4 of it, over
+    the tile; free seats and free KV memory (fractions; 1 without a limit); the rate of tokens of each
+    k, as a fraction of the best.
 
     Args:
         tiles: K, the most tiles; the last choice is a full batch, whatever the token budget.
@@ -77,7 +77,7 @@ class TileChoice(Choice):
             d_k decode and p_k prompt tokens of a batch of k tiles and w = prompt_weight +
             age_weight * age of the oldest prompt in seconds (1 and 0: the rate of tokens). 0: none.
         guard: where D + P >= guard * b_max the choice is forced: to the full batch, which keeps every
-            load below capacity stable (Theorem 2), or where requests or memory are limited to the
+            load below capacity stable (Theorem 2), or, where requests or memory are limited, to the
             best score_k with w = guard_weight. None: no guard.
     """
 
@@ -113,7 +113,7 @@ class TileChoice(Choice):
         return self.of_tiles(view)
 
     def of_tiles(self, view: View) -> Sight:
-        """The same for the number of tiles, and the share where there is one."""
+        """Features, mask and prior of the tiles, and of the shares where there are several."""
         options = self._options(view)
         seconds = view.tick_ms / 1000
         age = jnp.max(jnp.where(view.prefill > 0, view.waited, 0), axis=0) * seconds

@@ -25,8 +25,8 @@ class TrainedPolicy(Policy):
         choice: what it observes and what it may do.
         digest: of the choice and the weights.
         label: its name in tables.
-        masks: whether only allowed choices compete; else the likeliest of all does, and stands for the
-            nearest that is allowed.
+        masks: whether only allowed choices compete; else the likeliest of all wins, and the nearest
+            allowed one takes its place.
         actor: the weights, of ``choice.init_actor``.
         header: what the checkpoint says of itself: scenarios, settings, seed, versions, figures.
     """
@@ -41,12 +41,12 @@ class TrainedPolicy(Policy):
 
     @property
     def saturates(self) -> bool:  # type: ignore[override]
-        """On one engine with a guard more waiting requests never slow it down."""
+        """Whether more waiting requests never slow it down: on one engine, with a guard."""
         return isinstance(self.choice, TileChoice) and self.choice.guard is not None
 
     @property
     def start(self) -> Callable[[View], Any] | None:
-        """What gives the first memory, where the choice has one: then the policy has it too."""
+        """What gives the first memory; None where the choice, and so the policy, has none."""
         return self.choice.start if self.choice.remembers else None
 
     def __call__(self, key: jax.Array, view: View, memory: Any = None) -> Any:

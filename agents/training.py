@@ -36,7 +36,7 @@ CHUNK = 5
 SAVE_EVERY_S = 30.0
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-"""Called with a seed, its iterations so far, and the last row of its learning curve."""
+"""Called with a seed, its iterations so far, and the last row of its learning curve by column."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Training:
 
     Args:
         scenarios: one world each; several loads of a scenario are several scenarios. Fewer slots
-            train faster; an engine that fills its table starts anew.
+            train faster; an engine that fills its table starts again, empty.
         settings: of the learner.
         steps: environment steps of each seed, rounded up to whole chunks of iterations.
         seeds: one policy each. A seed gives the same policy alone and beside others.
-        patience: stop when the smoothed mean cost has not fallen by 0.1 % for so many iterations;
-            None: never.
+        patience: stop when the smoothed mean cost has not fallen by 0.1 % for more than this many
+            iterations; None: never.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -135,7 +135,7 @@ def begin(training: Training, seed: int) -> tuple[tuple[Any, ...], Learner]:
 def _chunk(
     settings: PPO, iterations: int, physics: tuple[Any, ...], learners: Learner
 ) -> tuple[Learner, dict[str, jax.Array]]:
-    """CHUNK iterations of learners with an axis of seeds before all others; so has what they tell."""
+    """CHUNK iterations of learners; they and their learning curves have the axis of seeds first."""
 
     def one(learner: Learner) -> tuple[Learner, dict[str, jax.Array]]:
         step = lambda learner, _: iterate(settings, iterations, physics, learner)  # noqa: E731
@@ -149,7 +149,7 @@ def _chunk(
 
 @dataclass
 class Run:
-    """Learners of some seeds on their way: state, learning curves (seeds, iterations, ...)."""
+    """The learners of some seeds in training: their state and learning curves (seeds, iterations, ...)."""
 
     training: Training
     seeds: tuple[int, ...]
@@ -171,7 +171,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to do: all iterations made, or no progress for too long."""
+        """Whether there is nothing left to do: all iterations are done, or all seeds have stalled."""
         patience = self.training.patience
         if self.done >= self.training.iterations or patience is None or not self.done:
             return self.done >= self.training.iterations
@@ -249,7 +249,14 @@ class Run:
 
 
 def stalled(cost: np.ndarray, patience: int, memory: float = 0.9, least: float = 0.001) -> bool:
-    """Whether the costs (iterations, worlds), smoothed, have not fallen by ``least`` for so long."""
+    """Whether costs have stopped falling.
+
+    Args:
+        cost: per second, after each iteration (iterations, worlds), positive.
+        patience: iterations without progress that are tolerated.
+        memory: weight of the past in the smoothed mean of log(cost) over the worlds.
+        least: fall of that mean below its lowest value so far that counts as progress.
+    """
     level, best, since = np.log(cost[0]).mean(), np.inf, 0
     for row in cost:
         level = memory * level + (1 - memory) * np.log(row).mean()
@@ -267,10 +274,11 @@ def train(
     """Train one policy for each seed.
 
     Args:
-        out: folder for agent-SEED.npz, curve-SEED.csv and training-SEED.npz; from the last a run that
-            was killed goes on, and ends equal to the bit.
+        training: what to do.
+        out: folder for agent-SEED.npz, curve-SEED.csv and training-SEED.npz. From the last a run that
+            was killed goes on, with the same result to the bit.
         progress: called after every chunk of iterations.
-        together: all seeds in one vmapped program; else as many at a time as there are cores, with
+        together: run all seeds in one vmapped program; else as many at a time as there are cores, with
             results that do not depend on the other seeds. None: together on an accelerator.
 
     Raises LLMGymError where ``out`` holds another training run or cannot be written, or a seed diverges.

@@ -32,7 +32,7 @@ BLOCK = 128
 """Most environments of a block: as many as fit a core's cache."""
 
 GRAIN = 32
-"""Blocks hold whole groups of so many environments: one program serves many numbers of trials."""
+"""Sizes of blocks are multiples of this, so that one program serves many numbers of trials."""
 
 Vary = Callable[[Any, jax.Array], Policy]
 """A policy with its settings replaced by the rows of an array (settings, environments)."""
@@ -44,9 +44,10 @@ class Figures:
 
     Attributes:
         e2e_s: mean latency by Little's law: requests present over the arrival rate.
-        requests_per_s: tokens served a second over the mean tokens of a request.
-        late: share of the requests that finished whose first token came after the TTFT target.
-        good: share of them that met both targets. Where there is no target, every request meets it.
+        requests_per_s: tokens served per second over the mean tokens of a request.
+        late: of the requests that finished, the share whose first token came after the TTFT target.
+        good: of the requests that finished, the share that met both targets. A target that is not set
+            is always met.
         dropped: requests that found the table full.
     """
 
@@ -77,9 +78,17 @@ def measure(
     duration_s: float,
     seed: int = 0,
 ) -> Figures:
-    """Simulate ``vary(base, settings)`` for every row of ``settings`` (trials, numbers).
+    """Simulate one policy with many settings; environment n sees the same requests in all trials.
 
-    Environment n sees the same requests in all trials. ``warmup_s`` is left out of the figures.
+    Args:
+        scenario: one engine.
+        vary: makes the policy from ``base`` and settings (numbers, environments); hashable.
+        base: passed to ``vary``; hashable, and compiled in.
+        settings: a row for every trial (trials, numbers); ``vary`` gets it as float32.
+        num_envs: environments of each trial.
+        warmup_s: simulated seconds that the figures leave out; only ``dropped`` counts from the start.
+        duration_s: simulated seconds after them.
+        seed: of the requests.
     """
     total, threads = len(settings) * num_envs, cores() if jax.default_backend() == "cpu" else 1
     size = min(BLOCK, -(-total // (threads * GRAIN)) * GRAIN)
@@ -106,7 +115,14 @@ def measure(
 
 
 def measure_policy(scenario: Scenario, policy: Any, num_envs: int, **settings: Any) -> Figures:
-    """The same for one policy; arrays (1, num_envs)."""
+    """``measure`` of a single policy, with arrays (1, num_envs).
+
+    Args:
+        scenario: one engine.
+        policy: a hashable policy object or function.
+        num_envs: environments.
+        settings: ``warmup_s``, ``duration_s`` and ``seed`` of ``measure``.
+    """
     return measure(scenario, _unchanged, policy, np.zeros((1, 0)), num_envs, **settings)
 
 

@@ -33,7 +33,7 @@ def network_size(scenarios: Sequence[Scenario]) -> dict[str, int]:
 def worlds_of(
     scenarios: Sequence[Scenario], settings: PPO, key: jax.Array
 ) -> tuple[tuple[Any, ...], tuple[World, ...]]:
-    """Physics and worlds, stacked in groups that have one compiled form.
+    """Params and worlds, stacked in groups whose compiled form is the same.
 
     Args:
         scenarios: one for each world.

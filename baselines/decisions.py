@@ -1,6 +1,6 @@
 """Asking a policy for its batches: of one engine, of a batch of environments, of all engines of a network.
 
-Whatever drives engines asks here, so that a policy with a memory works alike everywhere. A policy
+Whatever drives engines asks here, so that a policy with a memory works the same everywhere. A policy
 without one has the memory None, which adds nothing to a compiled program.
 """
 
@@ -24,7 +24,7 @@ def remembers(policy: Any) -> bool:
 
 
 def check_form(policy: Any) -> None:
-    """Refuse a policy that cannot be called as what it is, with or without a memory.
+    """Refuse a policy that cannot be called as one with a memory, or as one without, whichever it is.
 
     Raises LLMGymError that says what is missing.
     """
@@ -75,6 +75,7 @@ def decide(policy: Any, keys: jax.Array, view: View, memory: Any) -> tuple[Batch
     stays as it was, as that engine takes no batch.
 
     Args:
+        policy: called as ``policy(key, view)``, or with a memory as ``policy(key, view, memory)``.
         keys: random keys of the environments (...).
         view: of the state, with batch axes (...), of a network (engines, ...).
         memory: of ``start`` or of the last decision; None for a policy without one.
@@ -88,7 +89,13 @@ def decide(policy: Any, keys: jax.Array, view: View, memory: Any) -> tuple[Batch
 
 
 def compose(policy: Any, keys: jax.Array, view: View) -> Batch:
-    """The batches of a policy without a memory; see ``decide``. Raises LLMGymError for one that has one."""
+    """The batches of a policy without a memory.
+
+    Args:
+        policy, keys, view: as of ``decide``.
+
+    Raises LLMGymError for a policy with a memory, and for an answer that is not a Batch.
+    """
     if remembers(policy):
         raise LLMGymError(
             f"Policy {_name(policy)} has a memory: ask it with decide(policy, keys, view, memory)."
@@ -97,7 +104,7 @@ def compose(policy: Any, keys: jax.Array, view: View) -> Batch:
 
 
 def keys_of(view: View) -> jax.Array:
-    """Random keys (...) for a policy inside another: fresh for every batch, alike in all environments."""
+    """Random keys (...) for a policy inside another: new for every batch, the same in all environments."""
     fold = partial(jax.random.fold_in, jax.random.key(0, impl="threefry2x32"))
     for _ in view.batches.shape:
         fold = jax.vmap(fold)
@@ -105,7 +112,12 @@ def keys_of(view: View) -> jax.Array:
 
 
 def keep_where(condition: jax.Array, new: Any, old: Any) -> Any:
-    """A memory that goes on only where a condition (...) on its batch axes holds."""
+    """A memory that is replaced only where a condition holds.
+
+    Args:
+        condition: bool, of the batch axes (...).
+        new, old: memories of equal structure, whose last axes are those batch axes.
+    """
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 

@@ -57,7 +57,13 @@ class ExclusiveBatching(Policy):
         return self.exclusive(view, slots, self.threshold(view, slots))
 
     def exclusive(self, view: View, slots: jax.Array, k: jax.Array) -> Batch:
-        """The batch of EB(k) with N = ``slots``."""
+        """The batch of EB(k).
+
+        Args:
+            view: what the engine shows.
+            slots: N (...), int32.
+            k: free slots that start prefill (...), int32.
+        """
         budget = own_budget(view, self.token_budget)
         prompts, decoding = self._candidates(view, slots)
         prefills = fill(view, view.empty(), jnp.where(prompts, view.prefill, 0), budget)
@@ -72,14 +78,20 @@ class ExclusiveBatching(Policy):
         return self.best_k(slots, self.alpha_ratio, self._output(view))
 
     def best_k(self, slots: jax.Array, alpha_ratio: Any, output: jax.Array) -> jax.Array:
-        """The same for given alpha_p / alpha_d and mean output."""
+        """k, at most N: as it is set, or k* for the given costs.
+
+        Args:
+            slots: N (...), int32.
+            alpha_ratio: alpha_p / alpha_d, a number or (...).
+            output: mean output in tokens (...).
+        """
         if self.k is not None:
             return jnp.minimum(slots, self.k)
         theta = theta_0(alpha_ratio / output)
         return jnp.maximum(jnp.floor(theta * slots).astype(jnp.int32), 1)
 
     def _slots(self, view: View) -> jax.Array:
-        """N: no more than fit a batch of decodes."""
+        """N: no more than one batch of decodes can take."""
         budget = own_budget(view, self.token_budget)
         slots = budget if view.max_num_seqs is None else jnp.minimum(budget, view.max_num_seqs)
         return slots if self.slots is None else jnp.minimum(slots, self.slots)
@@ -117,7 +129,13 @@ def _was_prefill(view: View) -> jax.Array:
 
 
 def mean_length(view: View, of_class: jax.Array, given: float | None) -> jax.Array:
-    """A mean length as given, or that over the classes of the engine; at least one token."""
+    """A mean length in tokens (...), float32: as given, or over the classes that the engine serves.
+
+    Args:
+        view: what the engine shows.
+        of_class: mean tokens of every class (classes, ...); the mean over them is at least 1.
+        given: tokens; None: the mean over the classes, each counted once.
+    """
     if given is not None:
         return jnp.full(view.token_budget.shape, given, jnp.float32)
     here = view.classes.here.astype(jnp.float32)

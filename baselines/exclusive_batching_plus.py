@@ -20,7 +20,7 @@ from llmgym.engine.view import Batch, View
 
 
 class Costs(NamedTuple):
-    """What the rule goes by; arrays (...)."""
+    """What the rule compares; arrays (...)."""
 
     prompt: jax.Array  # mu_L
     output: jax.Array  # mu_O
@@ -46,7 +46,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class ExclusiveBatchingPlus(ExclusiveBatching):
-    """Mixed batches (decodes, then prefill) if they cost less per token than EB(k*), else EB(k*).
+    """Mixed batches (decodes, then prefill) where they cost less per token than EB(k*), else EB(k*).
 
     It mixes if and only if ::
 
@@ -62,8 +62,8 @@ class ExclusiveBatchingPlus(ExclusiveBatching):
     Without it the mean lengths are those of the classes that the engine serves, and alpha_d = alpha_m
     is the time of a batch of one token.
 
-    Completed: beta_exclusive = (mu_L * beta_p + mu_O * beta_d) / (mu_L + mu_O); what no window tells yet,
-    as where all batches of a kind had one size, is as without windows.
+    Completed: beta_exclusive = (mu_L * beta_p + mu_O * beta_d) / (mu_L + mu_O). What the windows do not
+    tell yet is as without them, for example while all batches of a kind have had the same size.
 
     Args:
         mean_prompt: mu_L in tokens; None: from the classes, or the window.
@@ -125,7 +125,7 @@ class ExclusiveBatchingPlus(ExclusiveBatching):
         return Costs(prompt, output, alpha, self.alpha_ratio, alpha, mixing)
 
     def estimates(self, view: View, memory: Observed) -> Costs:
-        """The costs by the windows."""
+        """The costs that the windows estimate."""
         usual = self._usual(view)
         prompt, output = usual.prompt, usual.output
         if self.mean_prompt is None:

@@ -61,9 +61,9 @@ class FlowControl(Policy):
 
 
 def affordable(view: View) -> jax.Array:
-    """b with which M = sum_k b*w_k: how many requests of every class a slot can activate for ever.
+    """b (...) with M = sum_k b*w_k: how many requests of every class each slot can go on activating.
 
-    Counts mean lengths, and a prompt as one iteration. Without a limit on memory any number.
+    Lengths are the means of the classes, and a prompt is one iteration. MOST where memory has no limit.
     """
     memory = view.memory
     if memory is None:
@@ -76,9 +76,9 @@ def affordable(view: View) -> jax.Array:
 
 
 def _due(view: View, rate: Any) -> jax.Array:
-    """Activations that are due in this iteration: the whole numbers that n*rate passes, n the iterations.
+    """Activations that are due in this iteration: the whole numbers that n*rate passes in it.
 
-    The product wraps around at 2**32, a whole number of activations.
+    n is the number of iterations so far. The product wraps around at 2**32, a whole number of activations.
     """
     rate = jnp.asarray(rate, jnp.float32)
     certain = jnp.floor(rate)

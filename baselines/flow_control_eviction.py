@@ -26,10 +26,10 @@ class FlowControlEviction(Policy):
     arrival. Then U = sum of l + generated + 1 over all active requests is what they would hold at its
     end, and while U > M the newest activation is evicted and loses its progress. The others run.
 
-    Completed: B_t is b rounded up or down at random. Of requests activated in the same slot the last
+    Completed: B_t is b rounded up or down at random. Of requests activated in the same slot, the last
     to arrive is the newest. Memory is counted in whole blocks. An evicted request returns to its place
-    in the order of arrival; as in the engine's own preemption its outputs are kept, and computed again
-    together with its prompt. With nobody active B_t is at least 1.
+    in the order of arrival; as in the engine's own preemption, its output tokens are kept, and their KV
+    entries are computed again together with those of its prompt. With nobody active B_t is at least 1.
 
     Args:
         activations: b, the mean of B_t. None: as many as M allows requests of the mean lengths of the

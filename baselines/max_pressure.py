@@ -95,9 +95,16 @@ def phases_of(view: View) -> list[jax.Array]:
 
 
 def fill_phases(view: View, pressure: jax.Array, waiting: jax.Array, size: jax.Array) -> jax.Array:
-    """Tokens of every phase (2 * classes, ...) in a batch of ``size``, most pressure per token first.
+    """Tokens of every phase (2 * classes, ...), int32, in a batch: the most pressure per token first.
 
-    Under k_max one seat of the batch is kept for a prompt wherever prefill has pressure.
+    A phase gets nothing where its pressure is not above 0. Where k_max counts the batch, one seat is
+    kept for a prompt if the prefill of any class has pressure.
+
+    Args:
+        view: what the engine shows.
+        pressure: per token of every phase (2 * classes, ...), prefills first, float32.
+        waiting: tokens that each phase could put into the batch (2 * classes, ...), int32.
+        size: tokens of the batch at most (...), int32.
     """
     phases = waiting.shape[0]
     is_decode = jnp.arange(phases) >= phases // 2
@@ -123,7 +130,13 @@ def fill_phases(view: View, pressure: jax.Array, waiting: jax.Array, size: jax.A
 
 
 def first_come(view: View, mine: list[jax.Array], tokens: jax.Array) -> Batch:
-    """The tokens of every phase given first come, first served."""
+    """The batch that gives the tokens of every phase to its requests first come, first served.
+
+    Args:
+        view: what the engine shows.
+        mine: ``phases_of(view)``.
+        tokens: of every phase (2 * classes, ...), int32.
+    """
     total = jnp.zeros_like(view.prefill)
     for slots, limit in zip(mine, tokens, strict=True):
         demand = jnp.where(slots, jnp.minimum(view.demand, limit + 1), 0)
@@ -133,7 +146,7 @@ def first_come(view: View, mine: list[jax.Array], tokens: jax.Array) -> Batch:
 
 @dataclass(frozen=True)
 class TokenPressure(MaxPressure):
-    """The same with queues counted in expected tokens: a control that makes networks unstable."""
+    """Max-pressure with queues counted in expected tokens: a control that makes networks unstable."""
 
     name: ClassVar[str] = "token_pressure"
     decode_weight: float = 1.0

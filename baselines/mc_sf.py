@@ -24,8 +24,8 @@ class MCSF(Policy):
 
     Memory peaks when a request completes. With everyone served in every iteration a request that now
     has l tokens and d outputs to come holds l + t tokens after t <= d iterations. The waiting requests
-    are taken in order of d; one is admitted if at each completion time t of the requests in memory,
-    of those admitted and of its own the sum over those with d >= t of l + t is at most M. The first
+    are taken in order of d. One is admitted if, at each completion time t of the requests in memory, of
+    those admitted and of its own, the sum of l + t over those with d >= t is at most M. The first
     that is not ends the admission. Those in memory run first, decodes before prefill, then those
     admitted. Needs known lengths. Where memory has no limit everybody fits.
 

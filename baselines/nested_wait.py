@@ -37,14 +37,14 @@ class NestedWAIT(Policy):
     the request types: the first has the prompt and the tokens up to the first cut. A limit L is split
     over them as L_s in proportion to (stages of s)*(rate of requests that reach it); n_s = ceil(L_s /
     stages). In order, a segment runs if its entrance holds min(n_s, L_s - occupied_s) requests, with
-    occupied_s those past the entrance; the first that does not ends the search. All that are past the
-    entrances of segments that run, and so many from the entrances, run one step: nobody's length is
+    occupied_s those past the entrance; the first that does not ends the search. In the segments that
+    run, all requests past the entrance and that many from the entrance run one step: nobody's length is
     known, and whoever ends in a segment leaves.
 
     Not work-conserving. Completed: a type is a request class with its mean output; the last segment
-    has no end. Who lost its memory enters the first segment again. An engine that waits is asked again
-    at the next arrival, so the timeout acts then. If memory is so full that nobody chosen could run,
-    those who hold it run.
+    has no end. A request that lost its memory enters the first segment again. An engine that waits is
+    asked again at the next arrival, so the timeout acts then. If memory is so full that none of the
+    chosen requests could run, those who hold it run.
 
     Args:
         cuts: output tokens after which segments end, ascending; None: the mean outputs of the classes.
@@ -52,7 +52,8 @@ class NestedWAIT(Policy):
             whose mean output exceeds the cut before.
         limit: L; None: the engine's limit on requests, or its token budget where it has none.
         rates: of the classes, in any unit; one number: all alike.
-        timeout_ms: time without service of a request that may run, after which all that may do.
+        timeout_ms: time without service of a request that is past an entrance or among those let
+            through next, after which all such requests run.
     """
 
     cuts: Sequence[int] | None = None
@@ -112,7 +113,7 @@ class NestedWAIT(Policy):
         return list(map(Segment, starts, ends, limits, thresholds))
 
     def _reach(self, view: View, starts: list[jax.Array]) -> list[jax.Array]:
-        """Of each segment the requests that reach it, in any unit."""
+        """Rate of the requests that reach each segment, in any unit."""
         if self.reach is not None:
             return [jnp.float32(share) for share in self.reach]
         rates = of_classes("rates", view, self.rates)

@@ -18,10 +18,10 @@ from llmgym.engine.view import Batch, View
 
 @dataclass(frozen=True)
 class ClassPriority(Policy):
-    """The classes in turn: each is given its batch by ``base`` from what those before it left.
+    """Serves the classes in turn: ``base`` forms the batch of each from what those before it left.
 
-    Here the order is that of the priorities which the scenario gives its stages; classes of equal
-    priority share a turn. Subclasses say another order.
+    Here the order is that of the priorities that the scenario gives its stages; classes of equal
+    priority share a turn. Subclasses define other orders.
     """
 
     base: str | Policy = "sarathi"
@@ -76,7 +76,7 @@ def _of_rows(view: View, turn: jax.Array) -> jax.Array:
 
 
 def _left_over(view: View, batch: Batch, mine: jax.Array) -> View:
-    """The view of some slots, with the tokens and seats that a batch leaves."""
+    """The view with the slots ``mine`` alone, and with the tokens and seats that a batch leaves."""
     seats = view.max_num_seqs
     if seats is not None:
         taken = (batch.tokens > 0) & (~view.started if view.resident_limit else True)

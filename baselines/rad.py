@@ -20,7 +20,7 @@ from llmgym.engine.view import Batch, View
 class RAD(Policy):
     """Prefill in chunks of one tile until b_col requests decode; then a batch of decodes.
 
-    Both phases so run at the size where the matrix units are full. Without prompts all decodes run.
+    So both phases run at the size where the matrix units are full. Without prompts all decodes run.
 
     Completed: batches are of one phase; prompts go FCFS; decodes go in whole multiples of b_col,
     those served longest ago first; where seats keep every prompt out, the decodes run.

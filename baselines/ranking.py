@@ -1,4 +1,4 @@
-"""What policies that rank requests share: filling by score, limits by class, estimates of batch times."""
+"""What policies that rank requests share: filling by score, settings by class, and batch times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ MOST = 2**30
 def least_first(
     view: View, batch: Batch, demand: jax.Array, score: jax.Array, token_budget: jax.Array
 ) -> Batch:
-    """Add tokens of ``demand`` to a batch, the smallest ``score`` (int32) first, ties in slot order."""
+    """Add tokens to a batch, the request with the smallest score first, ties in slot order.
+
+    Args:
+        view: what the engine shows.
+        batch: what is in the batch already.
+        demand: tokens wanted from each slot (slots, ...), int32, on top of the batch.
+        score: of each slot (slots, ...), int32; clipped to MOST on either side.
+        token_budget: most tokens of the batch (...), int32.
+    """
     urgency = MOST - jnp.clip(score, 1 - MOST, MOST)
     return oldest_first(view, batch, demand, urgency, token_budget)
 
@@ -38,9 +46,14 @@ def ticks(view: View, ms: Any) -> jax.Array:
 
 
 def by_class(name: str, value: Any, above: float = 0.0) -> Any:
-    """A setting that is one number, or one for each class: checked, and hashable.
+    """A setting that is one number, or a tuple with one for each class: checked, and hashable.
 
-    Raises LLMGymError for what is neither.
+    Args:
+        name: of the setting, for the error.
+        value: a number, a sequence or a NumPy array of one axis.
+        above: every number must exceed it.
+
+    Raises LLMGymError for anything else.
     """
     if isinstance(value, np.ndarray) and value.ndim == 1:
         value = value.tolist()
@@ -55,9 +68,14 @@ def by_class(name: str, value: Any, above: float = 0.0) -> Any:
 
 
 def of_classes(name: str, view: View, value: Any) -> list[Any]:
-    """Such a setting as one number for each class of the view.
+    """A setting of ``by_class`` as a list with one number for each class of the view.
 
-    Raises LLMGymError where it has another number of classes.
+    Args:
+        name: of the setting, for the error.
+        view: what the engine shows.
+        value: a tuple with one number for each class, or anything else: the same for all.
+
+    Raises LLMGymError where a tuple is not as long as the view has classes.
     """
     if not isinstance(value, tuple):
         return [value] * view.classes.count
@@ -70,7 +88,15 @@ def of_classes(name: str, view: View, value: Any) -> list[Any]:
 
 
 def class_ticks(name: str, view: View, ms: Any) -> jax.Array:
-    """Such a setting in milliseconds as ticks for every slot (slots, ...)."""
+    """A setting of ``by_class`` as ticks for every slot (slots, ...), int32.
+
+    Args:
+        name: of the setting, for the error.
+        view: what the engine shows.
+        ms: the setting, in milliseconds.
+
+    Raises LLMGymError as ``of_classes`` does.
+    """
     found = jnp.zeros_like(view.job_class)
     for k, one in enumerate(of_classes(name, view, ms)):
         found = jnp.where(view.job_class == k, ticks(view, one), found)
@@ -127,10 +153,16 @@ def decode_left(name: str, view: View) -> jax.Array:
 def progress(
     view: View, batch: Batch, token_budget: jax.Array, instead: Batch | None = None
 ) -> Batch:
-    """The batch, or another where KV memory would leave nothing of it while somebody holds memory.
+    """The batch, or another where KV memory would leave nothing of it.
 
-    A rule that passes over requests in memory may ask only for others that find no room. Then
-    ``instead`` runs (None: those that hold the room, FCFS), lest the engine stands still.
+    A rule that passes over requests in memory may ask only for others that find no room there: the
+    engine would stand still.
+
+    Args:
+        view: what the engine shows.
+        batch: what the rule asks for.
+        token_budget: most tokens of a batch of residents (...), int32.
+        instead: the batch that then runs, unless empty; None: residents, FCFS.
     """
     if view.memory is None:
         return batch

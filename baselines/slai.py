@@ -43,8 +43,8 @@ class SLAI(Policy):
     batches so far, and the policy has a memory; the paper's weight is 0.1. Without it t is the time of
     the batch that would take the present requests, up to the budget.
 
-    Completed: the first batch begins the average, and until there is one t is as without it; LST goes by
-    the average of now, not by that at the end of a request's last batch; the limit on KV use; the
+    Completed: the first batch begins the average, and until there is one t is as without it; LST uses
+    the present average, not that at the end of a request's last batch; the limit on KV use; the
     default of ``tbt_ms``.
 
     Args:

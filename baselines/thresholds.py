@@ -1,4 +1,4 @@
-"""What WAIT and Nested WAIT share: a limit on requests split into parts, whole numbers, and impatience."""
+"""What WAIT and Nested WAIT share: a limit on requests split into parts, rounding, and a timeout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from llmgym.engine.view import View
 
 
 def limit_on_requests(view: View, limit: int | None, token_budget: int | None) -> jax.Array | int:
-    """L: the policy's own limit, else the engine's, else a request for each token of the budget."""
+    """L: the policy's own limit on requests, else the engine's, but at most the token budget (...).
+
+    Args:
+        view: what the engine shows.
+        limit: the policy's own, which is then L; None: it has none.
+        token_budget: the policy's own; None: that of the engine.
+    """
     if limit is not None:
         return limit
     budget = own_budget(view, token_budget)
@@ -33,7 +39,13 @@ def at_least_one(number: jax.Array) -> jax.Array:
 
 
 def anyone_late(view: View, requests: jax.Array, timeout_ms: float) -> jax.Array:
-    """Whether one of these requests (a mask) had no service for the timeout."""
+    """Whether any of some requests has had no service for a time (...).
+
+    Args:
+        view: what the engine shows.
+        requests: which they are, a mask (slots, ...).
+        timeout_ms: the time.
+    """
     return jnp.any(requests & (view.unserved >= ticks(view, timeout_ms)), axis=0)
 
 

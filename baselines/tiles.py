@@ -42,10 +42,10 @@ def admissible_prefill(view: View) -> jax.Array:
 
 
 def decodes_in_turn(view: View, room: jax.Array) -> jax.Array:
-    """One token for each decoding request; where ``room`` does not suffice, those served longest ago.
+    """One token for each decoding request; where ``room`` does not suffice, for those served longest ago.
 
-    Where k_max counts the batch, its seats are room too; where it counts residents, those that have not
-    begun (they came without a prompt) take part as seats last.
+    Where k_max counts the batch, its seats limit the room too; where it counts residents, requests that
+    have not begun (they came without a prompt) take part while seats last.
     """
     room, decoding = jnp.maximum(room, 0), view.decoding
     if view.max_num_seqs is not None and view.resident_limit:
@@ -94,7 +94,13 @@ class TilePolicy(Policy):
         return tile_batch(view, jnp.minimum(self.tiles(view, tile, most) * tile, budget))
 
     def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
-        """How many tiles to open, 1 .. ``most``."""
+        """How many tiles to open (...), 1 .. ``most``, int32.
+
+        Args:
+            view: what the engine shows.
+            tile: b_0, tokens of a tile (...), int32.
+            most: K, the tiles of a full batch (...), int32.
+        """
         raise TypeError("a tile rule must define tiles(view, tile, most)")
 
 

@@ -100,7 +100,7 @@ class VLLMV1(Policy):
     def _admitted(
         self, view: View, batch: Batch, demand: jax.Array, free: jax.Array | None
     ) -> jax.Array:
-        """Tokens of the waiting requests that are admitted, with so many ``free`` blocks."""
+        """Tokens of the waiting requests that are admitted, where ``free`` blocks are left."""
         waiting = view.live & ~view.started
         room = own_budget(view, self.token_budget) - batch.size
         demand = jnp.where(waiting, jnp.minimum(demand, room + 1), 0)  # sums stay inside 32 bits

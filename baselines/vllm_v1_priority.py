@@ -13,7 +13,7 @@ from llmgym.engine.view import Batch, View
 
 @dataclass(frozen=True)
 class VLLMV1Priority(VLLMV1):
-    """As ``vllm_v1``, but the waiting stand in order of priority, and the least urgent is preempted.
+    """As ``vllm_v1``, but waiting requests stand in order of priority, and the least urgent is preempted.
 
     The priorities are those of the request classes; at a tie the earlier arrival is more urgent. Running
     requests still go in order of admission, so one that is preempted may be in the batch already: it

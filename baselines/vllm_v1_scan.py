@@ -24,22 +24,28 @@ class Rules(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A batch as it is formed."""
+    """A batch while it is formed; numbers are of one environment."""
 
     tokens: jax.Array  # (slots,)
-    undone: jax.Array  # (slots,) tokens that requests had in it when they were preempted
+    undone: jax.Array  # (slots,) tokens that requests had in the batch when they were preempted
     running: jax.Array  # (slots,) who runs
     todo: jax.Array  # (slots,) who is yet to be looked at
     preempt: jax.Array  # (slots,) who lost its memory
     held: jax.Array  # (slots,) blocks
-    budget: jax.Array
+    budget: jax.Array  # tokens left
     free: jax.Array  # blocks
-    stopped: jax.Array
+    stopped: jax.Array  # whether the scan has ended early
     pool: BlockPool | None
 
 
 def capped(view: View, tokens: jax.Array, cap: int) -> jax.Array:
-    """At most ``cap`` tokens of each request, unless there is only one; 0: no cap."""
+    """Tokens of each request under a cap (slots, ...), which does not hold for a request that is alone.
+
+    Args:
+        view: what the engine shows.
+        tokens: before the cap (slots, ...), int32.
+        cap: most tokens of a request; 0: no cap.
+    """
     if not cap:
         return tokens
     alone = jnp.sum(view.live.astype(jnp.int32), axis=0) == 1
@@ -53,7 +59,13 @@ def watermark_blocks(watermark: float, blocks: jax.Array) -> jax.Array:
 
 
 def form(view: View, urgency: jax.Array, rules: Rules) -> Batch:
-    """The batch of one environment; ``urgency`` (slots,): more is served first, preempted last."""
+    """The batch of one environment.
+
+    Args:
+        view: what the engine shows, without batch axes.
+        urgency: of each request (slots,), int32: more is admitted first and preempted last.
+        rules: the options.
+    """
     memory, none = view.memory, jnp.zeros_like(view.prefill)
     scan = Scan(
         tokens=none,
@@ -84,13 +96,13 @@ def form(view: View, urgency: jax.Array, rules: Rules) -> Batch:
     )
     if memory is None:
         return Batch(scan.tokens)
-    # The prefix cache keeps what those would have computed who were in the batch: see ``serve``.
+    # The prefix cache keeps what preempted requests of this batch would have computed: see ``serve``.
     asked = scan.tokens if scan.pool is None else scan.tokens + scan.undone
     return Batch(asked, scan.preempt)
 
 
 def _run(view: View, urgency: jax.Array, rules: Rules, scan: Scan) -> Scan:
-    """The next running request gets its tokens, and blocks, if need be, of the least urgent."""
+    """The next running request gets its tokens and blocks, if need be those of the least urgent."""
     memory = view.memory
     admitted = jnp.zeros_like(urgency) if memory is None else memory.admitted
     me = first_of(scan.todo, admitted, -urgency)
@@ -156,7 +168,7 @@ def _take(
 
 
 def _admit(view: View, urgency: jax.Array, rules: Rules, scan: Scan) -> Scan:
-    """The most urgent waiting request is admitted, if it fits; else nobody more is."""
+    """The most urgent waiting request is admitted, if it fits; else the admission ends."""
     me, memory, pool = first_of(scan.todo, -urgency, rows(urgency)), view.memory, scan.pool
     size = 1 if memory is None else memory.block_size
     found, count, used = jnp.zeros((1,), jnp.int32), jnp.int32(0), jnp.int32(0)

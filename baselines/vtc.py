@@ -27,7 +27,7 @@ class VTC(Policy):
     charged. The first that does not fit ends the admission.
 
     Completed: prompts are chunked, as in Sarathi-Serve; ties between clients go to the earlier arrival;
-    who was preempted waits again, without a second charge. Needs ``service_weights`` in the scenario.
+    a preempted request waits again, without a second charge. Needs ``service_weights`` in the scenario.
     """
 
     name: ClassVar[str] = "vtc"

@@ -37,7 +37,7 @@ class WAIT(Policy):
         limit: L; None: the engine's limit on requests, or its token budget where it has none.
         rates: lambda_j, one for each class, in any unit; one number: all alike.
         timeout_ms: time without service of a request that runs or may start, after which a batch
-            runs with all of those.
+            runs with all such requests.
     """
 
     start: str = "any"

@@ -31,17 +31,22 @@ class Window:
         return cls(none, none, jnp.zeros(shape, jnp.int32))
 
     def push(self, x: jax.Array, y: jax.Array, where: jax.Array) -> Window:
-        """The window with one more pair, where the condition (...) holds."""
+        """The window with one more pair.
+
+        Args:
+            x, y: the pair (...).
+            where: whether to take it (...), bool; elsewhere the window stays as it is.
+        """
         here = (rows(self.x) == self.pushed % self.x.shape[0]) & where
         return Window(jnp.where(here, x, self.x), jnp.where(here, y, self.y), self.pushed + where)
 
     def ratio(self, otherwise: jax.Array) -> jax.Array:
-        """sum(y) / sum(x) (...), or something else where the window is empty."""
+        """sum(y) / sum(x) (...), or ``otherwise`` where the x add up to nothing."""
         x, y = jnp.sum(self.x, axis=0), jnp.sum(self.y, axis=0)
         return jnp.where(x > 0, y / jnp.maximum(x, 1.0), otherwise)
 
     def line(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Intercept and slope of the line of least squares (...), and whether two x differ at all."""
+        """Intercept and slope of the line of least squares (...), and whether the x differ at all."""
         held = rows(self.x) < self.pushed
         count = jnp.maximum(jnp.minimum(self.pushed, self.x.shape[0]), 1)
         mean_x, mean_y = (jnp.sum(v, axis=0) / count for v in (self.x, self.y))

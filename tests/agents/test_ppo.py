@@ -162,7 +162,7 @@ def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
         batch(seen), nothing, nothing, nothing,
     )  # fmt: skip
     (_, told), gradient = jax.jit(
-        jax.value_and_grad(lambda p: ppo.loss(
+        jax.value_and_grad(lambda p: ppo._loss(
             settings, p, data, batch(target), batch(advantage), jnp.array([0]), 1.0, 0.01
         ), has_aux=True)
     )(params)  # fmt: skip
