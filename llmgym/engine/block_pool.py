@@ -2,8 +2,9 @@
 
 Needed for prefix caching alone: a block whose request is gone keeps what it holds until it is taken
 again, and a request that begins the same way takes it over without computing. Free blocks stand in a queue,
-the longest free first, as in vLLM. The functions work on one environment (no batch axes). On a CPU a
-step costs in proportion to the number of blocks, so take large ones where prompts share long stretches.
+the longest free first, as in vLLM. All functions but ``empty_pool`` work on one engine of one environment (no
+batch axes). On a CPU a step costs in proportion to the number of blocks, so take large ones where prompts
+share long stretches.
 """
 
 from __future__ import annotations

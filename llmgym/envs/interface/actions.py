@@ -43,7 +43,14 @@ class ActionEncoding(Protocol):
         """The memory at the start of an episode, whose first state ``view`` shows; None without one."""
 
     def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
-        """The batch that an action stands for, and the memory for the next."""
+        """The batch that an action stands for, and the memory for the next decision.
+
+        Args:
+            action: an element of ``space``; of a batch of environments (dimensions, num_envs) or
+                (num_envs,).
+            view: what the engine shows, or all engines of a network.
+            memory: as ``start`` or the decision before returned it.
+        """
 
 
 class Memoryless:
