@@ -46,7 +46,7 @@ def engine_view(plan: Plan, view: View, engine: int) -> View:
     Args:
         plan: of the network.
         view: of all engines.
-        engine: its number; replicas count singly.
+        engine: its number; every replica is an engine.
     """
     axis = -(view.token_budget.ndim - 1) - 1  # of the engines, counted from the batch axes
     one = jax.tree.map(

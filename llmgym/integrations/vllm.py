@@ -60,7 +60,7 @@ def run(physics: Physics, policy: VLLMV1, workload: Sequence[Mapping[str, Any]])
 
     Args:
         physics: parameters of the scenario, as ``simulator.lower`` makes them.
-        policy: of ``scenario_of``, or another with its rules.
+        policy: the scheduler, as ``scenario_of`` gives it.
         workload: requests as ``schedule`` takes them, the same that the scenario replays.
     """
     workload, key = _in_order(workload), keys(0, 1)[0]

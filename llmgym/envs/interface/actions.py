@@ -2,8 +2,8 @@
 
 Every encoding has a Gymnasium ``space``, a flat boolean ``mask`` of what is feasible (the choices of
 all dimensions in a row, or one entry per request for ``scores``) and ``expand``. Arrays have batch
-axes last: an action of a batch is (dimensions, num_envs) or (num_envs,). An encoding that holds a policy
-with a memory has that memory.
+axes last: an action of a batch is (dimensions, num_envs) or (num_envs,). An encoding that contains a
+policy with a memory carries that memory from decision to decision.
 """
 
 from __future__ import annotations
