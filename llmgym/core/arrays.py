@@ -60,10 +60,15 @@ def prefix_sum(x: jax.Array) -> jax.Array:
 
 
 def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
-    """The state after a change, if it is ``wanted`` (a scalar).
+    """The state after a change, if it is ``wanted``; else the state as it is.
 
-    A loop of at most one round. A condition would copy the state when there is nothing to do; and what
-    a loop gives is worked out once, not again by everything that reads it.
+    A loop of at most one round: ``lax.cond`` would copy the state even when there is nothing to do, and
+    the compiler computes the result of a loop once, not again for everything that reads it.
+
+    Args:
+        wanted: () bool, one answer for all environments.
+        change: from the state to a new one of the same structure, shapes and dtypes.
+        state: any pytree of arrays.
     """
 
     def body(carry: tuple[T, jax.Array]) -> tuple[T, jax.Array]:
@@ -73,7 +78,7 @@ def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
 
 
 def select(options: jax.Array, index: jax.Array) -> jax.Array:
-    """``options[index]`` along a short axis 0, elementwise: sums of masks beat a gather there."""
+    """``options[index]`` along a short axis 0, elementwise: masks beat a gather there."""
     picked = jnp.zeros_like(options[0])
     for i in range(options.shape[0]):
         picked = jnp.where(index == i, options[i], picked)
@@ -81,7 +86,7 @@ def select(options: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def of_class(values: Sequence[Any], job_class: jax.Array) -> jax.Array:
-    """A static value of each class, where it stands for the class: for few classes without a gather."""
+    """The entry of ``values`` for the class of each element; where classes are few, without a gather."""
     if len(values) > 16:
         return jnp.asarray(values)[job_class]
     usual = max(set(values), key=list(values).count)
@@ -93,7 +98,13 @@ def of_class(values: Sequence[Any], job_class: jax.Array) -> jax.Array:
 
 
 def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array:
-    """Sums (count, ...) over the slots of each class, int32."""
+    """Sums (count, ...) over the slots of each class, int32.
+
+    Args:
+        job_class: (slots, ...) class of each slot.
+        values: (slots, ...) numbers or a mask.
+        count: number of classes; slots of other classes are left out.
+    """
     mine = (jnp.where(job_class == k, values, 0) for k in range(count))
     return jnp.stack([jnp.sum(m.astype(jnp.int32), axis=0) for m in mine])
 
@@ -101,8 +112,8 @@ def class_sums(job_class: jax.Array, values: jax.Array, count: int) -> jax.Array
 def compacted(live: jax.Array) -> jax.Array:
     """For each row of the compacted table the row it comes from; -1 past the last request.
 
-    Every request moves up by the number of empty rows before it, one bit of that number at a time:
-    lowest bit first no two requests ever meet (the parallel "compress" of bit manipulation).
+    Every request moves up by the number of empty rows before it, one bit of that number at a time.
+    With the lowest bit first, no two requests ever collide (the parallel "compress" of bit manipulation).
     """
     count, row = live.shape[0], rows(live)
     shift = prefix_sum(~live)
@@ -110,7 +121,7 @@ def compacted(live: jax.Array) -> jax.Array:
     for bit in range((count - 1).bit_length()):
         distance = 1 << bit
         padded = jnp.concatenate([packed, jnp.zeros((distance, *live.shape[1:]), jnp.int32)])
-        padded = jax.lax.optimization_barrier(padded)  # else every pass recomputes those before it
+        padded = jax.lax.optimization_barrier(padded)  # or every pass recomputes those before it
         here, ahead = padded[:count], padded[distance:]
         moves, arrives = (here >> 16) & distance, (ahead >> 16) & distance
         packed = jnp.where(arrives > 0, ahead, jnp.where(moves > 0, 0, here))
@@ -126,7 +137,7 @@ def word_of(mask: jax.Array) -> jax.Array:
 
 
 def nth_bit(word: jax.Array, rank: jax.Array) -> jax.Array:
-    """The place of the bit of a word that has ``rank`` set bits below it, if there is one: by halves."""
+    """The position of the set bit that has ``rank`` set bits below it, if there is one; by halving."""
     place = jnp.zeros(jnp.broadcast_shapes(word.shape, rank.shape), jnp.int32)
     for half in (16, 8, 4, 2, 1):
         low = (word >> place.astype(jnp.uint32)) & jnp.uint32((1 << half) - 1)
@@ -137,7 +148,7 @@ def nth_bit(word: jax.Array, rank: jax.Array) -> jax.Array:
 
 
 def counted(mask: jax.Array) -> jax.Array:
-    """Inclusive prefix sum of a mask of at most 32 rows, int32: what ``jnp.cumsum`` is slow at."""
+    """Inclusive prefix sum of a mask of at most 32 rows, int32; ``jnp.cumsum`` is slow at that."""
     upto = jnp.uint32(0xFFFFFFFF) >> (31 - rows(mask)).astype(jnp.uint32)
     return jax.lax.population_count(word_of(mask)[None] & upto).astype(jnp.int32)
 
@@ -158,10 +169,10 @@ def first_rows(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def one_by_one(function: Callable[..., Any], shape: tuple[int, ...], *arguments: Any) -> Any:
-    """A function of one engine, called for each along the last axes of its arguments, in turn.
+    """Call a function of one engine for every engine along the last axes of its arguments, in turn.
 
     For long loops over few rows: in parallel (vmap) every round would copy all that they carry.
-    ``shape`` is that of the axes, which all arguments have.
+    ``shape`` is the shape of those last axes, which all arguments have.
     """
     if not shape:
         return function(*arguments)
@@ -179,7 +190,7 @@ def one_by_one(function: Callable[..., Any], shape: tuple[int, ...], *arguments:
 
 
 def first_of(mask: jax.Array, *keys: jax.Array) -> jax.Array:
-    """The slot of a mask (slots,) with the smallest first key, of those the smallest second, ..."""
+    """The slot of a mask (slots,) with the smallest first key; at a tie with the smallest second, ..."""
     for key in keys:
         mask = mask & (key == jnp.min(jnp.where(mask, key, jnp.iinfo(jnp.int32).max)))
     return jnp.argmax(mask)

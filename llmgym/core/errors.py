@@ -1,4 +1,4 @@
-"""Errors that name the fault and the mend."""
+"""Errors that name the fault and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class LLMGymError(ValueError):
-    """Bad input to llmgym. The message names the fault and how to mend it."""
+    """Bad input to llmgym. The message names the fault and how to fix it."""
 
 
 class TableFullError(LLMGymError):
@@ -22,7 +22,13 @@ class UnservableWarning(UserWarning):
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
-    """The error for a name that is not in ``known``, with the nearest match."""
+    """The error for a name that is not in ``known``, with the nearest match.
+
+    Args:
+        what: the kind of thing it should name, as the message says it: "policy", "reward".
+        name: as it was given.
+        known: the names that there are.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -38,7 +44,18 @@ def check_number(
     high: float | None = None,
     integer: bool = False,
 ) -> None:
-    """Refuse a host number that is not finite or out of range; anything else (a traced array) passes."""
+    """Refuse a host number that is not finite or out of range; anything else (a traced array) passes.
+
+    Args:
+        name: what the message calls it.
+        value: the number.
+        low, high: smallest and largest value allowed.
+        above: the value must be greater than this.
+        integer: whether it must be whole.
+
+    Raises:
+        LLMGymError: the number is refused, or the value is text, bool or None.
+    """
     if isinstance(value, (str, bytes, bool, type(None))):
         raise LLMGymError(f"{name} must be a number, got {value!r}.")
     if isinstance(value, np.ndarray) and value.ndim == 0:

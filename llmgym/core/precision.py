@@ -1,8 +1,8 @@
 """32 bits, whatever JAX's switch for 64 says.
 
 All that must be exact is kept in pairs of 32-bit words (``llmgym.core.wide``), and all results rest on the
-bits of float32. ``JAX_ENABLE_X64`` would make sums and random draws 64 bits wide, and other runs of
-them. So whatever llmgym computes is traced with the switch off; what a caller computes is left alone.
+bits of float32. ``JAX_ENABLE_X64`` would make sums and random draws 64 bits wide, and runs would
+differ. So whatever llmgym computes is traced with the switch off; what a caller computes is left alone.
 """
 
 from __future__ import annotations

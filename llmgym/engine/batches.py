@@ -50,7 +50,15 @@ class Ended:
 
 
 def begin(params: Params, state: State, seen: View, batch: Batch, clipped: jax.Array) -> Begun:
-    """Start feasible batches: memory admits and preempts, and the batch time follows from the rest."""
+    """Start feasible batches: memory admits and preempts, and what remains gives the batch time.
+
+    Args:
+        params: of the scenario.
+        state: at the decision.
+        seen: the view of it.
+        batch: what ``fill.clip`` left of the batches; nothing of engines that are busy.
+        clipped: of engines: whether their batch had to be cut; handed on as it is.
+    """
     admission = admit(params, state, seen, engine_table(params.plan, state.table), batch)
     batch, table = admission.batch, admission.table
     tokens = batch.tokens
@@ -80,7 +88,14 @@ def begin(params: Params, state: State, seen: View, batch: Batch, clipped: jax.A
 
 
 def running(params: Params, state: State, seen: View, begun: Begun) -> Table:
-    """The table (rows, stations...) while the batches run."""
+    """The table (rows, stations...) while the batches run.
+
+    Args:
+        params: of the scenario.
+        state: at the decision.
+        seen: the view of it.
+        begun: the batches that start, with the table of the engines after preemption.
+    """
     plan, table = params.plan, begun.table
     if params.lone:
         return table
@@ -95,7 +110,7 @@ def running(params: Params, state: State, seen: View, begun: Begun) -> Table:
     tokens = plan.at_engines(begun.batch.tokens, axis=1)
     assert table.service_high is not None
     starts = plan.at_engines(seen.free)
-    # Worked out once for both columns.
+    # Computed once for both columns.
     begins = once(jnp.any(begun.ticks > 0), lambda _: (tokens > 0) & ~table.started, tokens < 0)
     return replace(
         table,
@@ -114,7 +129,7 @@ def end(
         params: of the scenario.
         table: while the batches run.
         ends: of engines: whether the batch ends.
-        begun: the batches that have just begun; a lone engine's have just ended, too.
+        begun: the batches that this step began; those of a lone engine end in the same step.
         now: clock.
     """
     plan = params.plan
@@ -171,17 +186,19 @@ def credit(
     prompt_samples: bool,
     some: jax.Array,
 ) -> tuple[Table, jax.Array, Pair]:
-    """The table after its ``tokens`` ran, which requests they completed, and what was prefill and decode.
+    """Credit a table with the ``tokens`` that ran.
 
     Args:
         table: (rows, stations...) before.
-        decoding: which requests are decoding.
-        tokens: of each request, that ran.
+        decoding: (rows, stations...) which requests are decoding.
+        tokens: (rows, stations...) of each request, that ran.
         now: clock.
         prompt_samples: whether the last token of a prompt gives the first of the output.
         some: () whether any ran at all.
 
-    Prefill and decode tokens are sums over the rows, (stations...).
+    Returns:
+        The table; which requests completed (rows, stations...); and the prefill and decode tokens of
+        each station (stations...).
     """
 
     def left(ran: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -201,7 +218,7 @@ def credit(
         of_kinds = jnp.where(decoding, 0, tokens), jnp.where(decoding, tokens, 0)
         return jnp.asarray(bits), (jnp.sum(of_kinds[0], axis=0), jnp.sum(of_kinds[1], axis=0))
 
-    # As bits, worked out once: each column that they change would else work them out again.
+    # Packed as bits and computed once; otherwise each column that they change would compute them again.
     no, none = jnp.zeros(tokens.shape, jnp.uint8), jnp.zeros(tokens.shape[1:], jnp.int32)
     bits, served = once(some, happened, (no, (none, none)))
     ran, finished, first = (bits & (1 << n) > 0 for n in range(3))

@@ -2,8 +2,9 @@
 
 Needed for prefix caching alone: a block whose request is gone keeps what it holds until it is taken
 again, and a request that begins the same way takes it over without computing. Free blocks stand in a queue,
-the longest free first, as in vLLM. The functions work on one environment (no batch axes). On a CPU a
-step costs in proportion to the number of blocks, so take large ones where prompts share long stretches.
+the longest free first, as in vLLM. All functions but ``empty_pool`` work on one engine of one environment (no
+batch axes). On a CPU a step costs in proportion to the number of blocks, so take large ones where prompts
+share long stretches.
 """
 
 from __future__ import annotations
@@ -46,7 +47,16 @@ class BlockPool:
 def empty_pool(
     blocks: jax.Array, size: int, rows: int, most: int, shape: tuple[int, ...]
 ) -> BlockPool:
-    """A pool in which all of ``blocks`` <= ``size`` are free; requests have at most ``most``."""
+    """A pool in which all blocks are free.
+
+    Args:
+        blocks: () number of blocks, int32.
+        size: length of the arrays, at least ``blocks``: it is static, and shared by engines of
+            different sizes.
+        rows: requests that may hold blocks: the rows of the request table.
+        most: most blocks of one request.
+        shape: batch axes.
+    """
 
     def full(values: jax.Array) -> jax.Array:
         return jnp.broadcast_to(values.reshape(-1, *[1] * len(shape)), (values.size, *shape))
@@ -102,7 +112,13 @@ def _append(pool: BlockPool, block: jax.Array, really: jax.Array) -> BlockPool:
 
 
 def release(pool: BlockPool, row: jax.Array, held: jax.Array) -> BlockPool:
-    """A request gives back its ``held`` blocks, the last first: a beginning is forgotten last."""
+    """A request gives back its blocks, the last first, so that its beginning is forgotten last.
+
+    Args:
+        pool: of one engine.
+        row: () of the request.
+        held: () number of blocks that it has.
+    """
 
     def one(n: jax.Array, pool: BlockPool) -> BlockPool:
         block = pool.table[row, held - 1 - n]
@@ -153,10 +169,19 @@ def _enter(pool: BlockPool, row: jax.Array, n: jax.Array, block: jax.Array) -> j
 def find(
     pool: BlockPool, contents: jax.Array, tokens: jax.Array, block_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Blocks that hold the beginning of a request: (most,) and how many.
+    """Blocks that hold the beginning of a request.
 
     Whole blocks only, and at least one of its ``tokens`` is left to compute. Of several blocks that
-    hold the same the first that was filled counts.
+    hold the same, the one that was filled first counts.
+
+    Args:
+        pool: of one engine.
+        contents: (most,) what the blocks of the request hold, in order, uint32.
+        tokens: () that the request has to compute, int32.
+        block_size: tokens of a block.
+
+    Returns:
+        The blocks (most,), of which the first are real, and how many are: ().
     """
 
     def holder(n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -181,13 +206,26 @@ def find(
 
 
 def idle(pool: BlockPool, found: jax.Array, count: jax.Array) -> jax.Array:
-    """How many of the ``count`` found blocks are free: they leave the queue as new ones do."""
+    """How many of the found blocks are free: they leave the queue as new ones do.
+
+    Args:
+        pool: of one engine.
+        found: (most,) blocks.
+        count: () how many of them are real, as ``find`` gives them.
+    """
     real = jnp.arange(found.size) < count
     return jnp.sum((real & (pool.users[found] == 0)).astype(jnp.int32))
 
 
 def share(pool: BlockPool, row: jax.Array, found: jax.Array, count: jax.Array) -> BlockPool:
-    """A request without blocks begins with those found."""
+    """A request without blocks begins with those found, which leave the queue if they were free.
+
+    Args:
+        pool: of one engine.
+        row: () of the request.
+        found: (most,) blocks.
+        count: () how many of them are real, as ``find`` gives them.
+    """
 
     def one(n: jax.Array, pool: BlockPool) -> BlockPool:
         block = found[n]
@@ -199,7 +237,14 @@ def share(pool: BlockPool, row: jax.Array, found: jax.Array, count: jax.Array) -
 
 
 def grow(pool: BlockPool, row: jax.Array, held: jax.Array, upto: jax.Array) -> BlockPool:
-    """A request with ``held`` blocks takes those longest free until it has ``upto``."""
+    """A request takes the blocks that have been free the longest; what they held is forgotten.
+
+    Args:
+        pool: of one engine, with enough free blocks.
+        row: () of the request.
+        held: () number of blocks that it has.
+        upto: () number that it is to have; nothing happens if it has them.
+    """
 
     def one(n: jax.Array, pool: BlockPool) -> BlockPool:
         block = pool.after[pool.size]
@@ -216,7 +261,14 @@ def grow(pool: BlockPool, row: jax.Array, held: jax.Array, upto: jax.Array) -> B
 def keep(
     pool: BlockPool, row: jax.Array, contents: jax.Array, begin: jax.Array, end: jax.Array
 ) -> BlockPool:
-    """What the blocks ``begin`` to ``end`` of a request hold, which are full now, can be found."""
+    """Make what the full blocks of a request hold available to others; blocks known already stay as they are.
+
+    Args:
+        pool: of one engine.
+        row: () of the request.
+        contents: (most,) what its blocks hold, in order, uint32.
+        begin, end: () its blocks that became full: from number ``begin`` up to but without ``end``.
+    """
 
     def one(n: jax.Array, pool: BlockPool) -> BlockPool:
         block = pool.table[row, n]

@@ -58,11 +58,11 @@ def arrive(
         params: of the scenario.
         state: at the end of a step.
         mask: (rows, stations, ...) calls and delays that ended.
-        before: the table before the batches were credited, as the routers saw it when the jobs came
-            that came before now.
+        before: the table before the batches were credited, which the routers see for the jobs that
+            came before now.
 
     Returns:
-        The state, and the ticks since the jobs came that joined, float32.
+        The state; and the ticks since the jobs came that joined, summed, (...) float32.
     """
     routed = any(replicas > 1 for _, replicas in params.plan.groups)
     load = loads(params, state.table) if routed else None
@@ -133,17 +133,17 @@ def _some_of_chains(
 
 
 def _places(params: Params, joins: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first of the events (events, ...) that join, as many as there are rows, and which there are."""
+    """Where among the events (events, ...) the first that join stand, and which of these places are real."""
     none = jnp.zeros((params.joining, *joins.shape[1:]), jnp.int32)
-    # Worked out once: else every column of the calls that join would work it out again.
+    # Computed once; otherwise every column of the calls that join would compute it again.
     return once(jnp.any(joins), lambda _: first_rows(joins, params.joining), (none, none > 0))
 
 
 def _some_of_jobs(params: Params, carry: Carry, extra: jax.Array | None) -> tuple[Carry, jax.Array]:
     """Jobs of any form: the next jobs, then calls that ended.
 
-    As many of these events, in order, as the calls that they start find rows for, and of each job one:
-    what it sets off depends on what was done before.
+    It takes these events in order, as many as there are rows for the calls that they start, and at most
+    one of each job, because what an event sets off depends on what was done before.
     """
     (state, ended, load), plan = carry, params.plan
     of_jobs, of_calls = params.taken

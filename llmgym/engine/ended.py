@@ -40,7 +40,7 @@ class Ended:
             words = jnp.sum(bits << bit, axis=1, dtype=jnp.uint32)
             return jnp.moveaxis(words, 1, 0).reshape(shape)
 
-        # Else its sums would work out the whole mask as they go.
+        # Otherwise its sums would compute the whole mask again.
         words = once(any_yet, pack, jnp.zeros(shape, jnp.uint32))
         count = jax.lax.population_count(words).astype(jnp.int32)
         before = rows(words)[:, None] >= rows(words)[None]
@@ -67,7 +67,7 @@ class Ended:
             kept = jnp.where(before >= self.passed, words, words & later)
             return jnp.where(self.upto > self.passed, kept, 0)
 
-        # Else every row would work out its word again.
+        # Otherwise every row would compute its word again.
         words = once(jnp.any(self.passed > 0), clear, self.words)
         words = words.reshape(stations, -1, 1, *words.shape[1:])
         bit = jnp.arange(WORD, dtype=jnp.uint32).reshape(1, 1, -1, *[1] * (words.ndim - 3))

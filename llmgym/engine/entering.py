@@ -30,14 +30,14 @@ def enter(
 
     Args:
         params: of the scenario.
-        state: at the moment.
+        state: as it is now.
         calls: that join.
         load, extra: of the engines, as ``routing.route`` takes them.
 
-    Returns the state, and the loads after it.
+    Returns the state, and the loads with the calls in it.
     """
     plan = params.plan
-    # Behind a barrier, or every column that is written would draw the lengths again.
+    # Behind a barrier; without it every column that is written would draw the lengths again.
     prefill, decode, due = jax.lax.optimization_barrier(
         _draw_lengths(params, state.stream.key, calls)
     )
@@ -66,7 +66,7 @@ def _written(
     station: jax.Array,
     drawn: tuple[jax.Array, jax.Array, jax.Array],
 ) -> Table:
-    """The table with the calls in its next fresh rows, whose other columns are zero as they should be."""
+    """The table with the calls in its next fresh rows. Their other columns are zero, as they should be."""
     plan, (prefill, decode, due) = params.plan, drawn
     index = jnp.arange(plan.stations).reshape((1, -1) + (1,) * calls.valid[0].ndim)
     here = (index == station[:, None]) & calls.valid[:, None]
@@ -173,7 +173,19 @@ def call_lengths(
     number: jax.Array,
     visit: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Own prompt and output tokens of calls, inherited context left out; of delays milliseconds, 0."""
+    """Lengths of calls: they depend on nothing but key, class, number and visit.
+
+    Args:
+        params: of the scenario.
+        key: (2, ...) the words of the stream, uint32.
+        job_class: (calls, ...) class of each.
+        number: (calls, ...) of the job within its job type, int32.
+        visit: (calls, ...) how often the job had been through the call before; None: it never had.
+
+    Returns:
+        Prompt and output tokens (calls, ...) int32, without inherited context. Those of a delay are
+        its milliseconds, and 0.
+    """
     random = streams.words(key, job_class, number, 2, visit)[1:3]
     prefill, decode = jnp.zeros_like(number), jnp.zeros_like(number)
     kind = of_class(params.length_of, job_class)

@@ -16,7 +16,7 @@ class Epoch(NamedTuple):
 
     before: Any  # the state at the decision
     view: View  # what it showed
-    told: Any  # what ``act`` says beside the batch
+    told: Any  # what ``act`` returns beside the batch
     info: Any  # what the step says (StepInfo)
     after: Any  # the state at the next decision
 
@@ -31,6 +31,7 @@ def run_epoch(
 
     Args:
         params: of ``simulator.lower``.
+        state: at the decision.
         act: view -> (Batch, told).
         limit: ticks that an idle engine, or an epoch of a network, lasts at most.
     """

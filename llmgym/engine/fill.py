@@ -29,7 +29,7 @@ def fill(
         view: what the engine shows.
         batch: what is in the batch already.
         demand: tokens wanted from each slot, int32, on top of the batch.
-        token_budget: a budget below the engine's.
+        token_budget: tokens of the whole batch; the engine's own budget holds all the same.
         whole: give a slot all of its demand or nothing; the first that does not fit blocks the rest.
     """
     room = jnp.maximum(own_budget(view, token_budget) - batch.size, 0)
@@ -55,7 +55,12 @@ def fill(
 
 
 def choose(condition: jax.Array, yes: Batch, no: Batch) -> Batch:
-    """One batch or the other, as a whole."""
+    """One batch or the other, as a whole.
+
+    Args:
+        condition: (...) for each environment; where it holds the batch is ``yes``, elsewhere ``no``.
+        yes, no: batches of the same slots, with preemptions or without.
+    """
     tokens = jnp.where(condition, yes.tokens, no.tokens)
     if yes.preempt is None and no.preempt is None:
         return Batch(tokens)
@@ -69,6 +74,11 @@ def longest_unserved(view: View, candidates: jax.Array, count: jax.Array) -> jax
     """The ``count`` slots of the mask ``candidates`` that were served longest ago, as a mask.
 
     Ties go in slot order. No sort: the age that separates them is found bit by bit.
+
+    Args:
+        view: what the engine shows.
+        candidates: (slots, ...) mask.
+        count: (...) slots wanted, int32; where there are fewer candidates all of them are chosen.
     """
     age = jnp.where(candidates, view.unserved, -1)
 
@@ -93,6 +103,13 @@ def oldest_first(
     """Add tokens of ``demand`` (slots,) to a batch, the largest ``age`` first, ties in slot order.
 
     As ``fill``, but in another order than that of the slots, and still without a sort.
+
+    Args:
+        view: what the engine shows.
+        batch: what is in the batch already.
+        demand: (slots, ...) tokens wanted on top of the batch, int32.
+        age: (slots, ...) int32, not negative; any number that says what goes first.
+        token_budget: (...) tokens of the whole batch, at most the engine's budget.
     """
     room = jnp.maximum(token_budget - batch.size, 0)
     demand = jnp.minimum(demand, room + 1)
@@ -120,9 +137,16 @@ def oldest_first(
 
 
 def oldest(age: jax.Array, weight: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which slots are so old that all as old fit into ``room``, and which are the next younger.
+    """Which slots fit into the room together with all that are as old or older, and who comes next.
 
-    The age of the latter, the largest at which not all fits, is found bit by bit.
+    Args:
+        age: (slots, ...) int32, not negative.
+        weight: (slots, ...) what a slot takes of the room, int32, not negative.
+        room: (...) int32.
+
+    Returns:
+        Two masks (slots, ...): the slots that fit, and those of the next lower age, of which not all
+        fit (none if everything fits). That age is found bit by bit.
     """
 
     def fits(bound: jax.Array) -> jax.Array:
@@ -145,9 +169,10 @@ def own_budget(view: View, token_budget: jax.Array | int | None) -> jax.Array:
 
 
 def feasible(view: View, batch: Batch) -> Batch:
-    """What an engine makes of a batch within budget and seats: KV memory says who runs, and who goes.
+    """What an engine makes of a batch that is within budget and seats.
 
-    What runs is then what was asked for. Without KV memory it is the batch itself.
+    KV memory decides who runs and who is preempted; the step then has nothing more to cut. Without KV
+    memory it is the batch itself.
     """
     return batch if view.memory is None else clip(view, batch)[0]
 
@@ -158,7 +183,7 @@ def clip(view: View, batch: Batch) -> tuple[Batch, jax.Array]:
 
     A slot gives no more than it has: prompt tokens left, or one token where it decodes (6a, 6c). Where
     seats (k_max) or the token budget (6d) do not suffice, later slots lose first. Where KV memory does
-    not, ``preempt`` of the result says who loses it.
+    not suffice, ``preempt`` of the result says who loses it.
     """
     asked = jnp.clip(batch.tokens.astype(jnp.int32), 0, view.demand)
     tokens = asked if batch.preempt is None else jnp.where(batch.preempt, 0, asked)

@@ -41,7 +41,7 @@ def _coming(params: Params, state: State) -> jax.Array:
 
 
 def arrive(params: Params, state: State) -> tuple[State, jax.Array]:
-    """Let every request join whose time has come. Also the request-ticks they have waited, float32."""
+    """Let every request join whose time has come; also the ticks that they have waited, summed, float32."""
     scheduled = state.steps % COMPACT_EVERY == 0
 
     def wanting(state: State) -> jax.Array:

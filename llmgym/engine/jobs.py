@@ -49,7 +49,14 @@ def job_at(jobs: Jobs, row: jax.Array) -> Jobs:
 
 
 def put_jobs(jobs: Jobs, row: jax.Array, new: Jobs, wanted: jax.Array) -> Jobs:
-    """The jobs with those of ``new`` (several, ...) in their rows, where they are ``wanted``."""
+    """The table of jobs with new ones written to their rows.
+
+    Args:
+        jobs: the table (rows, ...).
+        row: (several, ...) where each new job goes; no two that are wanted go to the same row.
+        new: (several, ...) jobs.
+        wanted: (several, ...) which of them are written.
+    """
     row = jnp.where(wanted, row, -1)
     todo = jnp.any(wanted.reshape(len(row), -1), axis=1)
 
@@ -64,7 +71,7 @@ def put_jobs(jobs: Jobs, row: jax.Array, new: Jobs, wanted: jax.Array) -> Jobs:
 
         return jax.tree.map(write, jobs, new), todo & (jnp.arange(len(todo)) != n)
 
-    # A loop: else every row of the table would work out again what is to be written.
+    # A loop; otherwise every row of the table would compute again what is to be written.
     return jax.lax.while_loop(lambda c: jnp.any(c[1]), put, (jobs, todo))[0]
 
 
@@ -77,12 +84,12 @@ def advance(
         plan: the structure of the network.
         key: two words (2, ...) of the random numbers.
         job: jobs (several, ...) of every environment.
-        ended: the stage that ended (several, ...), within the job type; -1 where the job begins.
-        context: its prompt and output tokens.
+        ended: (several, ...) the stage that ended, within the job type; -1 where the job begins.
+        context: (several, ...) prompt and output tokens of that stage, together.
 
     Returns:
-        The job after it; which stages start (stages, several, ...); and the context that each would
-        inherit, where it is kept.
+        The jobs after it; which stages start (stages, several, ...); and the context in tokens that
+        each would inherit (stages, several, ...), None where none is kept.
     """
     stage = jnp.arange(plan.most_stages).reshape((-1,) + (1,) * ended.ndim)
     if job.context is not None:

@@ -33,7 +33,7 @@ def view(params: Params, state: State) -> View:
     if table.planned is not None:
         started = started | (table.planned > 0)
     return View(
-        **request_columns(table, state.clock, params.lengths_known),
+        **_request_columns(table, state.clock, params.lengths_known),
         started=started,
         token_budget=spread(params.token_budget),
         max_num_seqs=None if seqs is None else spread(seqs),
@@ -66,7 +66,7 @@ def _over(x: Any, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(x.reshape(*x.shape, *[1] * len(shape)), (*x.shape, *shape))
 
 
-def request_columns(table: Table, now: Wide, lengths_known: bool) -> dict[str, Any]:
+def _request_columns(table: Table, now: Wide, lengths_known: bool) -> dict[str, Any]:
     """The entries of a View that the request table alone gives, at the clock ``now``."""
     live = table.live
     waited = jnp.where(live, ticks_since(now, table.arrival, table.arrival_high), 0)

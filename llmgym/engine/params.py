@@ -25,11 +25,11 @@ COMPACT_EVERY = 16
 """Steps between compactions of the table. Empty rows are inert, so when it happens changes no result."""
 
 CHAINS_TAKEN, JOBS_TAKEN = (8, 8), (2, 4)
-"""Jobs that begin, and calls that are passed on, in one round, where all jobs are chains of calls and
-where not; more only cost another."""
+"""Most jobs that begin, and most calls that are passed on, in one round: where all jobs are chains of
+calls, and where they are not. If there are more, another round follows."""
 
 CHAINS_JOIN, JOBS_JOIN = 8, 6
-"""Calls that join the queues in one round, likewise, or as many as one event starts if that is more."""
+"""Most calls that join the queues in one round, likewise; or as many as one event starts, if that is more."""
 
 NO_LIMIT = 2**20
 """Requests in a batch of an engine without a limit, where other engines have one."""
@@ -64,7 +64,7 @@ class Params:
     plan: Plan = field(metadata={"static": True})
     lone: bool = field(metadata={"static": True})
     length_of: tuple[int, ...] = field(metadata={"static": True})  # of each class, in ``lengths``
-    slots: int = field(metadata={"static": True})  # most requests of a lone engine; most jobs
+    slots: int = field(metadata={"static": True})  # most requests of a lone engine, or most jobs
     rows: int = field(metadata={"static": True})  # of the table of an engine
     fresh: int = field(metadata={"static": True})  # rows behind them, for requests that join
     coming: int = field(metadata={"static": True})  # jobs drawn in advance
@@ -103,7 +103,7 @@ def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Param
 
     Args:
         scenario: one engine or a network of them.
-        burst: the first requests (jobs) of each type, that many, are there at time 0: a hot start.
+        burst: requests (jobs) of each type that are there at time 0: a start from a backlog.
         as_network: give one engine the queues of a network too: slower, and with the same results.
 
     Raises LLMGymError for what a network of engines cannot have.
@@ -171,7 +171,7 @@ def _joining(plan: Plan) -> int:
 
 def _sizes(scenario: Scenario, plan: Plan, lone: bool) -> dict[str, int]:
     """Rows of the tables and of the queue of jobs to come."""
-    # Room for what full batches bring between two compactions; more only cost a pass.
+    # Room for the calls that full batches bring between two compactions; more only cost another pass.
     per_batch = COMPACT_EVERY * _calls_per_batch(scenario)
     names = [engine.name for engine in scenario.engines]
     rows = scenario.slots * (1 if lone else scenario.demand.most_at_once(names))

@@ -49,8 +49,8 @@ class Routes:
 class Plan:
     """Engines, classes and routes. A class is a stage of a job type, numbered through all of them.
 
-    Replicas are counted singly; where there are delays, one more station behind the engines holds the
-    jobs that wait in one.
+    Every replica counts as an engine. Where there are delays, one more station behind the engines holds
+    the jobs that wait in one.
     """
 
     engines: int
@@ -60,17 +60,17 @@ class Plan:
     first_class: tuple[int, ...]  # of each job type
     type_of: tuple[int, ...]  # job type of each class
     next_class: tuple[int, ...]  # where every job is a chain: the class that follows, -1 at the end
-    routes: tuple[Routes, ...]  # where some job is no chain: those of every job type
+    routes: tuple[Routes, ...]  # where some job is not a chain: of every job type
     inherits: tuple[bool, ...]
     is_delay: tuple[bool, ...]
     hop: tuple[int, ...]
     router: str
     most_begun: int = 1  # calls and delays of one job that can begin at one instant
-    closes_loop: tuple[bool, ...] = ()  # with a chance: the classes that may go round again
+    closes_loop: tuple[bool, ...] = ()  # of each class: whether a job may go round again
     begins_with_delay: bool = False
 
     def at_engines(self, x: jax.Array, axis: int = 0) -> jax.Array:
-        """The array over engines with zeros for the station of delays, if there is one."""
+        """An array of engines with zeros added for the station of delays, if there is one."""
         if self.stations == self.engines:
             return x
         one = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
@@ -93,7 +93,7 @@ class Plan:
 
     @property
     def keeps_context(self) -> bool:
-        """Whether it matters how many tokens the calls before had."""
+        """Whether it matters how many tokens the earlier calls of a job had."""
         return bool(self.routes) and (any(self.inherits) or any(self.is_delay))
 
     def engine_group(self) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ def top_up(params: Params, state: State) -> State:
     coming, most = queues(state).coming, params.coming
     kept = coming.drawn - coming.joined
     unsized = tuple(streams.Unsized.of(length) for length in params.lengths[:1])
-    unsized = unsized * len(params.arrivals)  # a replay has one list, and nothing else a class
+    unsized = unsized * len(params.arrivals)  # only a replay lists classes, and it has one list
     drawn, stream = streams.draw(
         params.arrivals, unsized, state.stream, params.burst, most, most - kept
     )
@@ -129,11 +129,21 @@ class Heads:
     job_type: jax.Array
     number: jax.Array
     arrival: jax.Array
-    calls_wait: jax.Array  # (...) whether calls that ended wait, as more jobs came before now
+    calls_wait: jax.Array  # (...) whether calls that ended must wait, as more jobs came before now
 
 
 def waiting(params: Params, state: State, several: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The jobs that come next: their index in the queue, ticks since they came, and whether they are."""
+    """The jobs that come next.
+
+    Args:
+        params: of the scenario.
+        state: as it is now.
+        several: how many.
+
+    Returns:
+        Their index in the queue, the ticks since they came (negative: until they come), and whether
+        there are so many at all; each (several, ...).
+    """
     coming = queues(state).coming
     ahead = jnp.arange(several).reshape((-1,) + (1,) * coming.joined.ndim)
     row = coming.joined + ahead
@@ -143,9 +153,15 @@ def waiting(params: Params, state: State, several: int) -> tuple[jax.Array, jax.
 
 
 def heads(params: Params, state: State, several: int, calls_ended: jax.Array) -> Heads:
-    """Up to ``several`` jobs at the head of the queue.
+    """The jobs at the head of the queue.
 
-    Those of now are due only when all ``calls_ended`` are passed on.
+    Those that come at this very instant are due only when all calls that ended are passed on.
+
+    Args:
+        params: of the scenario.
+        state: as it is now.
+        several: how many jobs at most.
+        calls_ended: (...) whether calls that ended have yet to be passed on.
     """
     coming = queues(state).coming
     index, ago, waits = waiting(params, state, several)
@@ -170,9 +186,16 @@ def heads(params: Params, state: State, several: int, calls_ended: jax.Array) ->
 
 
 def admit(params: Params, state: State, jobs: Heads, taken: jax.Array) -> tuple[State, jax.Array]:
-    """Take the jobs of the mask ``taken`` off the queue; those that find no slot are dropped.
+    """Take jobs off the queue; those that find no slot are dropped.
 
-    Returns the state, and the ticks since the others came, float32.
+    Args:
+        params: of the scenario.
+        state: as it is now.
+        jobs: the head of its queue.
+        taken: (several, ...) which of those that are due to take: the first of them, without a gap.
+
+    Returns:
+        The state; and the ticks since the jobs came that found a slot, summed, (...) float32.
     """
     coming, totals = queues(state).coming, state.totals
     due, admitted = jobs.due & taken, jobs.admitted & taken

@@ -29,7 +29,7 @@ class Joining:
     arrival: jax.Array
     job_arrival: jax.Array
     job_arrival_high: jax.Array
-    job_row: jax.Array | None  # where jobs are no chains
+    job_row: jax.Array | None  # where some jobs are not chains
     visit: jax.Array | None  # where a call may come again
     context: jax.Array | None  # where calls inherit it, or its sum is kept
     early: jax.Array  # routed by the loads before the present moment
@@ -47,11 +47,13 @@ def route(
 
     Args:
         params: of the scenario.
-        state: at the moment.
+        state: as it is now.
         calls: that are about to join.
         tokens: (several, ...) of each call.
         load: (engines, ...) what the router looks at; None where there are no replicas.
-        extra: (engines, ...) what those that come ``early`` see of the loads, on top of it.
+        extra: (engines, ...) what calls that are ``early`` see on top of that load.
+
+    Also returns the state, in which the turns of the routed groups have moved on.
     """
     plan, inflow = params.plan, state.inflow
     assert isinstance(inflow, Queues)
@@ -88,7 +90,15 @@ def route(
 def joined_loads(
     params: Params, load: jax.Array, calls: Joining, tokens: jax.Array, station: jax.Array
 ) -> jax.Array:
-    """The loads (engines, ...) when the calls have joined at their stations."""
+    """The loads (engines, ...) when the calls have joined at their stations.
+
+    Args:
+        params: of the scenario.
+        load: (engines, ...) before.
+        calls: that join.
+        tokens: (several, ...) of each call; one without tokens adds nothing.
+        station: (several, ...) where each goes, as ``route`` gives it.
+    """
     for n in range(calls.valid.shape[0]):
         here = (rows(load) == station[n]) & calls.valid[n] & (tokens[n] > 0)
         load = load + jnp.where(here, _weight(params.plan.router, tokens[n]), 0)

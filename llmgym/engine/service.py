@@ -1,10 +1,10 @@
 """Virtual token counters: what each client of an engine has been served (VTC, arXiv:2401.00588).
 
 A client is a request class. Its service is w_p for every prompt token, all of them when a request of it
-first gets a token, and w_q for every output token; a prompt that preemption makes to be computed again
-is not counted again. A client is backlogged while a request of it waits: one that holds no place in the
-engine. When a client becomes backlogged its counter is lifted to the smallest one of those that stayed
-backlogged, or, if there are none, to that of the client that was backlogged last (Algorithm 2).
+first gets a token, and w_q for every output token; a prompt that has to be computed again after a
+preemption is not counted again. A client is backlogged while a request of it waits: one that holds no
+place in the engine. When a client becomes backlogged its counter is lifted to the smallest one of those
+that stayed backlogged, or, if there are none, to that of the client that was backlogged last (Algorithm 2).
 
 The engine looks when a batch ends: clients whose requests came meanwhile are lifted together then.
 """
@@ -22,7 +22,7 @@ from llmgym.engine.state import Counters, Table
 from llmgym.engine.view import View
 
 MOST_SERVICE = 2**28
-"""Service of a client in one batch, and differences of counters, beyond it count as it."""
+"""Service of a client in one batch, and differences of counters, are cut to this."""
 
 
 @register
@@ -43,9 +43,12 @@ def start(classes: int, shape: tuple[int, ...]) -> Counters:
 
 
 def look(counters: Counters, seen: View, tokens: jax.Array) -> Counters:
-    """The counters as a batch of ``tokens`` (slots, engines...) is formed: who waits, and who goes on to.
+    """Note which clients wait as batches are formed, and which of them wait on.
 
-    Engines that are busy are not asked.
+    Args:
+        counters: before.
+        seen: the view of the decision; engines that are busy keep what was noted before.
+        tokens: (slots, engines...) of the batches, int32.
     """
     idle = seen.live & ~seen.started
     mine = [seen.job_class == k for k in range(seen.classes.count)]
@@ -92,7 +95,7 @@ def advance(
     value = counters.value + charged
     left = counters.waiting & ~counters.stayed
     lowest = jnp.iinfo(jnp.int32).min
-    # Of several that are served up in one batch the one with the largest counter went last.
+    # Of several clients whose queue one batch empties, the one with the largest counter went last.
     latest = jnp.argmax(jnp.where(left, value, lowest), axis=0).astype(jnp.int32)
     last = jnp.where(jnp.any(left, axis=0), latest, counters.last)
     level = _level(value, counters.stayed, last)

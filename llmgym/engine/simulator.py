@@ -8,10 +8,10 @@ engines take the same step; what differs is how requests arrive: in fresh rows o
 (``fresh_rows``), or as calls that go from queue to queue (``calls``).
 
 Events of one instant happen in this order: arrivals of new jobs before the instant; ends of batches,
-engine by engine, their requests in order of the table; ends of delays; new jobs of that very instant. In
-which rows of the table requests stand, and with what gaps, also depends on the environments beside;
-nothing else does. All functions work on one environment or on a batch of them: batch axes stand last and
-need no vmap (though vmap works).
+engine by engine, their requests in order of the table; ends of delays; new jobs of that very instant. The
+rows of the table in which requests stand, and the gaps between them, also depend on the other environments
+of the batch; nothing else does. All functions work on one environment or on a batch of them: batch axes
+stand last and need no vmap (though vmap works).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def step(
         state: at the decision.
         batch: of every engine; those that are busy ignore their part.
         limit: most ticks that pass. A batch of a lone engine runs to its end all the same.
-        seen: the view of the state, where it is at hand.
+        seen: the view of the state, if the caller has made it already.
 
     With nothing to come and no limit a step without batches takes no time: ``info.duration`` is 0.
     """
@@ -194,9 +194,9 @@ def _duration(
 
 
 def _hold(state: State, duration: jax.Array) -> State:
-    """Services of long ago count as 2**30 ticks old: once in a while, and after a long step.
+    """Let services of long ago count as 2**30 ticks old: once in a while, and after a long step.
 
-    So that differences to the clock stay inside 32 bits. Those never served keep their arrival.
+    This keeps differences to the clock inside 32 bits. Requests never served keep their arrival.
     """
     table, now = state.table, state.clock.low
 
@@ -219,7 +219,7 @@ def _arrivals(
         ended: (rows, stations...) requests and delays.
         before: the table before the batches were credited.
 
-    Returns the state, and the ticks since the requests came that joined, float32.
+    Returns the state; and the ticks since the requests came that joined, summed, float32.
     """
     if params.lone:
         left = jnp.sum(ended.astype(jnp.int32), axis=0)

@@ -111,8 +111,8 @@ class Totals:
 class Counters:
     """The virtual token counters of the clients of every engine (see ``llmgym.engine.service``).
 
-    Only differences matter, so the smallest of the backlogged is always 0 and nothing overflows. One
-    that is far below it has long been idle and would be lifted.
+    Only differences matter, so the smallest counter of the backlogged is always 0 and nothing overflows.
+    A counter far below it belongs to a client that has long been idle and would be lifted.
     """
 
     value: jax.Array  # (classes, engines...) int32
@@ -227,7 +227,7 @@ def empty_table(
     """A table without a request.
 
     Args:
-        rows: that it has.
+        rows: number of rows.
         shape: stations and batch axes.
         memory: whether preemptions are counted.
         swaps: whether memory may be at the host.

@@ -33,7 +33,7 @@ class Drawn:
 @register
 @dataclass(frozen=True)
 class Unsized:
-    """Requests without lengths, as those of jobs, whose calls have them; of a list each has its class."""
+    """Requests without lengths: jobs, whose calls have them. Those of a list still have their classes."""
 
     request_class: jax.Array | None
 
@@ -61,15 +61,22 @@ def words(
 ) -> jax.Array:
     """Random words (2 * pairs, ...) of the requests ``index``: a function of seed, class and number.
 
-    ``key`` holds two words, axis 0. Counter-based (Threefry 2x32), so that any policy, in any order,
-    in any batch, meets the same requests. A job that comes back to a call draws again: ``visit`` counts.
+    Counter-based (Threefry 2x32), so that any policy, in any order, in any batch, meets the same
+    requests.
+
+    Args:
+        key: (2, ...) words of the seed, uint32.
+        job_class: of all, or (...) of each; 128 and above: see ``plan.CHOICE``.
+        index: (...) number of each request within its class, int32.
+        pairs: pairs of words to draw, at most 2.
+        visit: (...) how often the job had been through the call before: it draws again each time.
     """
     source = jnp.broadcast_to(jnp.asarray(job_class, jnp.uint32), index.shape)
     if visit is not None:
         source = source | (visit.astype(jnp.uint32) << 8)
     pair = np.arange(pairs, dtype=np.uint32).reshape(-1, *[1] * index.ndim)
     drawn = jnp.stack(threefry(key[0], key[1], index.astype(jnp.uint32), 2 * source + pair), axis=1)
-    # Behind a barrier, or whatever uses them would compute them again.
+    # Behind a barrier; without it whatever uses them would compute them again.
     return jax.lax.optimization_barrier(drawn.reshape(2 * pairs, *index.shape))
 
 
@@ -83,6 +90,13 @@ def threefry(
 
     The words of JAX's own generator. Written out here: JAX compiles its own to a loop, which takes as
     long for a thousand numbers as this does for ten thousand.
+
+    Args:
+        key_0, key_1: the words of the key.
+        x, y: the words of the counter. All four have shapes that broadcast against each other.
+
+    Returns:
+        Two random words of that shape.
     """
     keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(0x1BD11BDA))
     x, y = x + keys[0], y + keys[1]
@@ -98,7 +112,14 @@ def threefry(
 def lengths_of(
     lengths: tuple[Any, ...], key: jax.Array, job_class: jax.Array, request: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Prompt and output tokens of given requests: they depend on nothing but key, class and number."""
+    """Prompt and output tokens of given requests: they depend on nothing but key, class and number.
+
+    Args:
+        lengths: the samplers of ``Params.lengths``.
+        key: (2, ...) words of the stream, uint32.
+        job_class: (...) of each request; ignored where there is one sampler for all.
+        request: (...) number of each within its job type, int32.
+    """
     if len(lengths) == 1:  # a replay has several classes in one list
         return lengths[0](request, words(key, 0, request, 2)[1:3])
     prefill, decode = jnp.zeros_like(request), jnp.zeros_like(request)
@@ -110,7 +131,13 @@ def lengths_of(
 
 
 def start(processes: tuple[Any, ...], key: jax.Array, burst: jax.Array) -> Stream:
-    """The stream at time 0, from two key words (2, ...). ``burst``: see ``draw``."""
+    """The stream at time 0.
+
+    Args:
+        processes: the sampler of gaps of each job type.
+        key: (2, ...) words of the seed, uint32.
+        burst: () see ``draw``.
+    """
     waits, memories = [], []
     for job_class, process in enumerate(processes):
         # The gap before the first arrival belongs to "arrival -1".
@@ -137,9 +164,18 @@ def draw(
     most: int,
     limit: jax.Array,
 ) -> tuple[Drawn, Stream]:
-    """Take the next ``limit`` <= ``most`` requests off the stream, fewer where no more will come.
+    """Take the next requests off the stream, in order of arrival.
 
-    The first ``burst`` requests of each job type all arrive at time 0: a start from a backlog.
+    Args:
+        processes, lengths: the samplers of gaps and of lengths, one of each for every job type.
+        stream: as it is now.
+        burst: () requests of each job type that are there at time 0: a start from a backlog.
+        most: length of the result, whatever the limit.
+        limit: (...) how many to take, at most ``most``; fewer are real where no more will come within
+            2**30 ticks.
+
+    Returns:
+        The requests, and the stream without them.
     """
     ahead = jnp.arange(most, dtype=jnp.int32).reshape((-1,) + (1,) * limit.ndim)
     times, laters, memories, fields = [], [], [], []

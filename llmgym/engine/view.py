@@ -20,7 +20,7 @@ class Batch:
 
     ``tokens`` is int32 of shape (slots,): prompt tokens where the request has prefill left, else at
     most one decode token. ``preempt`` names the slots whose requests lose their KV memory before the
-    batch forms; None: nobody, unless memory is short (see ``kv_cache.secure``). Their tokens do not
+    batch forms; None: nobody, unless memory is short (see ``memory.paged.secure``). Their tokens do not
     run.
     """
 
@@ -51,7 +51,7 @@ class Classes:
     hop: jax.Array  # calls on the way here from the start of the job, int32
     priority: jax.Array  # that the scenario gives; more is served first
     here: jax.Array  # whether this engine serves the class
-    most: int = field(metadata={"static": True})  # classes that any one engine serves
+    most: int = field(metadata={"static": True})  # most classes that one engine serves
     counter: jax.Array | None = None  # virtual token counters (see llmgym.engine.service), int32
     service_weights: jax.Array | None = None  # (2, ...) of a prompt and of an output token in them
 
@@ -68,7 +68,7 @@ class Memory:
 
     cached: jax.Array  # tokens of each request in memory
     admitted: jax.Array  # number of the step in which each request got it
-    blocks: jax.Array  # that there are
+    blocks: jax.Array  # number of blocks in all
     block_size: int = field(metadata={"static": True})
     # Whether the iteration that ends a prompt yields an output token as well:
     prompt_samples: bool = field(default=False, metadata={"static": True})
@@ -100,7 +100,8 @@ class Memory:
     def entrance(self, tokens: jax.Array, demand: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Blocks that requests without memory would take for their ``demand``, and how many are free.
 
-        ``tokens`` are in the batch already. What prefix caching may save is left out.
+        ``tokens`` are in the batch already, and their blocks are not free. What prefix caching may save
+        is left out.
         """
         inside = self.resident | (tokens > 0)
         taken = jnp.where(inside, self.needed(tokens) - self.held, 0)
@@ -123,7 +124,7 @@ class View:
     generated: jax.Array  # output tokens so far
     waited: jax.Array  # ticks since arrival
     unserved: jax.Array  # ticks since it last received a token, or since arrival
-    job_class: jax.Array  # index of the job type
+    job_class: jax.Array  # index of its class (see Classes)
     decode_left: jax.Array | None  # output tokens left, d_i, if known
     token_budget: jax.Array  # b_max
     max_num_seqs: jax.Array | None  # k_max, if there is one

@@ -14,7 +14,16 @@ from llmgym.core.errors import LLMGymError
 
 
 def require(condition: bool, broken: str, mend: str) -> None:
-    """Raise an LLMGymError that says what is broken and how to mend it, unless ``condition``."""
+    """Hold a vector environment to a rule.
+
+    Args:
+        condition: whether it is kept.
+        broken: what is wrong if it is not, as a sentence without a full stop.
+        mend: how to fix it, likewise.
+
+    Raises:
+        LLMGymError: it is not kept; the message is made of the two sentences.
+    """
     if not condition:
         raise LLMGymError(f"check_vector_env: {broken}; {mend}.")
 
@@ -155,7 +164,7 @@ class CheckedEnv:
                 )
 
     def check_final(self, done: np.ndarray, info: dict[str, Any]) -> None:
-        """``final_obs`` and ``final_info`` stand where episodes ended, in mode SAME_STEP alone."""
+        """Require ``final_obs`` and ``final_info`` where episodes ended, in mode SAME_STEP alone."""
         ended = done if self.mode is AutoresetMode.SAME_STEP else np.zeros_like(done)
         for key in ("final_obs", "final_info"):
             given = info.get(f"_{key}", np.zeros_like(done))
@@ -181,7 +190,7 @@ class CheckedEnv:
 
 
 def _check_member(space: spaces.Space[Any], value: Any, what: str) -> None:
-    """Whether a batched value is a member of its space, the exact dtype included."""
+    """Require that a batched value is a member of its space, the exact dtype included."""
     if isinstance(space, spaces.Dict) and isinstance(value, dict):
         for key in space.spaces.keys() & value.keys():
             _check_member(space[key], value[key], f"{what}[{key!r}]")

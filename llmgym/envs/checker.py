@@ -62,7 +62,7 @@ def check_vector_env(env: VectorEnv[Any, Any, Any], steps: int = 200, seed: int 
         seed: of the environment; it and the next one are used.
 
     Raises:
-        LLMGymError: a rule is broken; the message says which and how to mend it.
+        LLMGymError: a rule is broken; the message says which and how to fix it.
     """
     check_number("steps", steps, low=1, integer=True)
     if not isinstance(env, VectorEnv):

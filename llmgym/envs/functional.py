@@ -39,7 +39,7 @@ class EnvState:
 
     The estimate is the exponentially weighted rate of the last minute or so; it starts at 0 and is
     corrected for its short memory at the start. ``memory`` is that of a policy inside the action encoding,
-    if it has one; it begins anew with every episode.
+    if it has one; it starts afresh with every episode.
     """
 
     engine: Any  # state of the engine, or of the network
@@ -56,7 +56,7 @@ class EnvState:
 @register
 @dataclass(frozen=True)
 class TimeStep:
-    """What one step gives back; ``truncated``: the time limit, or the end of a replay."""
+    """What one step gives back; ``truncated``: by ``max_steps``, or at the end of a replay."""
 
     observation: jax.Array
     reward: jax.Array
@@ -79,7 +79,8 @@ class FunctionalEngine:
         action_settings, reward_settings: settings of the two.
 
     Attributes:
-        params: the traced parameters (Physics) that ``init`` and ``step`` use unless given others.
+        params: the traced parameters (``llmgym.engine.params.Params``) that ``init`` and ``step`` use
+            unless given others.
         action_space, observation_space: Gymnasium spaces.
     """
 
@@ -127,15 +128,15 @@ class FunctionalEngine:
 
     def _decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
         batch, memory = self.encoding.decide(action, view, memory)
-        # A Batch of one's own is looked at as it is: the step says whether it had to be cut.
+        # An action that is a Batch itself goes on unchanged: the step says whether it had to be cut.
         return (batch if self.encoding.space is None else feasible(view, batch)), memory
 
     def _look(self, state: EnvState, view: View) -> jax.Array:
         return jnp.asarray(self.observation(view, state.arrival_rate))
 
     def _physics(self, params: Any) -> Any:
-        # Behind a barrier: constants that the compiler folds round differently in the last digit
-        # from traced ones, and a run must not depend on how it was compiled.
+        # Behind a barrier: constants that the compiler folds may differ in the last digit from traced
+        # ones, and a run must not depend on how it was compiled.
         return params or jax.lax.optimization_barrier(self.params)
 
     @in_32_bits
@@ -148,7 +149,18 @@ class FunctionalEngine:
 
     @in_32_bits
     def step(self, state: EnvState, action: Any, params: Any = None) -> tuple[EnvState, TimeStep]:
-        """One decision epoch. Does not reset: do so where ``truncated`` is set."""
+        """One decision epoch. Does not reset: do so where ``truncated`` is set.
+
+        Args:
+            state: at the decision, of one environment or of a batch.
+            action: an element of ``action_space``; of a batch (dimensions, num_envs), or (num_envs,)
+                where it is a single choice. With ``action="batch"`` a Batch.
+            params: to use in place of ``self.params``, say those of another load.
+
+        Returns:
+            The state at the next decision; and a TimeStep, whose observation and action mask belong to
+            that state and whose reward and other info to the step.
+        """
         physics = self._physics(params)
         epoch = run_epoch(
             physics,
@@ -199,7 +211,11 @@ class FunctionalEngine:
 
     @in_32_bits
     def expand(self, state: EnvState, action: Any, params: Any = None) -> Batch:
-        """The Batch that an action stands for in this state."""
+        """The Batch that an action stands for in this state.
+
+        Args:
+            state, action, params: as ``step`` takes them.
+        """
         return self._decide(action, self.view(state, params), state.memory)[0]
 
 

@@ -41,7 +41,13 @@ def _classes_of(plan: Plan, group: int) -> list[int]:
 
 
 def engine_view(plan: Plan, view: View, engine: int) -> View:
-    """What one engine shows, its classes numbered from 0."""
+    """What one engine shows, its classes numbered from 0.
+
+    Args:
+        plan: of the network.
+        view: of all engines.
+        engine: its number; every replica is an engine.
+    """
     axis = -(view.token_budget.ndim - 1) - 1  # of the engines, counted from the batch axes
     one = jax.tree.map(
         lambda x: jax.lax.index_in_dim(x, engine, x.ndim + axis, keepdims=False), view

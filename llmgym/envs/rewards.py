@@ -55,6 +55,11 @@ def weighted_holding(step: Transition, prefill_weight: float, decode_weight: flo
     """Holding cost with a weight for requests in prefill and another for those that decode.
 
     The phases are those at the decision; requests that arrive within the step are in prefill.
+
+    Args:
+        step: what happened.
+        prefill_weight: cost of a request in prefill, per second.
+        decode_weight: cost of a request that decodes, per second.
     """
     table = step.before.table
     # Over the slots, and the engines where there are several. Delays hold no call.
@@ -193,7 +198,7 @@ def _judge(
     first_late = first_age > ttft
     missed_first = present & first_late & (age - duration <= ttft)
     between = jnp.maximum(table.output - 1, 0).astype(jnp.float32)
-    allowed = jnp.where(between > 0, tpot * between, 0.0)  # inf * 0 is no number
+    allowed = jnp.where(between > 0, tpot * between, 0.0)  # inf * 0 is NaN
     since_first = ticks_since(end, table.first_token, table.first_high)
     last_late = produced & ~first_late & (since_first > allowed)
     missed_last = present & last_late & (since_first - duration <= allowed)

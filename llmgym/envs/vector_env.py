@@ -23,7 +23,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Autoreset in the same step: where an episode ends, the observation returned is the first of the
     next, and ``info["final_obs"]`` and ``info["final_info"]`` hold the last of the old, with masks
-    ``_final_obs`` and ``_final_info``. The rest of ``info`` tells of the step just made, but for
+    ``_final_obs`` and ``_final_info``. The rest of ``info`` describes the step just made, except for
     ``action_mask``, which belongs to the observation; every key has its mask ``_key``.
 
     Args: ``num_envs`` and those of llmgym.envs.functional.FunctionalEngine.

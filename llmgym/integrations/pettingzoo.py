@@ -1,4 +1,4 @@
-"""A network of engines as a PettingZoo ``ParallelEnv``: one agent an engine.
+"""A network of engines as a PettingZoo ``ParallelEnv``: one agent per engine.
 
 Needs the extra ``pettingzoo``: ``pip install llmgym[pettingzoo]``.
 """
@@ -26,8 +26,8 @@ class NetworkParallelEnv(ParallelEnv):
     """Every engine composes its own batch; all agents share the reward of the network.
 
     Agents are the names of the engines. An agent observes its engine as in ``llmgym/Engine-v0``, then
-    whether its batch runs, how long still (log1p ms), and the jobs in the network (log1p). At an epoch
-    all agents act; what engines that are busy say is ignored, and their ``action_mask`` in ``infos``
+    whether a batch runs there, how long it still runs (log1p ms), and the jobs in the network (log1p). At
+    an epoch all agents act; actions of busy engines are ignored, and their ``action_mask`` in ``infos``
     leaves them one choice. Episodes are truncated, never terminated. Calls are routed among
     replicas by the scenario's router.
 

@@ -31,7 +31,7 @@ class SB3VecEnv(VecEnv):
     its last step, with ``terminal_observation``; ``TimeLimit.truncated`` says where to bootstrap.
 
     Args:
-        vector_env: any vector environment with autoreset mode SAME_STEP, SB3's own manner.
+        vector_env: any vector environment with autoreset mode SAME_STEP, which is how SB3 resets.
 
     Raises:
         LLMGymError: it is something else, or has another autoreset mode.
@@ -58,7 +58,7 @@ class SB3VecEnv(VecEnv):
         )
 
     def reset(self) -> Any:
-        """Reset all environments, with the seeds of ``seed`` and options of ``set_options`` once."""
+        """Reset all environments; seeds of ``seed`` and options of ``set_options`` hold for this once."""
         if any(options != self._options[0] for options in self._options):
             raise LLMGymError("The environments are reset together: give all the same options.")
         seeds = None if self._seeds[0] is None else self._seeds
@@ -109,7 +109,17 @@ class SB3VecEnv(VecEnv):
         return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the vector environment, which all environments share."""
+        """Set an attribute of the vector environment, which all environments share.
+
+        Args:
+            attr_name: the attribute. One that neither the vector environment nor its wrappers have is
+                set in its sub-environments, where it has any.
+            value: the new value.
+            indices: None or all environments.
+
+        Raises:
+            LLMGymError: ``indices`` leaves out some of the environments.
+        """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise LLMGymError("The environments are one object: set an attribute for all of them.")
         inner = self.vector_env.unwrapped

@@ -46,7 +46,7 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
         samples), total_tokens, preempted, free_blocks_after_schedule, running_after_schedule,
         waiting_after_schedule, finished, free_blocks_after_update. ``finished`` is sorted as text.
 
-    Raises LLMGymError on a missing entry, what is not modelled, and requests that could never run.
+    Raises LLMGymError for a missing entry, for what is not modelled, and for requests that could never run.
     """
     try:
         scenario, policy = scenario_of(workload, config)
@@ -56,7 +56,13 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
 
 
 def run(physics: Physics, policy: VLLMV1, workload: Sequence[Mapping[str, Any]]) -> list[Step]:
-    """The steps of one engine, which may be the only one of a network, as ``schedule`` gives them."""
+    """The steps of one engine, which may be the only one of a network, as ``schedule`` gives them.
+
+    Args:
+        physics: parameters of the scenario, as ``simulator.lower`` makes them.
+        policy: the scheduler, as ``scenario_of`` gives it.
+        workload: requests as ``schedule`` takes them, the same that the scenario replays.
+    """
     workload, key = _in_order(workload), keys(0, 1)[0]
     carry = begin(physics, policy, key)
     ids = [row["id"] for row in workload]
@@ -106,7 +112,7 @@ def scenario_of(
         np.asarray(arrival) / 1000.0,
         prompts,
         [min(o, limit - p) for p, o in zip(prompts, outputs, strict=True)],
-        # The smaller is the more urgent there.
+        # In vLLM the smaller number is the more urgent.
         priority=[-r["priority"] for r in workload] if config["policy"] == "priority" else None,
         prefix_ids=_prefix_ids(workload, cache.block_size) if caching else None,
         prefix_tokens=cache.block_size,
@@ -167,7 +173,7 @@ def _check_request(
 def _run(
     physics: Physics, carry: Carry, key: jax.Array, policy: VLLMV1
 ) -> tuple[Carry, dict[str, jax.Array]]:
-    """CHUNK steps, an empty one too taking a tick, and what there is to tell of each."""
+    """Run CHUNK steps, each of one tick even if nothing runs, and record what ``_step`` needs of each."""
 
     def keep(epoch: Epoch) -> dict[str, jax.Array]:
         state, view, _, info, after = epoch

@@ -31,7 +31,13 @@ class Admission:
 
 
 def empty_memory(params: Params, rows: int, shape: tuple[int, ...]) -> BlockPool | None:
-    """The blocks of every engine, all free, where prefix caching needs them one by one."""
+    """The blocks of every engine, all free; None unless prefix caching needs them one by one.
+
+    Args:
+        params: of the scenario.
+        rows: of the request table of an engine, fresh ones included.
+        shape: batch axes.
+    """
     if params.prefixes is None:
         return None
     assert params.kv_blocks is not None
@@ -44,7 +50,7 @@ def empty_memory(params: Params, rows: int, shape: tuple[int, ...]) -> BlockPool
 
 
 def admit(params: Params, state: State, seen: View, table: Table, batch: Batch) -> Admission:
-    """Let requests into memory and others lose it, as ``fill.clip`` or the pool says.
+    """Let requests into memory and take it from others: as ``fill.clip`` says, or the pool if there is one.
 
     Args:
         params: of the scenario.

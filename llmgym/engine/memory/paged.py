@@ -31,6 +31,14 @@ def secure(
     First those go whom ``preempt`` names. If the others that hold memory do not all fit with their
     tokens, the last of them go, in order of the table. Requests that hold none are admitted in that
     order up to the first that does not fit, and none if anyone was preempted (as in vLLM).
+
+    Args:
+        memory: as the policy sees it.
+        tokens: (slots, ...) asked for, int32.
+        preempt: (slots, ...) who is named; None: nobody.
+
+    Returns:
+        The tokens that run, and who is preempted, both (slots, ...).
     """
     gone = jnp.zeros_like(memory.resident) if preempt is None else preempt & memory.resident
     after = memory.needed(tokens)

@@ -34,13 +34,13 @@ class _Scan(NamedTuple):
 def serve(
     memory: Memory, prefill: jax.Array, asked: jax.Array, preempt: jax.Array, urgency: jax.Array
 ) -> Served:
-    """Give blocks to the requests of a batch, in one environment.
+    """Give blocks to the requests of a batch of one engine.
 
     Those in memory come first, in order of admission. When blocks run out, those go whom ``preempt``
-    names, the least urgent first, in the end all of them; then, if that does not suffice, the least
-    urgent of the others. A request that is named may be ``asked`` to run: it takes its blocks in turn
-    before it loses them, as one that vLLM unschedules. Then, if nobody had to go, requests enter in
-    order of urgency up to the first that does not fit.
+    names, the least urgent first; then, if that does not suffice, the least urgent of the others. Those
+    named all go in the end, needed or not. A request that is named may be ``asked`` to run: it takes its
+    blocks in turn before it loses them, as one that vLLM unschedules. Then, if nobody had to go, requests
+    enter in order of urgency up to the first that does not fit.
 
     Args:
         memory: as the policy sees it.
@@ -145,7 +145,15 @@ def leave(
     held: jax.Array,
     urgency: jax.Array,
 ) -> BlockPool:
-    """The pool after the finished requests gave back the blocks they ``held``, in order of admission."""
+    """The pool after the finished requests gave back their blocks, in order of admission.
+
+    Args:
+        pool: of one engine.
+        admitted: (rows,) number of the step in which each request got its memory, int32.
+        finished: (rows,) which requests finished.
+        held: (rows,) blocks of each.
+        urgency: (rows,) more goes first where the step is the same; then the earlier row.
+    """
 
     def one(carry: tuple[BlockPool, jax.Array]) -> tuple[BlockPool, jax.Array]:
         pool, todo = carry

@@ -2,8 +2,8 @@
 
 Every encoding has a Gymnasium ``space``, a flat boolean ``mask`` of what is feasible (the choices of
 all dimensions in a row, or one entry per request for ``scores``) and ``expand``. Arrays have batch
-axes last: an action of a batch is (dimensions, num_envs) or (num_envs,). An encoding that holds a policy
-with a memory has that memory.
+axes last: an action of a batch is (dimensions, num_envs) or (num_envs,). An encoding that contains a
+policy with a memory carries that memory from decision to decision.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ class ActionEncoding(Protocol):
         """The memory at the start of an episode, whose first state ``view`` shows; None without one."""
 
     def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
-        """The batch that an action stands for, and the memory for the next."""
+        """The batch that an action stands for, and the memory for the next decision.
+
+        Args:
+            action: an element of ``space``; of a batch of environments (dimensions, num_envs) or
+                (num_envs,).
+            view: what the engine shows, or all engines of a network.
+            memory: as ``start`` or the decision before returned it.
+        """
 
 
 class Memoryless:

@@ -1,7 +1,7 @@
 """What an agent observes: a documented vector with finite bounds.
 
 Counts enter as log1p, ages as log1p of seconds, so that both an idle and an overloaded engine stay
-in range. ``Observation.names`` lists every entry; ``low`` and ``high`` bound it.
+in range. ``Observation.names`` lists every entry; ``Observation.space`` bounds it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ WIDTH, HEIGHT, DPI = 800, 480, 100
 class Picture:
     """Draws frames as images (480, 800, 3) uint8.
 
-    Axes, ticks and legend are the background: they are drawn anew only where a limit has changed.
+    Axes, ticks and legend are the background: they are drawn again only where a limit has changed.
     """
 
     def __init__(self) -> None:
