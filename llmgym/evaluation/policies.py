@@ -1,4 +1,4 @@
-"""From a name, a file or a function to the policy that it stands for; and requests that it can never serve."""
+"""From a name, a file or a function to the policy that it stands for; and requests it can never serve."""
 
 from __future__ import annotations
 

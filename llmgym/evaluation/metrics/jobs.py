@@ -40,7 +40,8 @@ def job_table(run: Record) -> pd.DataFrame:
 
     Columns: env job_type job arrival_ms finish_ms e2e_ms calls; and the parts of e2e_ms along the
     critical path: waiting_ms (for the first batch; of a single engine, until the first token),
-    service_ms and delay_ms. join_waiting_ms adds up over all calls how long they were done before the join they lead to could start.
+    service_ms and delay_ms. join_waiting_ms adds up over all calls how long they were done before the
+    join they lead to could start.
     """
     calls = run.requests
     if "job_arrival_ms" not in calls:  # one engine: a job is one call
