@@ -1,8 +1,8 @@
 """The benchmark: for each policy its capacity, its verdicts and its latencies, resumable and repeatable.
 
 A result folder holds ``config.json`` (everything that the numbers depend on, with versions), one file
-for each measurement under ``raw/``, and the tables and pictures made from them. Measurements that are
-there are not made again, so an interrupted run resumes; a run from the ``config.json`` of another folder
+for each measurement under ``raw/``, and the tables and pictures made from them. Measurements that
+exist are not repeated, so an interrupted run resumes; a run from the ``config.json`` of another folder
 repeats its numbers bit for bit.
 """
 
@@ -36,7 +36,7 @@ VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "scipy")
 
 
 Progress = Callable[[int, int, str], None]
-"""Called with the measurements done, those in all, and what a person reads meanwhile."""
+"""Called with the number of measurements done, their number in all, and a label for a person to read."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,16 @@ class Benchmark:
     """What a benchmark measures.
 
     Args:
-        scenario: the engine and its workload. For a replay capacity and verdicts come from Poisson
-            arrivals of each of its classes with that class's own pairs of lengths, latencies from the
-            trace itself, its time stretched to each load.
-        policies: names, or objects with a label; order of the rows.
+        scenario: the engine and its workload. For a replay, capacity and verdicts come from Poisson
+            arrivals of each of its classes with that class's own pairs of lengths; latencies come from
+            the trace itself, its time stretched to each load.
+        policies: names, in the order of the rows.
         loads: fractions of the LP capacity.
         replications: environments of each measurement.
-        arrivals: requests per replication in the latency runs; the first third is warm-up. Of a replay
-            the first ``arrivals`` requests, one run, no warm-up.
+        arrivals: requests per replication in the latency runs; the first third is warm-up. A replay is
+            run once, with its first ``arrivals`` requests and no warm-up.
         capacity_requests: requests per replication of a capacity by bisection.
+        seed: of the arrivals and of the policies' own draws.
     """
 
     scenario: Scenario
@@ -116,7 +117,10 @@ def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The ``config.json`` of a result folder, or that file. Raises LLMGymError where it is none."""
+    """What a result folder's ``config.json`` holds; ``path`` is the folder or the file itself.
+
+    Raises LLMGymError where it cannot be read or is not JSON.
+    """
     path = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(path.read_text())
@@ -128,7 +132,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def from_config(path: Path) -> Benchmark:
-    """The benchmark of a result folder or of its ``config.json``."""
+    """The benchmark of a result folder or of its ``config.json``.
+
+    Raises LLMGymError where there is none.
+    """
     config = read_config(path)
     try:
         scenario = toml_reader.loads(config["scenario"], source=str(path))
@@ -145,7 +152,7 @@ def from_config(path: Path) -> Benchmark:
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: the name of its file, what a person reads meanwhile, and how it is made."""
+    """One measurement: the name of its file, a label for a person to read, and the function that makes it."""
 
     name: str
     label: str
@@ -204,11 +211,11 @@ def _stability(benchmark: Benchmark, name: str, load: float) -> dict[str, Any]:
 
 
 def _latency(benchmark: Benchmark, name: str, load: float) -> dict[str, Any]:
-    run = latency_run(benchmark, name, load)
+    run = _latency_run(benchmark, name, load)
     return {"summary": run.summary, "trajectory": _thinned(run)}
 
 
-def latency_run(benchmark: Benchmark, name: str, load: float) -> Run:
+def _latency_run(benchmark: Benchmark, name: str, load: float) -> Run:
     """The run behind a row of latencies."""
     rate = load * capacity(benchmark.endless).requests_per_s
     scenario = benchmark.scenario.at_rate(rate)
@@ -241,7 +248,16 @@ def run(
     progress: Progress | None = None,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Make all measurements that are not in ``out`` yet, ``jobs`` at a time; the results by file name.
+    """Make all measurements that are not in the result folder yet.
+
+    Args:
+        benchmark: what is measured.
+        out: the result folder; it is made if it is missing.
+        progress: called before each measurement (with several ``jobs``, after it) and at the end.
+        jobs: measurements that run in parallel.
+
+    Returns:
+        What each measurement found, by the name of its task.
 
     Raises LLMGymError where ``out`` holds another benchmark or cannot be written.
     """
@@ -255,10 +271,19 @@ def measure(
     progress: Progress | None = None,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Make the measurements of ``todo`` that are not in the result folder yet; the results by name.
+    """Make the measurements of ``todo`` that are not in the result folder yet.
 
-    With several ``jobs`` that many run in parallel, each in a process of its own: the numbers are the
-    same. A script that asks for it needs the usual ``if __name__ == "__main__"``.
+    Args:
+        config: everything that the numbers depend on; written to ``out`` as ``config.json``.
+        todo: the measurements, in the order in which they begin.
+        out: the result folder; it is made if it is missing.
+        progress: called before each measurement (with several ``jobs``, after it) and at the end.
+        jobs: measurements that run in parallel, each in a process of its own if there are several; the
+            numbers are the same. A script that asks for several needs the usual
+            ``if __name__ == "__main__"``.
+
+    Returns:
+        What every task of ``todo`` found, by its name; also those that were in the folder.
 
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
     """
@@ -297,7 +322,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def _made(
     todo: list[Task], jobs: int, tell: Callable[[Task, int], None]
 ) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """Each task with its result, as they end; ``tell`` hears of a task, and how many have ended."""
+    """Each task with its result, as they end; ``tell`` gets a task and the number that have ended."""
     if jobs == 1:
         for ended, task in enumerate(todo):
             tell(task, ended)

@@ -22,13 +22,13 @@ from llmgym.theory.capacity import capacity, mean_work
 from llmgym.theory.queueing_networks import is_cyclic
 
 OVERLOAD = 1.4
-"""Load at which a policy is saturated."""
+"""Load that is offered to saturate a policy."""
 
 SLIGHT = 0.05
-"""What a network is offered above its capacity, where its engines must not starve one another."""
+"""Share by which a network is overloaded: little, so that its engines do not starve one another."""
 
 WARM_SHARE = 0.4
-"""Part of a saturated run that is left out."""
+"""Share of a saturated run that is left out as warm-up."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,25 @@ def estimate_capacity(
 
     ``"saturation"``: offer 1.4 times the LP capacity on top of a full table, and divide the tokens
     served by the mean tokens of a request; in a table that stays full this is the rate of departures,
-    with less noise. Valid where more waiting requests never slow a policy down, which a policy says of
-    itself (``saturates``).
+    with less noise. Valid where more waiting requests never slow a policy down; such a policy says so
+    (``saturates``).
     ``"overload"``: the same for a network whose routing has no cycle: offer a little too much to an
     empty network, and look at the engines whose queues grow. The tokens that such an engine serves,
     divided by what a mean job brings it, are its rate; the smallest counts.
     ``"bisection"``: for all others, find the rate at which an engine that starts from a backlog serves
-    just what arrives, with common random numbers. Service is averaged over the second half of each
+    exactly what arrives, with common random numbers. Service is averaged over the second half of each
     run, so a policy that slows down with more waiting requests is measured at its slowest.
-    Either interval includes one full batch, the grain of the count.
+    Every interval is widened by one full batch, the grain of the count.
 
     Args:
+        scenario: an endless one, or its name.
+        policy: as in ``llmgym.simulate``.
         method: one of the three; None: by the policy and the scenario.
         replications: 8 for saturation, 4 for overload, 16 for bisection by default.
         requests: arrivals (of a network: jobs) per replication that are measured; 6,000, 2,000, and
             300 by default.
+        seed: of the arrivals.
+        progress: called with the fraction that is done.
         confidence: of the interval.
 
     Raises LLMGymError on bad arguments, and for a replay.
@@ -164,7 +168,7 @@ def _overloaded(
     seed: int,
     progress: Callable[[float], None],
 ) -> np.ndarray:
-    """Jobs' worth of tokens that the engines serve which cannot keep up, one value per replication."""
+    """Jobs' worth of tokens per second of the slowest engine that cannot keep up, one per replication."""
     fills = sum(e.replicas * e.token_budget for e in scenario.engines)
     slots = int(np.clip(fills / 2 + 0.1 * requests, 128, MOST_SLOTS))
     limit, most = capacity(scenario).requests_per_s, 4
@@ -178,7 +182,7 @@ def _overloaded(
         if dropped and slots < MOST_SLOTS:
             slots = min(2 * slots, MOST_SLOTS)
         elif found.mean() < (1 - SLIGHT) * limit:
-            limit = float(found.mean())  # far below the plan: it was offered far too much
+            limit = float(found.mean())  # far below the plan, so the load offered was far too high
         else:
             break
     return found

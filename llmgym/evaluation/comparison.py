@@ -31,7 +31,18 @@ def stratified_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval (low, high) of a statistic: runs are drawn again within each task."""
+    """Percentile bootstrap interval of a statistic: runs are drawn again within each task.
+
+    Args:
+        scores: (runs, tasks).
+        statistic: array like ``scores`` -> a number, or an array.
+        resamples: number of bootstrap samples.
+        confidence: of the interval, in (0, 1).
+        seed: of the draws.
+
+    Returns:
+        low and high, each of the shape that ``statistic`` returns.
+    """
     scores = np.asarray(scores, float)
     runs, tasks = scores.shape
     random = np.random.default_rng(seed)

@@ -1,10 +1,10 @@
 """Judging policies against a published one: latencies at many rates, with common random numbers.
 
-Two references stand beside them: Sarathi-Serve, or another policy, with the token budget of the
-scenario, and with the best budget for each rate, chosen in hindsight. Every environment is an evaluation
-seed: environment n of a rate meets the same requests under every policy. Runs start from an empty engine
-(cold) and from a backlog (hot); where the two agree the runs are long enough. A result folder holds
-``config.json`` and one file for each run under ``raw/``; what is there is not run again.
+They are compared with two references: Sarathi-Serve, or another policy, with the token budget of the
+scenario, and the same with the best budget for each rate, chosen in hindsight. Every environment is an
+evaluation seed: environment n of a rate meets the same requests under every policy. Runs start from an
+empty engine (cold) and from a backlog (hot); where the two agree the runs are long enough. A result folder
+holds ``config.json`` and one file for each run under ``raw/``; runs that exist are not repeated.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import capacity, mean_work
 
 BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
-"""Token budgets that the reference is tuned over."""
+"""Token budgets over which the reference is tuned."""
 
 STARTS = ("cold", "hot")
 RELAXATIONS, MOST_LONGER = 20, 8
-"""How long runs are at least, in relaxation times; how much longer than asked for at most."""
+"""Least length of a run in relaxation times; most times that this may multiply the length asked for."""
 
 TTFT_MS, TPOT_MS = 1000.0, 100.0
 """Targets of goodput where the scenario has none."""
@@ -47,13 +47,14 @@ class Evaluation:
     Args:
         scenario: one engine and arrivals that go on.
         policies: names, checkpoint files, or folders that hold ``agent-*.npz``: one algorithm with a
-            run for each training seed.
-        rates: requests per second; None: 0.6, 0.7, ... 0.9 and 0.95 of the LP capacity.
-        budgets: that the reference is tuned over.
-        seeds: evaluation seeds of each run.
-        arrivals: requests of each at least; the first quarter is warm-up. See ``horizon_s``.
+            checkpoint for each training seed.
+        rates: requests per second.
+        budgets: over which the reference is tuned.
+        seeds: evaluation seeds (environments) of each run.
+        arrivals: fewest requests of each environment; the first quarter of a run is warm-up. See
+            ``horizon_s``.
         seed: of the arrivals.
-        reference: the baseline that the policies are judged against.
+        reference: the baseline against which the policies are judged.
     """
 
     scenario: Scenario
@@ -96,7 +97,7 @@ class Evaluation:
         return f"{self.reference}-{budget}"
 
     def feasible(self, rate: float) -> list[int]:
-        """Budgets that carry the rate if nothing but tokens is limited."""
+        """Budgets that carry the rate if nothing but tokens is limited; LLMGymError if none does."""
         found = feasible(self.scenario, self.budgets, rate)
         if not found:
             raise LLMGymError(f"No budget of {self.budgets} carries {rate:g} requests per second.")
@@ -109,7 +110,13 @@ def carried(scenario: Scenario, budget: int) -> float:
 
 
 def feasible(scenario: Scenario, budgets: tuple[int, ...], rate: float) -> list[int]:
-    """Budgets that carry the rate if nothing but tokens is limited."""
+    """Budgets that carry a rate if nothing but tokens is limited.
+
+    Args:
+        scenario: one engine; its own budget and rate are ignored.
+        budgets: tokens per batch.
+        rate: requests per second; a budget must carry a little more.
+    """
     return [b for b in budgets if rate < 0.999 * carried(scenario, b)]
 
 
@@ -117,8 +124,8 @@ def horizon_s(evaluation: Evaluation, rate: float) -> float:
     """Simulated seconds of all runs at a rate: the arrivals asked for, or what relaxation needs.
 
     Close to its capacity a queue forgets its start only after the relaxation time 1/(sqrt(capacity) -
-    sqrt(rate))^2. Runs hold RELAXATIONS of those of the budget that carries the rate just so, but no more
-    than MOST_LONGER times the arrivals asked for.
+    sqrt(rate))^2. Runs last RELAXATIONS such times of the smallest capacity that carries the rate,
+    but at most MOST_LONGER times as long as the arrivals asked for.
     """
     slowest = min(carried(evaluation.scenario, b) for b in evaluation.feasible(rate))
     relaxation = 1 / (np.sqrt(slowest) - np.sqrt(rate)) ** 2
@@ -158,12 +165,18 @@ def tasks(evaluation: Evaluation) -> Iterator[Task]:
 
 
 def tested_budgets(evaluation: Evaluation, rate: float) -> list[int]:
-    """Those that carry the rate, and the scenario's own."""
+    """Budgets that carry the rate, and the scenario's own, in increasing order."""
     return sorted({*evaluation.feasible(rate), evaluation.scenario.engine.token_budget})
 
 
 def latency_name(name: str, rate: float, start: str) -> str:
-    """The name of a run, and of its file."""
+    """The name of a run, which is also that of its file.
+
+    Args:
+        name: the policy; of a reference, what ``Evaluation.tuned`` says.
+        rate: requests per second.
+        start: ``"cold"`` or ``"hot"``.
+    """
     return f"latency-{slug(name)}-{rate:g}-{start}"
 
 
@@ -213,10 +226,10 @@ def _latency(
 
 
 def latencies(run: Run) -> dict[str, Any]:
-    """Latencies of the requests that finished after the warm-up: a list over the environments each.
+    """Latencies of the requests that finished after the warm-up: for each a list over the environments.
 
-    Under ``pooled`` those of all of them together. goodput: the share of them that met their targets,
-    by the weights of their classes.
+    ``pooled`` has those of all environments together. goodput: the share of the requests that met their
+    targets, by the weights of their classes.
     """
     table = run.requests[run.requests.finish_ms > 1000 * run.warmup_s]
     several = table.decode_tokens > 1
@@ -269,7 +282,16 @@ def evaluate(
     progress: Callable[[int, int, str], None] | None = None,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Make all runs that are not in ``out`` yet, ``jobs`` at a time; the results by name.
+    """Make all runs that are not in the result folder yet.
+
+    Args:
+        evaluation: what is judged.
+        out: the result folder; it is made if it is missing.
+        progress: called with the number of runs done, their number in all, and a label.
+        jobs: runs made in parallel; see ``benchmark.measure``.
+
+    Returns:
+        What each run found, by the name of its task.
 
     Raises LLMGymError where ``out`` holds another evaluation or cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Many environments at full speed, and the measurement of it: steps (decisions) a second.
+"""Many environments at full speed, and the measurement of that speed: steps (decisions) a second.
 
 The environments are split into blocks that stay in a core's cache, and a thread for each core takes
 block after block. Every block is a compiled scan of its own that keeps nothing but the state. Results
@@ -32,7 +32,8 @@ SCENARIO = "geometric"
 """Poisson arrivals, geometric prompts and outputs of 129 and 112 tokens in the mean, budget 512."""
 
 LOAD = 0.8
-"""About 105 requests present at 128 slots, where 2 % are dropped, and 123 at 256, where none is."""
+"""Share of the LP capacity. About 105 requests are present at 128 slots, where 2 % are dropped, and 123 at
+256, where none is."""
 
 WARM_UP = 1000
 """Steps before the clock starts: an engine that starts empty is as full as it gets by then."""
@@ -45,7 +46,7 @@ COMPILER_OPTIONS = {
 
 
 @partial(jax.jit, static_argnames=("policy", "length"), donate_argnums=1)
-def advance(
+def _advance(
     physics: Any, carry: rollout.Carry, key: jax.Array, policy: policies.Policy, length: int
 ) -> rollout.Carry:
     """``length`` steps of a block of environments."""
@@ -61,9 +62,15 @@ def compiled(lowered: Any) -> Any:
 
 
 def block_sizes(num_envs: int, slots: int, threads: int, block: int | None = None) -> list[int]:
-    """Environments of each block: a multiple of ``threads`` blocks, equal but for one, if they suffice.
+    """Environments of each block: sizes differ by at most one, and the blocks divide among the threads.
 
-    A block has at most ``block`` environments; None: as many as a core's cache holds.
+    If there are fewer environments than that many blocks, each is a block of its own.
+
+    Args:
+        num_envs: environments in all.
+        slots: rows of an environment's tables, over all its engines.
+        threads: that run blocks.
+        block: most environments of a block; None: as many as a core's cache holds.
     """
     # 2**16 rows are 2.4 MB of table. Above 128 environments a scan's fixed costs no longer show.
     most = block or max(min(128, 2**16 // slots), 16)
@@ -84,9 +91,9 @@ class Fleet:
     Args:
         scenario, policy, num_envs, seed: as in ``llmgym.simulate``.
         steps: of every environment in one compiled scan.
-        block: environments of a block at most; None: as many as fit a core's cache.
-        threads: that run blocks; None: one for each core. An accelerator takes all environments as
-            one block from one thread.
+        block: most environments of a block; None: as many as fit a core's cache.
+        threads: that run blocks; None: one for each core. Without ``block`` and ``threads`` an
+            accelerator takes all environments as one block from one thread.
 
     Attributes:
         carries: of the blocks, their environments in order: states, and what the policy remembers.
@@ -121,7 +128,7 @@ class Fleet:
         self._programs: dict[int, Any] = {}
         for carry, key in zip(self.carries, self.keys, strict=True):
             if key.size not in self._programs:
-                lowered = advance.lower(self.physics, carry, key, policy, steps)
+                lowered = _advance.lower(self.physics, carry, key, policy, steps)
                 self._programs[key.size] = compiled(lowered)
         self.compile_s = time.perf_counter() - began
 
@@ -162,14 +169,14 @@ class SpeedResult:
     """What ``measure`` found.
 
     Attributes:
-        steps_per_s, best_steps_per_s: median and best of the repeats. A step of every environment
-            counts: 1,024 environments that make one step each are 1,024 steps.
-        compile_s: to trace and compile the steps.
+        steps_per_s, best_steps_per_s: median and best of the repeats. The steps of all environments
+            count: 1,024 environments that make one step each are 1,024 steps.
+        compile_s: seconds to trace and compile the steps.
         peak_memory_mb: of the whole process so far.
         dropped, arrived: requests over the whole run, warm-up included.
         mean_in_system: requests present, time average over the repeats.
-        block: environments of a block; threads: that ran blocks; cores: that there are.
-        cores_used: processor time over time: below ``threads`` where other programs ran as well.
+        block: environments of a block; threads: that ran blocks; cores: that the process may use.
+        cores_used: processor time over wall time: below ``threads`` where other programs ran as well.
         steps_per_core_s: steps per second of processor time, which such programs disturb less.
     """
 
@@ -214,7 +221,7 @@ def measure(
         scenario: an engine, or a network, whose step lasts until the next event at any engine.
         load: fraction of the LP capacity of the scenario.
         repeats: timed after ``warm_up`` steps, each at least ``steps`` steps and about 0.3 s.
-        block, threads: see Fleet.
+        policy, seed, block, threads: see Fleet.
 
     Raises LLMGymError. Warns (UnservableWarning) where the policy can never serve some requests.
     """
@@ -262,12 +269,19 @@ def _check_counts(**counts: int | None) -> None:
 
 
 def speed_scenario(slots: int, load: float = LOAD) -> Scenario:
-    """What all speeds are measured on."""
+    """The scenario on which all speeds are measured."""
     return at_load(replace(as_scenario(SCENARIO), slots=slots), load)
 
 
 def rates(run: Callable[[], int], repeats: int, seconds: float = 0.3) -> list[float]:
-    """Steps a second of several repeats; ``run`` makes some steps and returns how many."""
+    """Steps a second of each of several repeats.
+
+    Args:
+        run: makes some steps and returns how many. Its first call is not counted: it shows how often
+            to call it in a repeat.
+        repeats: how many are timed.
+        seconds: about how long a repeat lasts at least.
+    """
     began = time.perf_counter()
     run()
     times = max(int(np.ceil(seconds / (time.perf_counter() - began))), 1)

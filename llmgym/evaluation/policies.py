@@ -1,4 +1,4 @@
-"""From whatever a user calls a policy to one function on a batch of environments."""
+"""From a name, a file or a function to the policy that it stands for; and requests it can never serve."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _defined(path: str, text: str) -> dict[str, Any]:
 
 
 def digests(names: tuple[str, ...]) -> dict[str, str]:
-    """SHA-256 of what is in the files that some names stand for; other names are left out."""
+    """SHA-256 of what is in the Python files and checkpoints that names stand for; others are left out."""
     found = {}
     for name in names:
         file, is_python, _ = name.partition(".py:")

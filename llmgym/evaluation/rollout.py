@@ -1,7 +1,7 @@
 """Running a policy on a batch of environments, in compiled chunks, up to a horizon.
 
 ``step`` is one decision of a policy, with its memory if it has one; ``scan`` makes a number of them and
-``run_until`` goes on to a time. All that runs policies on engines is made of these.
+``run_until`` goes on to a time. Everything that runs policies on engines is made of these.
 
 Every environment stops at the first decision at or after the horizon; it then stands still (an empty
 batch that takes no time, and a memory that stays as it is) until the others are there.
@@ -70,7 +70,13 @@ def _first_memory(params: Any, policy: Policy, state: Any) -> Any:
 
 @in_32_bits
 def begin(params: Any, policy: Policy, key: jax.Array) -> Carry:
-    """Empty engines at time 0, one for each of the keys, and the memory with which a policy begins."""
+    """The state of each environment at time 0, and the memory with which a policy begins.
+
+    Args:
+        params: of ``simulator.lower``.
+        policy: as ``policies.resolve`` returns it.
+        key: of the environments (...), from ``keys``.
+    """
     state = start(params, key)
     remembers = decisions.remembers(policy)
     return Carry(state, _first_memory(params, policy, state) if remembers else None)
@@ -84,9 +90,12 @@ def step(
     horizon: Wide | None = None,
     limit: jax.Array | None = None,
 ) -> tuple[Carry, Epoch]:
-    """One decision of a policy in every environment, and all that there is to know of it.
+    """One decision of a policy in every environment, and all there is to know about it.
 
     Args:
+        params: of ``simulator.lower``.
+        policy: as ``policies.resolve`` returns it.
+        carry: of ``begin`` or of the step before.
         key: of the environments (...); the policy's own follow from them and the number of the step.
         horizon: clock at and after which an environment stands still.
         limit: ticks that an idle engine waits at most; None: until the horizon.
@@ -115,9 +124,15 @@ def scan(
     horizon: Wide | None = None,
     limit: jax.Array | None = None,
 ) -> tuple[Carry, Any]:
-    """``length`` steps in one compiled loop, and what ``keep`` takes of each, steps first.
+    """A fixed number of steps in one compiled loop. To be called inside ``jit``.
 
-    The other arguments are those of ``step``. To be called inside ``jit``.
+    Args:
+        params, policy, carry, key, horizon, limit: as in ``step``.
+        length: number of steps.
+        keep: Epoch -> pytree of what is kept of a step.
+
+    Returns:
+        The last Carry, and what ``keep`` gave, with an axis of steps first.
     """
 
     def body(carry: Carry, _: None) -> tuple[Carry, Any]:
@@ -136,7 +151,17 @@ def run_until(
     count: Callable[[Any, Epoch], Any],
     counts: Any,
 ) -> tuple[Carry, Any]:
-    """Steps until every environment is at the horizon; ``counts``, updated by ``count`` in each."""
+    """Steps until every environment is at the horizon. To be called inside ``jit``.
+
+    Args:
+        params, policy, carry, key: as in ``step``.
+        horizon: clock at and after which an environment stands still.
+        count: (counts, Epoch) -> counts, called in each step.
+        counts: pytree that ``count`` starts from.
+
+    Returns:
+        The last Carry and the last counts.
+    """
 
     def running(carried: tuple[Carry, Any]) -> jax.Array:
         return jnp.any(carried[0].state.clock.until(horizon) > 0)
@@ -166,7 +191,7 @@ class Steps:
     present: jax.Array  # requests (of a network: jobs) in the system at the decision
     backlog: Wide  # their tokens left
     dropped: jax.Array  # dropped since the start
-    lost: jax.Array  # tokens that preemption makes to be computed again
+    lost: jax.Array  # tokens that have to be computed again after preemption
     found: jax.Array  # prompt tokens that prefix caching found in memory
     finished: jax.Array | None  # whether a request finished
     details: dict[str, jax.Array] | None  # columns of the table
@@ -209,7 +234,18 @@ def run_chunk(
     length: int,
     detail: bool,
 ) -> tuple[Carry, Steps]:
-    """``length`` steps under the policy, not beyond the horizon if there is one."""
+    """One compiled chunk of a run.
+
+    Args:
+        params, policy, key: as in ``step``.
+        carry: as in ``step``; it is used up (donated).
+        horizon: as in ``step``; None: no end.
+        length: number of steps.
+        detail: keep the finished requests as well.
+
+    Returns:
+        The last Carry, and what is kept of the steps, (length, ...).
+    """
     keep = partial(kept, detail=detail)
     return scan(params, policy, carry, key, length, keep, horizon)
 
@@ -225,8 +261,9 @@ def rollout(
     """Chunks of a run until all environments are at the horizon or have nothing left to do.
 
     Args:
+        params, policy: as in ``step``.
         carry, key: of ``begin`` or of the run so far, and keys of the environments (``keys``).
-            ``carry`` is used up.
+            ``carry`` is used up (donated).
         horizon: ticks. Without one (FOREVER) a run ends when no environment makes progress.
         detail: keep the finished requests as well.
     """

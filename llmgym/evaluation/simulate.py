@@ -136,14 +136,15 @@ def simulate(
             ``policy(key, view) -> Batch``, or one with a memory (``baselines.policy.RememberingPolicy``).
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
         duration_s: simulated seconds; None is possible for a replay, which then runs to its end.
+        num_envs, seed: number of replications, and the seed of all that is random.
         record: keep every request, for ``requests`` and the latencies; without it only counts and
             trajectories are kept, which is faster.
         warmup_s: simulated seconds that the averages of the summary leave out.
+        progress: called with the fraction that is done, where ``duration_s`` is given.
         burst: requests of each job type that are there at time 0: a hot start.
         refuse_drops: stop with TableFullError once a request is dropped; else drops are counted.
 
-    Raises LLMGymError on bad arguments. Warns (UnservableWarning) where the policy can never serve some
-    requests of the scenario.
+    Raises LLMGymError on bad arguments. Warns (UnservableWarning) of requests that can never be served.
     """
     scenario = at_load(scenario, load)
     chosen = policies.resolve(policy)

@@ -73,10 +73,18 @@ def trend(
     seed: int = 0,
     burst: int = 0,
 ) -> Trend:
-    """Growth and service of ``policy`` from an empty start, or from a backlog of ``burst`` requests.
+    """Growth and service of ``policy`` from an empty start, or from a backlog.
 
-    Common random numbers: the same seed gives the same requests for every policy, and for every load
-    but for their spacing.
+    Common random numbers: the same seed gives the same requests for every policy; at another load only
+    their spacing differs.
+
+    Args:
+        scenario: at the arrival rate that is tried.
+        policy: as ``policies.resolve`` returns it.
+        horizon_s: simulated seconds.
+        replications: environments.
+        seed: of the arrivals.
+        burst: requests of each job type that are there at time 0; 0: an empty start.
     """
     physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, replications)
@@ -89,11 +97,11 @@ def trend(
         columns["dropped"].append(np.asarray(steps.dropped))
         served = np.asarray(steps.prefill_tokens + steps.decode_tokens)
         served = served if served.ndim == 2 else served.sum(axis=1)
-        columns["served"].append(
-            served - np.asarray(steps.lost - steps.found)
-        )  # what is done for good
+        # Tokens done for good: those to compute again do not count, those found in the cache do.
+        columns["served"].append(served - np.asarray(steps.lost - steps.found))
     time, backlog, dropped, served = (np.concatenate(c) for c in columns.values())
-    served = np.cumsum(served, axis=0, dtype=float) - served  # before the decision, as the others
+    # Up to the decision, as the other columns.
+    served = np.cumsum(served, axis=0, dtype=float) - served
     rows = []
     for time_i, backlog_i, dropped_i, served_i in zip(
         time.T, backlog.T, dropped.T, served.T, strict=True
@@ -109,7 +117,16 @@ def trend(
 def slope_of_second_half(
     time: np.ndarray, level: np.ndarray, end: float
 ) -> tuple[float, np.ndarray]:
-    """Least-squares slope of a level over the second half of [0, end], on an even grid; its indices."""
+    """Least-squares slope of a level over the second half of [0, end], on an even grid of 400 points.
+
+    Args:
+        time: (steps,) when each value of the level begins, in any unit, not decreasing.
+        level: (steps,), constant from each time to the next.
+        end: in the unit of ``time``.
+
+    Returns:
+        The slope, per unit of time, and the index (400,) of the step that holds each grid point.
+    """
     grid = np.linspace(end / 2, end, 400)
     at = np.searchsorted(time, grid, side="right") - 1
     return float(np.polyfit(grid - grid.mean(), level[at], 1)[0]), at
@@ -148,9 +165,14 @@ def stability(
     (``"undecided"``), since a full table looks like stability.
 
     Args:
+        scenario: an endless one, or its name.
+        policy: as in ``llmgym.simulate``.
         load: fraction of the LP capacity; None: the scenario's own arrival rate.
+        replications: environments of each start, at least 2.
         horizon_s: first horizon; by default the time of 2,000 arrivals, or of four times the
             backlog of the hot start if that is longer.
+        seed: of the arrivals.
+        progress: called with a description of each horizon that is tried.
 
     Raises LLMGymError on bad arguments, and for a replay, which is finite.
     """
@@ -184,7 +206,7 @@ def stability(
 def hot_backlog(scenario: Scenario) -> int:
     """Requests of each job type that a hot start begins with: enough to fill a batch with decodes.
 
-    At most 512, beyond which a table costs more than it tells.
+    At most 512: beyond that a larger table costs more than it shows.
     """
     enough = scenario.engine.token_budget / len(scenario.job_types)
     return int(np.clip(enough, 64, 512))

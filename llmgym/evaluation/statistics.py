@@ -23,7 +23,16 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
 
 
 def latency_summary(values: np.ndarray, env: np.ndarray, num_envs: int) -> dict[str, float]:
-    """Mean, median, p90 and p99 of pooled latencies, with the interval of the mean over environments."""
+    """Mean, median, p90 and p99 of pooled latencies, with the interval of the mean over environments.
+
+    Args:
+        values: latencies (requests,) in any unit.
+        env: environment (requests,) of each, from 0.
+        num_envs: environments in all; those without a value are left out of the interval.
+
+    Returns:
+        mean, p50, p90, p99, and low and high, the 95 % interval; all NaN where there are no values.
+    """
     if values.size == 0:
         return dict.fromkeys(("mean", "p50", "p90", "p99", "low", "high"), float("nan"))
     counts = np.bincount(env, minlength=num_envs)

@@ -1,7 +1,7 @@
 """Policies on the requests of a trace, at the times at which they came: goodput, latency, preemptions.
 
 A result folder holds ``config.json``, one file for each policy under ``raw/``, and the table made from
-them as ``results.csv`` and ``results.md``. Policies that are there are not run again: a run that was
+them as ``results.csv`` and ``results.md``. Policies whose files exist are not run again: a run that was
 stopped resumes, and policies can be added. The trace itself is not kept, only its name and digest.
 """
 
@@ -57,6 +57,7 @@ class Traffic:
         load: fraction of the LP capacity to which time is stretched; None: real time.
         ttft_ms, tpot_ms: targets of every request; policies that go by targets get them too.
         drain_s: simulated seconds after the last arrival.
+        seed: of whatever is random in a policy.
 
     Raises LLMGymError on bad numbers, an unreadable trace, an empty window, a network, and where a
     request can never fit into KV memory.
@@ -118,7 +119,16 @@ def run(
     out: Path,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the policies that are not in ``out`` yet; one record for each of ``names``, in their order.
+    """Run the policies that are not in the result folder yet.
+
+    Args:
+        traffic: what is run.
+        names: of the policies.
+        out: the result folder; it is made if it is missing.
+        progress: called with the number of policies done, their number in all, and a label.
+
+    Returns:
+        One record for each of ``names``, in their order.
 
     Raises LLMGymError for an unknown policy, or where ``out`` holds another run or cannot be written.
     """

@@ -2,7 +2,7 @@
 
 One environment at a time, Sarathi-Serve in the loop, the rules of llmgym.engine.simulator. Requests stand in
 arrays in order of arrival, and a batch is one pass over the running ones. Sarathi-Serve prefills first
-come, first served, so the requests that decode are the first in the line and those that wait the rest:
+come, first served, so the requests that decode are the first in line and those that wait come after them:
 the loop never looks at a waiting request but the one whose prompt is next. A policy that does not
 serve in this order would need another loop.
 
@@ -37,7 +37,7 @@ def _numba() -> Any:
 
 
 def compilable(function: Function) -> Function:
-    """Let compiled functions call this one, where there is numba; Python calls it as it is."""
+    """Let compiled functions call this one, if numba is installed; Python calls it as it is."""
     numba = _numba()
     return function if numba is None else numba.extending.register_jitable(function)
 
@@ -62,7 +62,12 @@ class Requests:
 
     @classmethod
     def draw(cls, scenario: Scenario, count: int, seed: int = 0) -> Requests:
-        """``count`` requests of a scenario with one job type, Poisson arrivals and geometric lengths.
+        """Requests of a scenario with one job type, Poisson arrivals and geometric lengths.
+
+        Args:
+            scenario: gives the rate, the mean lengths and the length of a tick.
+            count: how many.
+            seed: of NumPy's generator; it does not give the requests of ``llmgym.simulate``.
 
         Raises LLMGymError for any other scenario.
         """
@@ -86,8 +91,9 @@ class History:
     """What the event loop did. Per-request times are in ticks, -1 where there is none.
 
     Attributes:
-        start, prefill, decode: clock and tokens of every step (an empty one waits for an arrival).
-        first_token, finish: of every request.
+        start, prefill, decode: clock and tokens (steps,) of every step; one without tokens waits for an
+            arrival.
+        first_token, finish: of every request (requests,).
         clock: at the end.
         dropped: requests that found all slots taken.
         request_ticks: integral of the number of requests present over time.
@@ -109,12 +115,17 @@ class History:
 
 
 def simulate(scenario: Scenario, requests: Requests, steps: int, compiled: bool) -> History:
-    """Run Sarathi-Serve on a scenario's engine for at most ``steps`` steps, or until all is served.
+    """Run Sarathi-Serve on a scenario's engine, in one environment, until all requests are served.
 
     Args:
-        compiled: run the loop that numba compiled; LLMGymError where it is not installed.
+        scenario: gives the engine, the slots and the length of a tick; its arrivals are not used.
+        requests: what arrives instead.
+        steps: most steps, waits for an arrival included.
+        compiled: run the loop that numba compiled, not the Python one.
+
+    Raises LLMGymError where numba is needed and not installed, and for an engine with max_num_seqs.
     """
-    loop, engine = machine_code() if compiled else event_loop, scenario.engine
+    loop, engine = machine_code() if compiled else _event_loop, scenario.engine
     if loop is None:
         raise LLMGymError("The compiled event loop needs numba: pip install 'llmgym[dev]'.")
     if engine.max_num_seqs is not None:
@@ -134,7 +145,7 @@ def simulate(scenario: Scenario, requests: Requests, steps: int, compiled: bool)
 
 
 @compilable
-def event_loop(
+def _event_loop(
     arrival: Ints,
     prefill: Ints,
     decode: Ints,
@@ -148,10 +159,15 @@ def event_loop(
     prompts: Any,
     outputs: Any,
 ) -> tuple[int, int, int, int]:
-    """The loop. Inputs up to ``batch_ticks`` (by tokens in the batch), then space that it fills.
+    """The loop; what it fills is made beforehand. Returns steps made, clock, requests dropped, request-ticks.
 
-    ``line`` holds the requests admitted, ``running`` those that decode, with ``left`` tokens to come.
-    Returns steps made, clock, requests dropped, request-ticks.
+    Args:
+        arrival, prefill, decode: of every request (requests,), ticks and tokens.
+        batch_ticks: time of a batch by its number of tokens, (token budget + 1,).
+        running, left: filled: the requests that decode, and the tokens they have to come (slots,).
+        line: filled: the requests admitted, in order of arrival (requests,).
+        first, finish: filled: ticks of the first token and of the end of every request (requests,).
+        start, prompts, outputs: filled: clock and tokens of every step (steps,).
     """
     budget = len(batch_ticks) - 1
     clock = coming = head = tail = count = served = done = steps = request_ticks = 0
@@ -163,7 +179,7 @@ def event_loop(
                 request_ticks += clock - arrival[coming]
             coming += 1
         decodes, present, entered = min(count, budget), count + tail - head, head
-        head, done, room = take_prompts(line, head, tail, prefill, done, budget - decodes)
+        head, done, room = _take_prompts(line, head, tail, prefill, done, budget - decodes)
         if room < budget:
             duration = batch_ticks[budget - room]
         elif coming < len(arrival):
@@ -176,7 +192,7 @@ def event_loop(
         request_ticks += present * duration
         for i in range(served, decodes):  # the first `served` had their first token before
             first[running[i]] = clock
-        kept = credit(running, left, finish, clock, decodes, count)
+        kept = _credit(running, left, finish, clock, decodes, count)
         served = max(served, decodes) - (count - kept)
         count = kept
         for i in range(entered, head):
@@ -186,7 +202,7 @@ def event_loop(
 
 
 @compilable
-def take_prompts(
+def _take_prompts(
     line: Ints, head: int, tail: int, prefill: Ints, done: int, room: int
 ) -> tuple[int, int, int]:
     """Prompts from the head of the line into ``room`` tokens; of the first, ``done`` are served.
@@ -203,10 +219,10 @@ def take_prompts(
 
 
 @compilable
-def credit(running: Any, left: Any, finish: Any, clock: int, decodes: int, count: int) -> int:
+def _credit(running: Any, left: Any, finish: Any, clock: int, decodes: int, count: int) -> int:
     """One token to each of the first ``decodes`` of ``count`` running requests.
 
-    Those that finish leave, the others close up. Returns how many are left.
+    Those that finish leave and the others close up. Returns how many are left.
     """
     kept = 0
     for i in range(decodes):
@@ -225,4 +241,4 @@ def credit(running: Any, left: Any, finish: Any, clock: int, decodes: int, count
 def machine_code() -> Callable[..., Any] | None:
     """The event loop compiled by numba (on its first call), or None where numba is not installed."""
     numba = _numba()
-    return None if numba is None else numba.njit(nogil=True)(event_loop)
+    return None if numba is None else numba.njit(nogil=True)(_event_loop)

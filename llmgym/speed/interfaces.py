@@ -1,6 +1,6 @@
 """``llmgym speed``: how fast the engine runs through every interface, and beside it its rivals.
 
-``measure`` is one measurement with a policy in the loop, ``table`` many of all kinds. The rivals are
+``measure`` makes one measurement with a policy in the loop, ``table`` many of all kinds. The rivals are
 the event loops of llmgym.speed.event_loop.
 """
 
@@ -24,7 +24,7 @@ from llmgym.speed import event_loop as rival
 Row = dict[str, Any]
 Job = Callable[[], Row]
 Progress = Callable[[int, int, str], None]
-"""Called with what is done, how much there is, and what comes next."""
+"""Called with the number of measurements done, their number in all, and a label of the next one."""
 
 ENGINE = "llmgym/Engine-v0"
 
@@ -37,7 +37,7 @@ def as_json(result: SpeedResult) -> dict[str, Any]:
 def table(quick: bool = False, progress: Progress | None = None) -> list[Row]:
     """Many measurements, in about two minutes on two cores; ``quick``: a few small ones, for a look.
 
-    A row has what, num_envs, slots, policy, steps_per_s (median of repeats; None where something is not
+    A row has: what, num_envs, slots, policy, steps_per_s (median of repeats; None where something is not
     installed), compile_s (to the first step; None where nothing is compiled) and a note.
     """
     jobs, rows = _jobs(quick), []

@@ -23,8 +23,16 @@ def rate_bound(
     """Slack of the pathwise rate bound in tokens: never negative, whatever the policy.
 
     Served tokens by time t are at most (b*/t_{b*})*t, with b* <= b_max the batch size of the
-    largest b/t_b. Theorem 2 of arXiv:2504.07347v3 states it for b* = b_max. Takes numbers or arrays
-    of one shape; a clock that counts whole ticks may fall short by half a tick a batch.
+    largest b/t_b. Theorem 2 of arXiv:2504.07347v3 states it for b* = b_max. A clock that counts whole
+    ticks may fall short by half a tick a batch.
+
+    Args:
+        served_tokens: prefill and decode tokens served since time 0.
+        elapsed_ms: t, a number or an array of the same shape.
+        engine: gives the token budget and the batch times.
+
+    Raises:
+        LLMGymError: a value that is negative or not finite, or a batch time that is not positive and finite.
     """
     for name, value in (("served_tokens", served_tokens), ("elapsed_ms", elapsed_ms)):
         check_number(name, value)
@@ -68,6 +76,14 @@ def faster_transformer_capacity(prefill: int, decode: int, engine: Engine) -> fl
 
     It runs in cycles of n = floor(b_max/v_p) prompts, at most k_max, prefilled in one batch and
     then decoded to the end: n/(t_{n*v_p} + v_d*t_n). 0 where a prompt is above the budget.
+
+    Args:
+        prefill: v_p, prompt tokens of every request.
+        decode: v_d, output tokens of every request.
+        engine: gives b_max, k_max (``max_num_seqs``) and the batch times.
+
+    Raises:
+        LLMGymError: no tokens at all, numbers that are not whole or negative, or bad batch times.
     """
     check_number("prefill", prefill, low=0, integer=True)
     check_number("decode", decode, low=0, integer=True)
@@ -128,7 +144,7 @@ def best_sarathi_under_cap(cap: float, scenario: Scenario) -> SarathiRate:
 def relaxation_time_s(load: float, capacity_per_s: float) -> float:
     """Relaxation time 1/(sqrt(lambda*) - sqrt(lambda))^2 at lambda = load*lambda*, in seconds.
 
-    That of the M/M/1 queue: how long the system remembers, which a run must exceed many times.
+    That of the M/M/1 queue: how long the system remembers its start. A run must last many times as long.
     """
     check_number("load", load, above=0)
     check_number("capacity_per_s", capacity_per_s, above=0)

@@ -3,7 +3,7 @@
 In the long run an engine divides its time among batch compositions (x prefill, y decode tokens).
 The largest rate of jobs whose tokens such a division can serve bounds the throughput of every
 policy; the LP finds it (Harrison 2000; Dai and Lin 2005; here with the batch times and limits of
-arXiv:2504.07347v3). A single engine is a network of one, its requests are jobs of one call.
+arXiv:2504.07347v3). A single engine is a network of one; its requests are jobs of one call.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def capacity(scenario: Scenario | str) -> Capacity:
     a cap on requests theta*(m_p + m_d) is the maximum of b/t_b over b <= b_max: the limit of
     Theorem 2 where filling the budget is best.
 
-    Engines share no row, only theta: the LP of the network falls apart, and its value is the
-    smallest of those of its engines. n replicas serve n times what one does: a plan that treats
-    them differently can be replaced by its mean, for what a replica can serve is convex.
+    Engines share no row, only theta: the LP of the network splits into one for each engine, and its
+    value is the smallest of theirs. n replicas serve n times what one does: a plan that treats them
+    differently can be replaced by its mean, because the rates that a replica can serve are a convex set.
 
     ``max_num_seqs`` = k_max limits the batches: y <= k_max - 1 beside prefill (one request may
     bring all of it), else y <= k_max. Where it counts *resident* requests (A = k_max), a request
@@ -110,8 +110,8 @@ def capacity(scenario: Scenario | str) -> Capacity:
     KV memory of M tokens adds the row theta*E[g] <= M*sum s/t_b in the same way, with g the
     token-iterations of a request whose prompt goes in as few chunks as the budget allows
     (:mod:`llmgym.theory.kv_memory`): the token bound and the memory bound, solved together. Preemption
-    wastes work, which the row leaves out. With prefix caching prompts count without what others had
-    before: the limit is that of a memory which never forgets. Where a prompt's end yields the first
+    wastes work, which the row leaves out. With prefix caching prompts count without the tokens that
+    others had before: the limit is that of a memory that never forgets. Where a prompt's end yields the first
     output token, one decode token less is demanded. A batch time that depends on the context counts
     as without any, so the limit is optimistic for such an engine.
 

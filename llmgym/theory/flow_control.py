@@ -65,13 +65,14 @@ def flow_control(scenario: Scenario, activations: int | Sequence[int] | None = N
     Memory is counted in whole blocks, as the engine does; w_k is then that of the blocks.
 
     Args:
+        scenario: one engine with KV memory and an endless workload of fixed lengths.
         activations: b_k, one whole number for each class or one for all. None: the smallest above
             lambda_k, which keep memory as low as whole numbers can.
 
     Raises LLMGymError for a network, a replay, lengths that are not fixed, an engine without KV memory
     or whose batch time is not one slot whatever the batch; where the token budget or the limit on
-    requests could stop an active request; and where no ``activations`` are given, memory may suffice
-    for the arrivals, but not for whole numbers above them.
+    requests could stop an active request; and, if no ``activations`` are given, where memory may suffice
+    for the arrivals but not for whole numbers above them.
     """
     jobs, slot_ms = _classes(scenario), _slot_ms(scenario.engine)
     arrivals = tuple(job.rate_per_s * slot_ms / 1000 for job in jobs)

@@ -40,9 +40,11 @@ class MemoryBound:
 def memory_bound(
     scenario: Scenario, iteration_ms: float, chunk_tokens: int | None = None
 ) -> MemoryBound:
-    """The rate that the KV memory of an engine allows, where an iteration takes ``iteration_ms``.
+    """The rate that the KV memory of an engine allows.
 
     Args:
+        scenario: one engine with KV memory.
+        iteration_ms: b, time of every iteration.
         chunk_tokens: s', most prompt tokens of a request in one iteration; None: the token budget.
 
     Raises LLMGymError for an engine without KV memory, a network, and bad numbers.
@@ -62,14 +64,15 @@ def token_iterations(
 ) -> float:
     """E[g] of what a mean job brings an engine: sum over iterations of the tokens in memory.
 
-    A prompt of s tokens takes n = ceil(s/s') iterations and holds s' more in each, s at last; the
-    j-th output token s + j. With s a multiple of s' that is (1 + s/s')*s/2 + s*o + (1 + o)*o/2.
+    A prompt of s tokens takes ceil(s/s') iterations and holds s' more in each, s in the last; the
+    iteration of the j-th output token holds s + j. With s a multiple of s' the sum is
+    (1 + s/s')*s/2 + s*o + (1 + o)*o/2.
     Context that a call inherits counts with its mean: E[g] is then a lower bound (g is convex in s).
 
     Args:
         scenario: one engine, or a network.
         chunk_tokens: s', most prompt tokens of a request in one iteration; None: the token budget.
-        engine: the one of a network that is meant; None: the first.
+        engine: which engine of a network; None: the first.
     """
     engine = scenario.engine if engine is None else engine
     chunk = engine.token_budget if chunk_tokens is None else chunk_tokens
@@ -88,9 +91,10 @@ def token_iterations(
 
 
 def unshared(scenario: Scenario) -> Scenario:
-    """The scenario with its prompts cut by what prefix caching could save at best; else as it is.
+    """The scenario with its prompts cut by what prefix caching could save at best.
 
-    A memory that never forgets computes shared tokens once; they leave the mean in the long run.
+    A memory that never forgets computes shared tokens once; in the long run they drop out of the mean.
+    A network, and an engine without prefix caching, is returned as it is.
     """
     cache = scenario.engine.kv_cache
     if cache is None or not cache.prefix_caching or scenario.is_network:

@@ -66,7 +66,7 @@ def stability_polygon(engine: Engine | Scenario) -> Polygon:
     engine = _batch_limited(engine)
     prefill, decode = compositions(engine)
     points = np.column_stack([prefill, decode]) / batch_ms(engine, prefill + decode)[:, None]
-    # The feet on the axes close the region downwards, whatever the batch time.
+    # The points on the axes close the region downwards, whatever the batch time.
     corner = points.max(axis=0)
     points = np.vstack([points, np.diag(corner), np.zeros((1, 2))])
     ring = points[ConvexHull(points).vertices]  # counterclockwise in two dimensions
@@ -94,7 +94,7 @@ def staircase_corners(engine: Engine | Scenario) -> np.ndarray:
         float64 of shape (4, 2), tokens per millisecond of (prefill, decode).
 
     Raises:
-        LLMGymError: not a staircase, no k_max, k_max above the tile, or a budget of broken tiles.
+        LLMGymError: not a staircase, no k_max, k_max above the tile, or a budget that is not whole tiles.
     """
     engine = _batch_limited(engine)
     time, budget, seqs = engine.batch_time, engine.token_budget, engine.max_num_seqs

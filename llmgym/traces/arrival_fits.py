@@ -23,13 +23,13 @@ from llmgym.traces.burstiness import (
 )
 
 DAY_S, SHORTEST_BIN_S, FEWEST_PER_BIN = 86_400.0, 60.0, 25
-"""Period of the curve of a trace longer than that; limits of its bins: seconds and requests."""
+"""Period of the rate curve of a trace longer than a day; least seconds and fewest requests of its bins."""
 
 RUNS, DRAWN = 20, 2**19
-"""Replications of a fitted process that are compared with the trace; most gaps of them together."""
+"""Replications of a fitted process that are compared with the trace; most gaps drawn for all of them."""
 
 SIMPLER = 0.1
-"""How much more error than the best a process with fewer constants may have to be preferred."""
+"""How far the error of a process with fewer constants may exceed the least error for it to be preferred."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class ArrivalFit:
 
     Attributes:
         kind: its name in FITS.
-        constants: numbers that were fitted.
-        mean, low, high: of replications with as many requests as the trace, the mean and the range of
-            nine in ten.
+        arrivals: the process.
+        constants: how many numbers were fitted.
+        mean, low, high: of replications with as many requests as the trace: the mean, and the 5 % and
+            95 % quantiles.
         error: root mean square of log(mean/trace) over CV and dispersions.
     """
 
@@ -55,7 +56,7 @@ class ArrivalFit:
 
 @dataclass(frozen=True)
 class ArrivalFits:
-    """All fits to one trace, the one to use first; ``step_s``: see ``time_step``."""
+    """All fits to one trace, first the one to use; ``step_s``: see ``time_step``."""
 
     trace: Burstiness
     step_s: float
@@ -116,7 +117,7 @@ def _day(times: np.ndarray) -> RateCurve:
 
 
 def _curve(times: np.ndarray, bursty: bool) -> RateCurve:
-    """The rate curve, in as many bins as the data bear; more of them if arrivals are not ``bursty``."""
+    """The rate curve, in as many bins as the data support; more of them if arrivals are not ``bursty``."""
     count, span = len(times), times[-1]
     period = DAY_S if span > DAY_S else float(np.ceil(10 * span * count / (count - 1)) / 10)
     most = max(int(min(period / SHORTEST_BIN_S, count / FEWEST_PER_BIN, 1440)), 1)
@@ -127,13 +128,13 @@ def _curve(times: np.ndarray, bursty: bool) -> RateCurve:
             np.minimum((phase / period * bins).astype(int), bins - 1), minlength=bins
         )
 
-    # How much more than Poisson counts differ from one bin to the next, where the curve hardly does.
+    # How much more counts differ between neighbouring bins, where the curve hardly does, than Poisson counts.
     steps = np.diff(counts(most)) ** 2 / 2
     noise = max(float(steps.mean() / counts(most).mean()), 1.0) if bursty and steps.size else 1.0
 
     def cost(bins: int) -> float:
-        # Of Shimazaki and Shinomoto (Neural Computation 19, 2007), who have noise = 1: estimates, but
-        # for a constant, the squared error of a rate that is read from a histogram.
+        # Of Shimazaki and Shinomoto (Neural Computation 19, 2007), who have noise = 1: up to a
+        # constant, it estimates the squared error of a rate that is read from a histogram.
         mean, variance = counts(bins).mean(), counts(bins).var()
         return float((2 * noise * mean - variance) / (periods * period / bins) ** 2)
 
@@ -146,9 +147,9 @@ def _curve(times: np.ndarray, bursty: bool) -> RateCurve:
 
 
 def _bursty_day(times: np.ndarray) -> RateCurve:
-    """The same with bursts and lulls on top of the curve."""
+    """The rate curve with bursts and lulls on top."""
     curve = _curve(times, bursty=True)
-    # In time that runs with the curve its rate is level: what is left there are the bursts.
+    # In time that runs as fast as the curve is high, the rate is constant; what is left are the bursts.
     passed = np.concatenate([[0], np.cumsum(curve.weights)]) / np.sum(curve.weights)
     edges = np.linspace(0, 1, len(passed))
     whole, phase = np.divmod(times / curve.period_s, 1)
@@ -174,8 +175,8 @@ def fit_arrivals(trace: Replay | Sequence[float] | np.ndarray, kind: str = "burs
         trace: a replay, or arrival times in seconds.
         kind: ``"poisson"``: the rate; ``"gamma"``: also the CV of independent gaps; ``"bursts"``: a
             two-state MMPP, nearest in CV and in the dispersion of counts at 1, 10 and 60 s; ``"day"``:
-            a rate curve, over the day or over a trace shorter than one, whose bins are as many as the
-            data bear; ``"bursty-day"``: both of them.
+            a rate curve, over the day or over a trace shorter than one, with as many bins as the data
+            support; ``"bursty-day"``: both of them.
 
     Raises:
         LLMGymError: an unknown kind, or too few requests to fit.
@@ -198,10 +199,17 @@ def _check_kind(kind: str) -> None:
 def compare_fits(
     trace: Replay | Sequence[float] | np.ndarray, kinds: Sequence[str] = tuple(FITS), seed: int = 0
 ) -> ArrivalFits:
-    """Fits of all ``kinds`` with their goodness, by replications of each; see ``ArrivalFits``.
+    """Fits of several kinds, each with its error found by replications.
 
     First comes the one with the fewest constants among those nearly as good as the best (SIMPLER),
-    then the others by their error. Raises LLMGymError as ``fit_arrivals`` does.
+    then the others by their error.
+
+    Args:
+        trace: a replay, or arrival times in seconds.
+        kinds: those of FITS that are tried.
+        seed: of the replications.
+
+    Raises LLMGymError as ``fit_arrivals`` does.
     """
     for kind in kinds:
         _check_kind(kind)

@@ -67,9 +67,9 @@ def time_step(arrival_s: Sequence[float] | np.ndarray) -> float:
 
 
 def spread(arrival_s: Sequence[float] | np.ndarray, seed: int = 0) -> np.ndarray:
-    """The times with those of one stamp spread over its step, uniformly at random.
+    """The times, each moved by a random part of a time step, where time stamps come in steps.
 
-    Stamps may be coarse (3 s in Mooncake); what comes between two of them the trace does not say.
+    Stamps may be coarse (3 s in Mooncake); the trace does not say what happens between two of them.
     """
     times = _checked(arrival_s)
     jitter = np.random.default_rng(seed).random(len(times))
@@ -113,7 +113,15 @@ def mmpp_shape(process: MMPP, scales_s: Sequence[float]) -> np.ndarray:
 def sample_times(
     process: Arrivals, count: int, runs: int = 1, seed: int = 0, ticks_per_s: float = 1e5
 ) -> np.ndarray:
-    """Arrival times in seconds (runs, count) of independent runs of a process, for looking at it."""
+    """Arrival times in seconds (runs, count) of independent runs of a process, to look at.
+
+    Args:
+        process: the arrivals.
+        count: arrivals of each run.
+        runs: how many; they differ in their randomness only.
+        seed: of all of them.
+        ticks_per_s: precision of the times.
+    """
     words = jax.random.bits(jax.random.key(seed), (count, runs), jnp.uint32)
     gaps = _draw(process.sampler(ticks_per_s), words).to_numpy()
     return np.cumsum(gaps, axis=0).T / ticks_per_s

@@ -39,8 +39,8 @@ def fit_quantiles(tokens: Sequence[int] | np.ndarray, points: int = POINTS) -> E
         )
     position = (np.arange(sample.size) + 0.5) / sample.size * (points - 1)
     hats = np.maximum(1 - np.abs(position[:, None] - np.arange(points)), 0)
-    # Unknowns are the first value above the minimum and the rises from there: none is negative. Of
-    # the normal equations the Cholesky factor is as small as the table, whatever the sample.
+    # Unknowns are the first value above the minimum and the rises from there: none is negative. The
+    # Cholesky factor of the normal equations is as small as the table, whatever the sample.
     rises_of = hats @ np.tril(np.ones((points, points)))
     factor = np.linalg.cholesky(rises_of.T @ rises_of)
     rises, _ = nnls(factor.T, np.linalg.solve(factor, rises_of.T @ (sample - sample[0])))
@@ -59,8 +59,10 @@ def fit_scenario(
     """The scenario of an engine with the arrivals and the lengths of a trace.
 
     Args:
+        trace: gives the lengths, and targets where it has them.
         arrivals: fitted to the trace (``llmgym.traces.arrival_fits``).
         engine: the scenario whose engine, slots and clock are taken.
+        name: of the new scenario.
         what: how the description begins.
         source: where lengths, arrivals and engine are from.
         points: of the tables of quantiles.
@@ -121,7 +123,7 @@ def describe(arrivals: Arrivals) -> str:
 
 
 def _pace(trace: Replay, fitted: Scenario) -> str:
-    """What to say where arrivals have not the rate of the trace."""
+    """What to say where arrivals do not have the rate of the trace."""
     factor = fitted.arrival_rate_per_s / trace.rate_per_s
     if abs(factor - 1) < 0.02:
         return ""

@@ -2,10 +2,10 @@
 
 - azure: Azure Public Dataset 2023, a CSV with TIMESTAMP (dates of up to nine fractional digits),
   ContextTokens, GeneratedTokens.
-- mooncake: Mooncake, one JSON object a line with timestamp (milliseconds, in bins of 3 s, so that
-  requests come in bunches), input_length, output_length, and if it is there hash_ids: what every
+- mooncake: Mooncake, one JSON object per line with timestamp (milliseconds, in bins of 3 s, so that
+  requests come in bunches), input_length, output_length, and perhaps hash_ids, which says what every
   512 tokens of the prompt are, for prefix caching.
-- vllm: the requests of a vLLM benchmark, one JSON object a line with queued_ts or else arrival_time
+- vllm: the requests of a vLLM benchmark, one JSON object per line with queued_ts or else arrival_time
   (seconds on any clock), input_toks, output_toks, in any order: they are sorted by arrival. Other
   entries are not used; ``llmgym.calibration.validate`` compares the times of a whole run.
 - csv: a CSV of your own with arrival (seconds), prefill, decode (tokens), and perhaps tenant: whose
@@ -13,7 +13,8 @@
 
 Input and generated tokens become prefill and decode tokens as they stand. A row without generated
 tokens is a request that only needs its prompt processed, and is kept (the published Azure files of
-2023 have none); a row without any tokens is refused, of vLLM's also one without prompt or output.
+2023 have none). A row without any tokens is refused; in the vllm format so is one without a prompt or
+without output.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def read_trace(path: str | Path, format: str | None = None, limit: int | None = 
 
     Args:
         path: the file.
-        format: ``"azure"``, ``"mooncake"``, ``"vllm"`` or ``"csv"``; None: told from its name and
+        format: ``"azure"``, ``"mooncake"``, ``"vllm"`` or ``"csv"``; None: found from its name and
             first line.
         limit: read only the first ``limit`` rows of the file; None: all.
 

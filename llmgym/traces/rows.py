@@ -29,13 +29,13 @@ class Format:
 
     Args:
         columns: accepted names of each column; the first three are arrival, prefill and decode.
-        tenant: accepted names of a column that need not be there, and says whose request it is.
+        tenant: accepted names of an optional column that says whose request it is (CSV only).
         units_per_s: of arrivals.
         dates: whether arrivals are dates.
         json_lines: whether a row is a JSON object; else the file is a CSV with a header.
         in_order: whether rows come in order of arrival.
         least_tokens: fewest tokens of a prompt, and of an output.
-        prefix: name of a column, if a file has it, that lists what the prompt begins with.
+        prefix: name of an optional column that lists what the prompt begins with (JSON lines only).
         prefix_tokens: tokens of each of its entries.
     """
 
@@ -75,7 +75,13 @@ class Rows:
             column.append(cell)
 
     def refuse(self, bad: np.ndarray, column: int, text: str) -> None:
-        """Raise LLMGymError for the first row that is ``bad``."""
+        """Raise LLMGymError for the first row that is bad, if there is one.
+
+        Args:
+            bad: which rows are bad, bool (rows,).
+            column: number of the column that the error shows.
+            text: what follows the value in the error, with a comma or colon before it.
+        """
         rows = np.flatnonzero(bad)
         if rows.size:
             raise LLMGymError(
@@ -153,7 +159,14 @@ def first_line(path: Path, file: TextIO) -> str:
 def read_rows(
     path: Path, wanted: Format, first: str, file: TextIO, limit: int | None = None
 ) -> Rows:
-    """The rows of a file whose ``first`` line is read already, at most ``limit`` of them.
+    """The rows of a file whose first line has already been read.
+
+    Args:
+        path: of the file, for errors.
+        wanted: its format.
+        first: its first line.
+        file: open, at its second line.
+        limit: most rows that are read; None: all.
 
     Raises:
         LLMGymError: a missing column, a damaged row, or no row at all.

@@ -1,8 +1,8 @@
 """Service levels of jobs: which had every call served within its targets, and ended in time.
 
-A job of a type with end-to-end target E is late when its last call has not ended by its arrival + E, and
-misses when it is late or one of its calls misses a target (``metrics.service_levels``). It meets them
-when it has ended without; until either it is undecided. A job that was dropped misses.
+A job of a type with end-to-end target E is late when its last call has not ended by its arrival + E. It
+misses its targets when it is late or one of its calls misses a target (``metrics.service_levels``), and
+meets them when it ends without a miss; before either it is undecided. A job that was dropped misses.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _mean_weight(run: Record) -> float:
 
 
 def _dropped(run: Record, names: int) -> tuple[list[int], int]:
-    """Dropped jobs of each of ``job_names``, and those of which it is not known whose they were."""
+    """Dropped jobs of each of ``job_names``, and the number of those whose type is not known."""
     classes = run.scenario.classes
     if names == 1:
         return [dropped_of(run, None)], 0

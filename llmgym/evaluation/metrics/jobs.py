@@ -39,8 +39,9 @@ def job_table(run: Record) -> pd.DataFrame:
     """Every job that finished.
 
     Columns: env job_type job arrival_ms finish_ms e2e_ms calls; and the parts of e2e_ms along the
-    critical path: waiting_ms (for the first batch), service_ms and delay_ms. join_waiting_ms adds up
-    over all calls how long they were done before the join they lead to could start.
+    critical path: waiting_ms (for the first batch; of a single engine, until the first token),
+    service_ms and delay_ms. join_waiting_ms adds up over all calls how long they were done before the
+    join they lead to could start.
     """
     calls = run.requests
     if "job_arrival_ms" not in calls:  # one engine: a job is one call
@@ -66,8 +67,9 @@ def job_table(run: Record) -> pd.DataFrame:
 def stage_table(run: Record) -> pd.DataFrame:
     """Every stage over its finished calls.
 
-    Columns: job_type stage engine calls, the means waiting_ms (for the first batch), service_ms (from
-    there to the end) and delay_ms, and critical_share, its part of the time on critical paths.
+    Columns: job_type stage engine calls, the means waiting_ms (for the first batch; of a single engine,
+    until the first token), service_ms (from there to the end) and delay_ms, and critical_share, its part
+    of the time on critical paths.
     """
     calls = run.requests
     if "service_ms" not in calls:

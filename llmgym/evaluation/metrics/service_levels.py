@@ -52,12 +52,12 @@ def service_levels(run: Record) -> dict[str, Any]:
     Returns:
         slo: for each class its requests, those that arrived after the warm-up, dropped ones included;
         undecided, how many of them are; of the others attainment, the share that met both targets,
-        ttft_attainment and tpot_attainment (the latter of the decided alone that had a first token);
+        ttft_attainment and tpot_attainment (the latter only of those that had a first token);
         and goodput_per_s, the requests per second that finished after the warm-up with both met.
         goodput_per_s: the sum over the classes, each times its weight. slo_attainment: the share, by
         weight, of all decided requests that met both targets. A share of nothing is NaN.
 
-        Of a network, and where there are end-to-end targets, these two are of jobs, and job_slo tells
+        Of a network, and where there are end-to-end targets, these two are of jobs, and job_slo says
         more: see ``metrics.job_levels``.
     """
     scenario, (met_first, met_rest, met) = run.scenario, verdicts(run)

@@ -27,6 +27,6 @@ def dropped_of(run: Record, job_class: int | None) -> int:
 
 
 def counted_share(met: np.ndarray, missed: int) -> float:
-    """The share that met (1 of 1, 0 and NaN), of the decided and that many more that missed."""
+    """The share of 1 among the decided of ``met`` (1, 0; NaN: undecided) and ``missed`` more that are 0."""
     decided = (~np.isnan(met)).sum() + missed
     return float(np.nansum(met) / decided) if decided else float("nan")
