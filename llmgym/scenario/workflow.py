@@ -162,7 +162,7 @@ class Workflow:
         """Mean visits (stages, stages) to the second stage that a visit to the first brings on.
 
         The visits that lead to one bring it on in equal parts. So the entries of a column, weighted with
-        the visits of their rows, add up to the visits of its stage.
+        the visits of their rows, add up to the visits of its stage that do not start with the job.
         """
         count = len(self.stages)
         flow = np.zeros((count, count))
@@ -288,7 +288,7 @@ def _workflow(job: str, stages: tuple[Stage, ...]) -> Workflow:
 
 
 def _body(workflow: Workflow, last: int, fault: Fault) -> tuple[int, ...]:
-    """The stages of the loop that ``last`` closes. No other path may enter or leave it."""
+    """The stages of the loop that ``last`` closes; it is entered at its first stage and left at the last."""
     names = [s.name for s in workflow.stages]
     repeat = workflow.stages[last].repeat
     assert repeat is not None
