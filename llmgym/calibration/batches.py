@@ -17,7 +17,7 @@ Pass = Callable[[], object]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a batch is made of."""
+    """What a batch is made of: decodes with their context, a prefill chunk with its prefix, in tokens."""
 
     decodes: int
     context: int
@@ -43,14 +43,14 @@ class Settings:
 
     Attributes:
         model: a causal language model of Hugging Face, by name or folder; None: a decoder of the sizes below.
-        layers, width, heads, kv_heads, feed_forward, vocabulary: of that decoder; ``kv_heads`` is as many as
-            ``heads`` and ``feed_forward`` 4 times ``width`` where they are 0.
-        device, dtype: of PyTorch; the device is the first GPU where there is one.
-        decodes, context, chunk, prefix: the lists whose combinations are measured.
+        layers, width, heads, kv_heads, feed_forward, vocabulary: sizes of that decoder; 0 for ``kv_heads``
+            means as many as ``heads``, 0 for ``feed_forward`` 4 times ``width``.
+        device, dtype: of PyTorch, such as ``"cuda"``, and a name in DTYPES.
+        decodes, context, chunk, prefix: the lists whose combinations are measured, see ``measure``.
         warmup, repeats: passes before the timing, and passes whose median counts.
         seed: of the weights and of the order.
 
-    Raises LLMGymError for what is negative, or does not fit together.
+    Raises LLMGymError for an unknown dtype, and for numbers out of range or that do not fit together.
     """
 
     model: str | None = None
@@ -99,7 +99,7 @@ class Settings:
 
 
 def grid(settings: Settings) -> list[Shape]:
-    """The different batches of the four lists, in random order."""
+    """The different batches of the four lists, in random order; without mixed ones for a named model."""
     found = {
         Shape(decodes, context if decodes else 0, chunk, prefix if chunk else 0)
         for decodes, context, chunk, prefix in product(

@@ -30,7 +30,7 @@ from llmgym.scenario.batch_time import BatchTime, MeasuredTable
 
 FOLDS, SEED = 5, 0
 ALIKE = 1e-5
-"""Errors below this share of the mean batch time are none: constants are rounded to six digits."""
+"""Errors below this share of the mean batch time count as none: constants are rounded to six digits."""
 
 Fitter = Callable[[pd.DataFrame], BatchTime]
 
@@ -111,7 +111,7 @@ def _judged(model: BatchTime, constants: int, data: pd.DataFrame, unseen: np.nda
 
 
 def _ranked(fits: list[Fit], squares: np.ndarray, mean_ms: float) -> list[int]:
-    """Places of the fits, best first; ``squares`` (forms, rows) are their errors on unseen rows."""
+    """Numbers of the fits, best first; ``squares`` (forms, rows) are their squared errors on unseen rows."""
     best = int(np.argmin(squares.mean(axis=1)))
     worse = squares - squares[best]
     doubt = worse.std(axis=1) / np.sqrt(worse.shape[1]) + (ALIKE * mean_ms) ** 2

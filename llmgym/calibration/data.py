@@ -30,11 +30,11 @@ RANGE = {
 def read_measurements(
     measurements: pd.DataFrame | str | os.PathLike[str],
 ) -> tuple[pd.DataFrame, str]:
-    """The columns of COLUMNS as float64, absent attention 0 everywhere, and the name of the source.
+    """The columns of COLUMNS as float64, 0 where attention was not measured, and the name of the source.
 
     Raises:
-        LLMGymError: a file that is missing or no table, a missing column, a row with a value that is
-            no number or out of range, or too few rows or batch sizes.
+        LLMGymError: a file that is missing or not a table, a missing or repeated column, a row with a
+            value that is not a number or out of range, or too few rows or batch sizes.
     """
     if isinstance(measurements, pd.DataFrame):
         frame, source = measurements, "measurements"

@@ -46,7 +46,7 @@ def fit_hinge(data: pd.DataFrame) -> BatchTime:
 
 
 def fit_staircase(data: pd.DataFrame, tiles: Iterable[int] = TILES) -> BatchTime:
-    """The best Staircase of these tiles; the smallest of those that fit alike."""
+    """The best Staircase of these tiles; the smallest tile of those that fit equally well."""
     tokens = data["tokens"].to_numpy()
     columns = {n: [np.ones(len(data)), np.ceil(tokens / n)] for n in sorted(tiles)}
     floor = _floor(data)
@@ -74,7 +74,7 @@ def fit_table(data: pd.DataFrame) -> BatchTime:
 
 
 def identifiable_terms(data: pd.DataFrame) -> tuple[str, ...]:
-    """The attention constants whose column is no combination of the columns before it."""
+    """The attention constants whose column is not a linear combination of the columns before it."""
     columns, found = [np.ones(len(data)), data["tokens"].to_numpy()], []
     for name, column in TERMS.items():
         new = column(data)
@@ -95,7 +95,7 @@ def _search_free_tokens(data: pd.DataFrame, rest: list[np.ndarray]) -> tuple[int
     def columns(free: int) -> list[np.ndarray]:
         return [np.ones(len(data)), np.maximum(tokens - free, 0), *rest]
 
-    # Two batch sizes at least reach the slope: one alone could be met by any.
+    # At least two batch sizes count for the slope: a single one could be met by any slope.
     first, last = 0, int(sizes[-2])
     while True:
         grid = np.unique(np.linspace(first, last, GRID).astype(int))

@@ -50,14 +50,21 @@ class Measured:
 def measure(settings: Settings, path: Path, progress: Progress | None = None) -> Measured:
     """Measure the batches that are missing in a file.
 
-    Raises LLMGymError without PyTorch or the device, and where the file holds something else.
+    Args:
+        settings: which batches, and of what model.
+        path: the CSV file; a missing one is started, with its folder.
+        progress: told before each batch and at the end.
+
+    Raises:
+        LLMGymError: no PyTorch or device, a file that cannot be read or written, or one that holds
+            something else.
     """
     torch = _torch(settings.device)
     torch.manual_seed(settings.seed)
     cuda = settings.device.startswith("cuda")
     where = torch.cuda.get_device_name() if cuda else settings.device
     try:
-        there = rows_there(path, settings.name, where)
+        there = _rows_there(path, settings.name, where)
         shapes = [shape for shape in grid(settings) if shape not in there]
         added = _measure(settings, path, shapes, where, progress or (lambda *_: None))
     except OSError as error:
@@ -68,7 +75,7 @@ def measure(settings: Settings, path: Path, progress: Progress | None = None) ->
 def _measure(
     settings: Settings, path: Path, shapes: list[Shape], where: str, progress: Progress
 ) -> int:
-    """Append a row for each of the batches that fit into memory; how many did."""
+    """Append a row for each of the batches that fit into memory, and return their number."""
     from llmgym.calibration.torch_models import model_of, torch
 
     if not shapes:
@@ -80,7 +87,7 @@ def _measure(
             progress(n, len(shapes), f"{shape.decodes} decodes, {shape.chunk} prefill tokens")
             try:
                 run = model.prepare(shape)
-                ms = time_ms(run, settings.device, settings.warmup, settings.repeats)
+                ms = _time_ms(run, settings.device, settings.warmup, settings.repeats)
             except torch.OutOfMemoryError:
                 continue
             identity = {"model": settings.name, "device": where}
@@ -111,7 +118,7 @@ def first_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def time_ms(run: Pass, device: str, warmup: int, repeats: int) -> float:
+def _time_ms(run: Pass, device: str, warmup: int, repeats: int) -> float:
     """Median time of a pass in milliseconds."""
 
     def finish() -> None:
@@ -131,7 +138,7 @@ def time_ms(run: Pass, device: str, warmup: int, repeats: int) -> float:
     return statistics.median(times)
 
 
-def rows_there(path: Path, model: str, device: str) -> set[Shape]:
+def _rows_there(path: Path, model: str, device: str) -> set[Shape]:
     """The batches that the file holds. A new file is started; a damaged last row is cut off."""
     header = ",".join(COLUMNS) + "\n"
     text = path.read_text() if path.exists() else ""

@@ -28,7 +28,7 @@ STYLES = {
     "roofline": ("#CC79A7", (0, (5, 3))),
     "table": ("#E69F00", "-"),
 }
-"""Colour, of the palette of Okabe and Ito, and line of each form: those that agree stay visible."""
+"""Colour (palette of Okabe and Ito) and line of each form: those that agree stay visible."""
 
 
 def draw(calibration: Calibration, path: str | Path) -> None:
@@ -38,7 +38,7 @@ def draw(calibration: Calibration, path: str | Path) -> None:
     attention varies: fitted against measured times.
 
     Raises:
-        LLMGymError: another ending of the name, or the file cannot be written.
+        LLMGymError: the name ends differently, or the file cannot be written.
     """
     kind = Path(path).suffix[1:].lower()
     if kind not in FORMATS:

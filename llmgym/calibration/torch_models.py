@@ -35,21 +35,29 @@ class Layer(nn.Module):
     def forward(
         self, x: torch.Tensor, decodes: int, caches: list[torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
-        """``x`` (tokens, width): the decodes, then the chunk; ``caches``: one for each of the two parts."""
+        """What the layer makes of a batch, (tokens, width). Its keys and values enter the caches.
+
+        Args:
+            x: (tokens, width): one token of each decode, then the chunk.
+            decodes: how many decodes there are.
+            caches: keys and values (2, requests, kv_heads, length, size) of the decodes, and of the
+                request with the chunk. The last places are those of the new tokens.
+            mask: which places each token of the chunk sees, (chunk, length) bool.
+        """
         heads = (self.heads, self.kv_heads, self.kv_heads)
         q, k, v = self.qkv(self.norm_1(x)).view(len(x), -1, self.size).split(heads, dim=1)
         kv, parts = torch.stack((k, v)), []
         if decodes:
             caches[0][:, :, :, -1] = kv[:, :decodes]
-            parts.append(self.attend(q[:decodes, None], caches[0], None))
+            parts.append(self._attend(q[:decodes, None], caches[0], None))
         if len(x) > decodes:
             caches[1][:, 0, :, -(len(x) - decodes) :] = kv[:, decodes:].transpose(1, 2)
-            parts.append(self.attend(q[None, decodes:], caches[1], mask))
+            parts.append(self._attend(q[None, decodes:], caches[1], mask))
         x = x + self.out(torch.cat(parts))
         gate, up = self.gate_up(self.norm_2(x)).chunk(2, dim=-1)
         return x + self.down(functional.silu(gate) * up)
 
-    def attend(
+    def _attend(
         self, q: torch.Tensor, cache: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Queries (requests, tokens, heads, size) on a cache (2, requests, kv_heads, length, size)."""
@@ -74,10 +82,8 @@ class Decoder(nn.Module):
             "device": settings.device,
             "dtype": getattr(torch, settings.dtype),
         }
-        self.kept = (
-            settings.kv_heads,
-            settings.width // settings.heads,
-        )  # of a token in each cache
+        # KV heads, and numbers of each, that a cache keeps of a token.
+        self.kept = (settings.kv_heads, settings.width // settings.heads)
         sizes = (settings.width, settings.heads, settings.kv_heads, settings.feed_forward)
         self.embedding = nn.Embedding(settings.vocabulary, settings.width, **self.place)
         self.layers = nn.ModuleList(Layer(*sizes, self.place) for _ in range(settings.layers))
@@ -108,7 +114,10 @@ class Decoder(nn.Module):
 
 
 class HuggingFace:
-    """A causal language model of transformers."""
+    """A causal language model of transformers, by name or folder.
+
+    Raises LLMGymError without transformers, and where the model cannot be loaded.
+    """
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
         try:

@@ -2,8 +2,8 @@
 
 A run is a folder with two files, as the benchmark of LLMServingSim writes them: requests.jsonl (see
 ``read_trace``; here also request_id, first_token_ts and last_token_ts, on the clock of queued_ts) and
-meta.json, the settings of the engine. What they ask of vLLM's scheduler is simulated; that it plans
-one iteration ahead (asynchronous scheduling) and shares equal prompt prefixes is not. ::
+meta.json, the settings of the engine. What they ask of vLLM's scheduler is simulated, but not that it
+plans one iteration ahead (asynchronous scheduling) or shares equal prompt prefixes. ::
 
     run = read_vllm_run("RTX4090_Llama-3.1-8B")
     simulated = simulate(run.scenario("rtx4090-llama-3.1-8b"), run.policy)
@@ -51,7 +51,7 @@ REQUESTS = replace(
 SCHEDULER = ("resolved_config.scheduler_config", "engine_kwargs")
 CACHE = ("kv_cache", "resolved_config.cache_config")
 PARALLEL = ("resolved_config.parallel_config", "engine_kwargs")
-"""Tables of meta.json that hold a setting, the one that is believed first."""
+"""Tables of meta.json that may hold a setting; the first that has it counts."""
 
 MODELLED = {
     "data_parallel_size": (PARALLEL, 1),
@@ -60,7 +60,7 @@ MODELLED = {
     "prefill_schedule_interval": (SCHEDULER, 1),
     "speculative_config": (("resolved_config",), None),
 }
-"""Settings that only have one value here; also that of vLLM where meta.json does not say."""
+"""Settings that may have one value only, which they also have where meta.json leaves them out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class VLLMRun:
     Attributes:
         name: of its folder.
         replay: the requests, by the time at which they were queued.
-        token_budget, max_num_seqs, kv_cache: of the engine; vLLM's null block is not counted.
+        token_budget, max_num_seqs, kv_cache: those of the engine; vLLM's null block is not counted.
         policy: vLLM's scheduler with the options of the run.
         measured: a row for each request of the replay: request_id, ttft_ms, tpot_ms (NaN for outputs
             of one token), e2e_ms, all from queued_ts.
@@ -90,8 +90,8 @@ class VLLMRun:
         """The run as a scenario.
 
         Args:
-            batch_time: of its GPU and model: an object, a name in PRESETS, or a TOML file.
-            slots: by default twice the requests that were in the system at once.
+            batch_time: that of its GPU and model: an object, a name in PRESETS, or a TOML file.
+            slots: by default twice ``peak``, but no more than there are requests, or 32,768.
 
         Raises:
             LLMGymError: an unknown batch time or a bad file (see ``load_batch_time``).

@@ -56,7 +56,7 @@ MOST_PER_TICK = 1024
 """Most arrivals per tick, in the busiest state (1e8 per second at 0.01 ms)."""
 
 MOST_CHANGES = 100_000
-"""Most changes of state, or bins of a curve, in a mean gap: each costs a random draw."""
+"""Most changes of state, or bins of a curve, in a mean gap: each costs random draws."""
 
 
 def _check_scale(rate_per_s: float, ticks_per_s: float, busiest_per_s: float = 0.0) -> None:
@@ -101,7 +101,7 @@ class Poisson(Arrivals):
 
 @dataclass(frozen=True)
 class Deterministic(Arrivals):
-    """One arrival every 1/rate seconds, the first after one interval, which is kept to 2**-32 ticks."""
+    """One arrival every 1/rate seconds, the first after one interval. It is exact to 2**-32 ticks."""
 
     rate_per_s: float
     kind: ClassVar[str] = "deterministic"
@@ -192,14 +192,14 @@ def _check_states(process: Arrivals, weights: str, sojourn_s: str) -> None:
 
 @dataclass(frozen=True)
 class RateCurve(Arrivals):
-    """Poisson arrivals at a rate that follows a curve and repeats: the course of a day.
+    """Poisson arrivals at a rate that follows a curve and repeats, such as the course of a day.
 
     The period is cut into bins of equal length; in bin i requests arrive at a rate in proportion to
     ``weights[i]``. ``rate_per_s`` is the mean over a period, and time 0 is its beginning. Bursts and
     lulls may come on top: then the rate is also in proportion to ``burst_weights`` of a state that
     lasts an exponential time of mean ``burst_sojourn_s`` seconds, as in MMPP.
 
-    A bin is a whole number of clock ticks, or of a few of them where a period has more than 2**31.
+    A bin is a whole number of clock ticks, or of units of a few ticks where a period has more than 2**31.
     """
 
     rate_per_s: float

@@ -23,7 +23,7 @@ class Attention:
 
     ``decode_context``: tokens in the KV cache of the requests that decode, summed over them.
     ``prefill_pairs``: query-key pairs of the prefill chunks, the sum of chunk * (prefix + chunk / 2),
-    where prefix are the tokens of the request that its cache holds before the chunk.
+    where prefix is the number of the request's tokens that its cache holds before the chunk.
     """
 
     decode_context: Any = 0.0
@@ -31,7 +31,7 @@ class Attention:
 
 
 NO_ATTENTION = Attention()
-"""The cost of attention left out: that of a batch whose requests have no context."""
+"""Attention left out: that of a batch whose requests have no context."""
 
 
 class BatchTime:
@@ -46,7 +46,16 @@ class BatchTime:
     needs_attention: ClassVar[bool] = False
 
     def formula(self, tokens: Any, xp: Any, attention: Attention = NO_ATTENTION) -> Any:
-        """Milliseconds for a batch of ``tokens`` > 0, with array module ``xp``."""
+        """Milliseconds that batches take.
+
+        Args:
+            tokens: tokens in each batch, above 0: a number, or floats of any shape.
+            xp: array module that computes it, ``numpy`` or ``jax.numpy``.
+            attention: what attention reads, numbers or arrays of the shape of ``tokens``.
+
+        Returns:
+            Milliseconds in the shape of ``tokens``.
+        """
         raise TypeError("a batch-time model must define formula(tokens, xp, attention)")
 
     def ms(self, tokens: float | np.ndarray, attention: Attention = NO_ATTENTION) -> np.ndarray:
@@ -56,7 +65,13 @@ class BatchTime:
     def ticks(
         self, tokens: jax.Array, tick_ms: jax.Array, attention: Attention = NO_ATTENTION
     ) -> jax.Array:
-        """The same in whole clock ticks of ``tick_ms`` (JAX, int32, at least 1)."""
+        """The same in whole clock ticks, int32 in the shape of ``tokens``: rounded, at least 1.
+
+        Args:
+            tokens: tokens in each batch, above 0, of any shape.
+            tick_ms: milliseconds of a tick, (), or in a shape that broadcasts to ``tokens``.
+            attention: what attention reads, as in ``formula``.
+        """
         duration = self.formula(tokens.astype(jnp.float32), jnp, attention) / tick_ms
         return jnp.maximum(jnp.round(duration).astype(jnp.int32), 1)
 
@@ -138,8 +153,9 @@ class Roofline(BatchTime):
     """t_b = c + a * max(0, b - b_k) + k * KV / 1000 + p * PP / 10^6 [+ k_mix * KV / 1000].
 
     Up to ``free_tokens`` (b_k) a batch takes the time of reading the weights, above it the time of
-    computing; then attention, KV and PP being its ``decode_context`` and ``prefill_pairs``. Attention
-    of decodes costs ``mixed_ms_per_kilotoken`` (k_mix) more where the batch holds prefill as well.
+    computing. Attention comes on top: KV and PP are its ``decode_context`` and ``prefill_pairs``.
+    Attention of decodes costs ``mixed_ms_per_kilotoken`` (k_mix) more where the batch holds prefill
+    as well.
     The form is that of the fits in ``batch_time_library``; the name is the roofline model's (Williams,
     Waterman and Patterson, 2009).
     """
@@ -181,7 +197,7 @@ class MeasuredTable(BatchTime):
     """Straight lines between measured points: ``times_ms[i]`` for ``tokens[i]``, 2 to 64 of them.
 
     Below the first point it is level. Beyond the last it goes on with the last slope, or level where
-    that falls, so that time stays positive.
+    that slope is negative, so that times stay positive.
     """
 
     tokens: tuple[int, ...]
@@ -217,8 +233,8 @@ class MeasuredTable(BatchTime):
                 )
 
     def formula(self, tokens: Any, xp: Any, attention: Attention = NO_ATTENTION) -> Any:
-        # Each piece adds its rise, as far as the batch has come along it: constants that the engine
-        # has given an axis of engines or environments serve as well as plain numbers.
+        # Each piece adds its rise, as far as the batch has come along it. So constants may be arrays
+        # to which the engine has added an axis of engines or environments.
         found = self.times_ms[0] + 0.0 * tokens
         for start, end, low, high in self._pieces():
             found = found + (high - low) * xp.clip((tokens - start) / (end - start), 0, 1)

@@ -28,7 +28,7 @@ MOST_ROUNDING = 0.01
 
 
 class Times(NamedTuple):
-    """The shortest, the longest and the worst rounded time of an engine, in milliseconds."""
+    """Batch times of an engine in ms: the shortest, the longest, and the one that ticks round worst."""
 
     shortest_ms: float
     longest_ms: float
@@ -43,10 +43,10 @@ def check_clock(
     """Refuse times that the clock could not hold; LLMGymError says what to change.
 
     Args:
-        engines: that serve.
+        engines: the engines that serve.
         jobs: what arrives, as job types.
         tick_ms: clock resolution.
-        slots: most requests of a lone engine; None: of a network.
+        slots: most requests of a lone engine; None: a network.
     """
     for engine in engines:
         cache = engine.kv_cache
@@ -61,7 +61,7 @@ def check_clock(
     for job in jobs:
         for stage in job.stages:
             if stage.delay_ms is not None:
-                check_delay(str(stage.name), *_extremes(stage.delay_ms), tick_ms)
+                _check_delay(str(stage.name), *_extremes(stage.delay_ms), tick_ms)
 
 
 def _most_attention(engine: Engine, jobs: Sequence[JobType], slots: int | None) -> Attention:
@@ -115,7 +115,7 @@ def check_batch_times(
     most = float(attention.decode_context), float(attention.prefill_pairs)
     try:
         times = _cached(model, token_budget, tick_ms, *most)
-    except TypeError:  # a model of one's own that cannot be hashed
+    except TypeError:  # a user's own model that cannot be hashed
         times = _times(model, token_budget, tick_ms, *most)
     longest_ms = times.longest_ms + extra_ms
     who = f"Engine {name!r}: a batch"
@@ -131,7 +131,7 @@ def check_batch_times(
         )
 
 
-def check_delay(name: str, shortest_ms: float, longest_ms: float, tick_ms: float) -> None:
+def _check_delay(name: str, shortest_ms: float, longest_ms: float, tick_ms: float) -> None:
     """Refuse a stage whose delays the clock would round by more than 1 % or could not hold."""
     _check_longest(f"Stage {name!r}: a delay may take {longest_ms:g} ms", longest_ms, tick_ms)
     for ms in (shortest_ms, longest_ms):
@@ -155,7 +155,7 @@ def _check_longest(what: str, longest_ms: float, tick_ms: float) -> None:
 
 
 def _finer(finest: float, coarsest: float) -> str:
-    """What to do about a tick that is too long, where one of ``coarsest`` is the shortest possible."""
+    """What to do about a tick that is too long; no tick may be shorter than ``coarsest``."""
     if finest >= coarsest:
         return f"Use tick_ms = {finest:g} or less."
     return "Its longest time rules out ticks short enough: bring the two closer together."

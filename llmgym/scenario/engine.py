@@ -23,7 +23,7 @@ ROUTERS = (
     "random",
     "action",
 )
-"""How calls choose among replicas; ``"action"``: where the agent last said."""
+"""How calls choose among replicas; ``"action"``: the one that the agent chose last."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Engine:
         batch_time: t_b, milliseconds against tokens in the batch.
         token_budget: b_max, the most tokens in one batch (6d).
         max_num_seqs: k_max, the most requests; None: no limit (section 6).
-        seq_limit: what k_max counts: the requests in each ``"batch"``, or the ``"resident"`` ones, that
-            is all that have received a token and are not finished. Sources differ.
+        seq_limit: what k_max counts: the requests in each ``"batch"``, or the ``"resident"`` ones: all
+            that have received a token and are not finished. Sources differ.
         name: what stages call it.
         replicas: how many of it there are behind a router; stages name the group.
-        kv_cache: its KV memory; None: as much as anyone asks for.
+        kv_cache: its KV memory; None: no limit.
         first_token: ``"decode"``: every output token takes an iteration of its own, as in the model of
             arXiv:2504.07347; ``"prefill"``: the iteration that ends the prompt yields the first one,
             as in vLLM, so a request of P and O tokens costs P + O - 1.

@@ -1,12 +1,8 @@
 """Device forms of the arrival processes: pytrees of arrays that draw gaps from random words.
 
-A sampler has ``gaps(memory, index, words)``: from the process's memory (two uint32, axis 0), the index
-of the next arrival and one random word for each of the next A arrivals it gives the A gaps that follow
-them, in clock ticks, and the A + 1 memories before and after each.
-
 Two things keep rates exact at both ends. A gap beyond FAR is ticks and whole periods (``Gap``). And where
 gaps are short, below FINE ticks on average, the fraction of a tick that a gap leaves is carried to the
-next one, in the second word of the memory; to round each of them would speed up the arrivals. Above that
+next one, in the second word of the memory; rounding each of them would speed up the arrivals. Above that
 every gap is rounded: its mean is then too small by less than one part in 90,000.
 """
 
@@ -109,7 +105,13 @@ class GapSampler(Protocol):
         """Gap before arrival 0 and the memory (2, ...) after it, from one random word."""
 
     def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
-        """Gaps after each of the arrivals ``index``, ... (A, ...) and memories (A + 1, 2, ...)."""
+        """The gaps in clock ticks that follow the next A arrivals (A, ...), and the memories (A + 1, 2, ...).
+
+        Args:
+            memory: the memory of the process before these gaps, (2, ...) uint32.
+            index: number of the first of the arrivals, (...) int32.
+            words: a random word for each gap, (A, ...) uint32.
+        """
 
 
 def _unchanged(memory: jax.Array, count: int) -> jax.Array:
@@ -170,9 +172,8 @@ class RegularGaps:
     def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         count = jnp.arange(words.shape[0] + 1, dtype=jnp.uint32)
         count = count.reshape((-1,) + (1,) * words[0].ndim)
-        phases = (
-            memory[1] + count * self.fraction
-        )  # wraps: the carry out of 32 bits is a whole tick
+        # The sum wraps: its carry out of 32 bits is a whole tick.
+        phases = memory[1] + count * self.fraction
         carry = (phases[1:] < phases[:-1]).astype(jnp.int32)
         later = jnp.broadcast_to(self.later, carry.shape)
         states = _unchanged(memory[0], words.shape[0])
@@ -220,7 +221,7 @@ class ModulatedGaps:
                 key, clock_key, winner_key = jax.random.split(key, 3)
                 arrive, leave = self.arrival_rates[state], self.leave_rates[state]
                 gap = gap + jax.random.exponential(clock_key) / (arrive + leave)
-                gap, periods = split(gap)  # what is added does not get lost beside a large sum
+                gap, periods = split(gap)  # or rounding to a large sum would lose what is added
                 arrived = jax.random.uniform(winner_key) * (arrive + leave) < arrive
                 return key, jnp.where(arrived, state, 1 - state), gap, later + periods, arrived
 
@@ -233,7 +234,7 @@ class ModulatedGaps:
         return tuple(x.reshape(words.shape) for x in found)
 
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
-        # Start in the stationary law of the state, not in a burst or a lull for certain.
+        # Start from the stationary law of the state, not always in a burst or always in a lull.
         leave = self.leave_rates
         in_one = uniform(word * jnp.uint32(2654435761)) < leave[0] / (leave[0] + leave[1])
         memory = jnp.stack([in_one.astype(jnp.uint32), jnp.zeros_like(word)])
@@ -254,9 +255,9 @@ class ModulatedGaps:
 class CurveGaps:
     """Device form of arrivals along a rate curve that repeats, with bursts and lulls on top of it.
 
-    Time goes in units of ``unit`` ticks, the fewest with which a period has less than 2**31 of them.
-    The memory is the unit of the period in which the last arrival was, in its top bit the state of the
-    bursts, and in the second word a fraction of a unit.
+    Time is counted in units of ``unit`` ticks, the fewest with which a period has fewer than 2**31 units.
+    The first word of the memory is the unit of the period in which the last arrival came, with the state
+    of the bursts in its top bit; the second word is a fraction of a unit.
     """
 
     arrival_rates: jax.Array  # (bins, 2) per unit, in both states
@@ -272,8 +273,8 @@ class CurveGaps:
             return ~carry[-1]
 
         def race(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            # Arrival, change of state and the end of the bin race, and the end of what ``gap`` can
-            # hold. Exponential times have no memory: after all but the first they are drawn again.
+            # Arrival, change of state, the end of the bin and the end of what ``gap`` can hold race.
+            # Exponential times have no memory: unless an arrival wins, they are drawn again.
             key, phase, part, state, gap, rest, later, _ = carry
             key, draw_key = jax.random.split(key)
             draw = uniform(jax.random.bits(draw_key, (2,), jnp.uint32))
@@ -308,7 +309,7 @@ class CurveGaps:
         return Gap(ticks - (over << PERIOD_BITS), later + over), memory
 
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
-        # From the beginning of the period, in the stationary law of the state.
+        # Start at the beginning of the period, from the stationary law of the state.
         leave = self.leave_rates
         in_one = uniform(word * jnp.uint32(2654435761)) * (leave[0] + leave[1]) < leave[0]
         memory = jnp.stack([in_one.astype(jnp.uint32) << 31, jnp.zeros_like(word)])

@@ -12,16 +12,16 @@ class KVCache:
     """The KV memory of an engine, in blocks of ``block_size`` tokens.
 
     A request holds whole blocks for all its tokens that were computed and not lost. One that finishes
-    gives them back, one that is preempted loses them and computes its prompt and its outputs so far
-    again (recompute), or they are swapped out to the memory of the host.
+    gives them back. One that is preempted loses them, and computes its prompt and its outputs so far
+    again (recompute); or they are swapped out to the memory of the host.
 
     Args:
-        blocks: that requests can have. vLLM counts one more, the null block.
+        blocks: number of usable blocks. vLLM counts one more, the null block.
         block_size: tokens in a block.
-        prefix_caching: whether full blocks can be found after their request is gone, until they are
-            taken again, and are shared by requests that begin the same way.
-        swap_tokens_per_ms: swap instead of recompute: tokens whose keys and values go to the host or
-            back in a millisecond, which prolongs the batch. A link of 25 GB/s and 128 KiB a token
+        prefix_caching: whether requests that begin the same way share full blocks. These can be found
+            after their request is gone, until they are taken for another.
+        swap_tokens_per_ms: swap instead of recompute: tokens whose keys and values move to the host or
+            back in a millisecond, which prolongs the batch. A link of 25 GB/s and 128 KiB per token
             make 190. The host has room for all.
     """
 
@@ -52,12 +52,19 @@ class KVCache:
         utilization: float = 0.9,
         block_size: int = 16,
     ) -> KVCache:
-        """The KV memory that weights leave: ``utilization`` of all memory, in GB of 10**9 bytes.
+        """The KV memory that weights leave.
 
-        A token takes 2 (key and value) * layers * KV heads * head size * bytes of a number. What
-        activations take is not counted: it must fit into the rest, 1 - ``utilization``.
+        Args:
+            memory_gb: memory of all the engine's GPUs, in GB of 10**9 bytes.
+            weights_gb: what the weights take of it, in GB.
+            bytes_per_token: KV memory of a token: 2 (key and value) * layers * KV heads * head size *
+                bytes of a number.
+            utilization: share of the memory for weights and KV; activations, which are not counted,
+                must fit into the rest.
+            block_size: tokens in a block.
 
-        Raises LLMGymError where nothing is left for a block.
+        Raises:
+            LLMGymError: a number out of range, or not one block is left.
         """
         check_number("utilization", utilization, above=0, high=1)
         given = {"memory_gb": memory_gb, "weights_gb": weights_gb}

@@ -23,7 +23,7 @@ MAX_TOKENS = 2**20
 """Longest prompt or output of one request: keeps every sum over a request table inside 32 bits."""
 
 QUANTILES = 2**14
-"""Equally likely values that stand for a distribution of lengths."""
+"""Number of equally likely values that stand for a distribution of lengths."""
 
 
 class Length:

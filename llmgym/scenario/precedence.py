@@ -1,6 +1,6 @@
 """Which stages come before which: parents, an order, choices, and what can run side by side.
 
-Stages are numbered as listed. A ``fault`` makes the error for a stage of the job type at hand.
+Stages are numbered as listed. ``fault(v, text)`` makes the error for stage v of the job type at hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Fault = Callable[[int, str], LLMGymError]
 
 
 def parents_of(stages: Sequence[Stage], fault: Fault) -> tuple[tuple[int, ...], ...]:
-    """Of each stage, those that must be done before it: the one listed before it unless it says."""
+    """Of each stage, those that must be done before it: those it names, else the one listed before it."""
     names, found = [s.name for s in stages], []
     for v, stage in enumerate(stages):
         after = stage.after if stage.after is not None else names[v - 1 : v] if v else []
@@ -49,7 +49,13 @@ def order_of(parents: Edges, fault: Fault) -> tuple[int, ...]:
 def choices_of(
     stages: Sequence[Stage], parents: Edges, fault: Fault
 ) -> tuple[tuple[int, ...], ...]:
-    """Groups of stages of which exactly one is taken: those with a probability and the same parents."""
+    """Groups of stages of which exactly one is taken: those with a probability and the same parents.
+
+    Args:
+        stages: the stages of a job type.
+        parents: of each stage, those that must be done before it.
+        fault: makes the error that is raised where probabilities of a group do not add up to 1.
+    """
     groups: dict[frozenset[int], list[int]] = {}
     for v, stage in enumerate(stages):
         if stage.probability is not None:

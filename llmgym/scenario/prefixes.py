@@ -75,7 +75,7 @@ class PrefixSource:
 
     Args:
         drawn: the device form.
-        count: different numbers of blocks that it gives.
+        count: how many different numbers it gives to blocks.
     """
 
     drawn: Variants | Listed
@@ -88,7 +88,7 @@ class Sources:
     """Where the beginnings of requests come from, one source for each class, or one for a replay."""
 
     drawn: tuple[Any, ...]  # Variants or Listed
-    first: jax.Array  # (sources + 1,) first number of each, and of blocks nobody else has
+    first: jax.Array  # (sources + 1,) first number of each, then of unshared blocks
     most: int = field(metadata={"static": True})  # blocks of a request
     block_size: int = field(metadata={"static": True})
 
@@ -103,9 +103,7 @@ class Contents:
     source: jax.Array  # (slots, ...) class
     word: jax.Array  # (slots, ...) random, that chooses among variants
     prompt: jax.Array  # (slots, ...) tokens
-    visit: jax.Array | None = (
-        None  # (slots, ...) of a call: how often its job had been there before
-    )
+    visit: jax.Array | None = None  # (slots, ...) how often the job had been at this call before
 
     def of(self, row: jax.Array) -> jax.Array:
         """Numbers (most,), uint32, of the blocks of the request in a row, in one environment."""
@@ -114,7 +112,7 @@ class Contents:
         block = jnp.arange(most, dtype=jnp.int32)
         again = 0 if self.visit is None else self.visit[row] << 20
         whose = ((request + again) * len(self.sources.drawn) + source).astype(jnp.uint32)
-        # Numbers of long ago may come again: by then no block holds what they stood for.
+        # Numbers may come again after a long time: by then no block holds what they stood for.
         own = self.sources.first[-1].astype(jnp.uint32) + whose * most
         number = own + block.astype(jnp.uint32)
         for k, drawn in enumerate(self.sources.drawn):
@@ -130,7 +128,16 @@ def no_prefix() -> Variants:
 
 
 def check_ids(ids: Any, tokens: Any, requests: int) -> np.ndarray:
-    """Ragged lists of whole numbers as a table (requests, longest), -1 past the end of a row."""
+    """The beginnings of listed prompts as a table (requests, stretches) int32, -1 past the end of a row.
+
+    Args:
+        ids: for each request a list of numbers, one for each stretch of text; or such a table.
+        tokens: of a stretch.
+        requests: how many there are.
+
+    Raises:
+        LLMGymError: something else, a number out of range, or not one row for each request.
+    """
     check_number("prefix_tokens", tokens, low=1, high=2**20, integer=True)
     if isinstance(ids, np.ndarray) and ids.ndim == 2 and np.issubdtype(ids.dtype, np.integer):
         table = ids
@@ -160,9 +167,16 @@ def dense(rows: Sequence[Sequence[Any]]) -> list[list[int]]:
 
 
 def known_tokens(ids: np.ndarray, tokens: int, prompts: np.ndarray, block_size: int) -> np.ndarray:
-    """Tokens of each prompt that requests before it had, in whole blocks, all but one at most.
+    """Tokens of each prompt that a memory which never forgets would hold: the most that prefix caching saves.
 
-    What a memory that never forgets anything saves: the most that prefix caching can.
+    Args:
+        ids: (requests, stretches), as ``check_ids`` gives them, in the order of arrival.
+        tokens: of a stretch, a multiple of ``block_size``.
+        prompts: tokens of each prompt, (requests,).
+        block_size: tokens in a block.
+
+    Returns:
+        (requests,) int64: whole blocks, which leave at least one token of the prompt to compute.
     """
     seen: set[int] = set()
     saved = np.zeros(len(ids), np.int64)

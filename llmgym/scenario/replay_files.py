@@ -9,7 +9,7 @@ from llmgym.core.errors import LLMGymError
 from llmgym.scenario.replay import Replay
 
 Reader = Callable[[Path, str | None, int | None], Replay]
-"""From a path, the name of a format (None: recognise it) and the most requests, to a replay."""
+"""From a path, the name of a format (None: recognise it) and the most rows (None: all) to a replay."""
 
 _READERS: list[Reader] = []
 
@@ -20,7 +20,16 @@ def register_reader(reader: Reader) -> None:
 
 
 def read_replay(path: Path, format: str | None = None, limit: int | None = None) -> Replay:
-    """The requests in a trace file. Raises LLMGymError where the reader does, or there is none."""
+    """The requests in a trace file.
+
+    Args:
+        path: the file.
+        format: name of its format, one that the reader knows; None: recognised.
+        limit: read only the first ``limit`` rows; None: all.
+
+    Raises:
+        LLMGymError: no reader is registered, or it refuses the file.
+    """
     if not _READERS:
         raise LLMGymError(f"Cannot read {path}: no reader of traces is registered; import llmgym.")
     return _READERS[0](path, format, limit)

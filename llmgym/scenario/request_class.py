@@ -11,7 +11,7 @@ import numpy as np
 from llmgym.core.errors import LLMGymError, check_number, unknown
 
 TARGETS = ("ttft_ms", "tpot_ms", "e2e_ms")
-"""Of a service level, in milliseconds; None: no target."""
+"""The targets of a service level, in milliseconds; None: no target."""
 
 MOST_TENANTS = 64
 
@@ -20,14 +20,14 @@ MOST_TENANTS = 64
 class RequestClass:
     """What policies, the core and the statistics know of requests that they treat the same.
 
-    Of job types every stage is a class, delays included; of a replay every tenant, every priority, or
-    else all requests together.
+    Of job types every stage is a class, delays included. Of a replay every tenant or every priority is
+    one, or else all requests together.
 
     Args:
         name: of the job type, and of the stage where it has several; of the tenant or the replay.
         mean_prefill, mean_decode: m_p and m_d, mean tokens of a prompt (with the context that it
             inherits) and of an output.
-        rate_per_s: mean number that arrive in a second, from outside or from calls before.
+        rate_per_s: mean arrivals per second, from outside and from earlier calls.
         job, stage: number of the job type (``job_names``), and of the stage within it.
         stream: number of the process of arrivals (``gap_samplers``) whose jobs it belongs to.
         priority: for policies that heed it; more is served first.
@@ -38,7 +38,7 @@ class RequestClass:
         engine: name of the engine that serves it; None: the only one, or none at all (a delay).
         is_delay: whether it is a delay, which needs no engine.
         inherits: whether the prompt begins with the context of the calls before.
-        hop: calls on the longest way from the start of the job to it, loops aside.
+        hop: number of calls on the longest path from the start of the job to it, loops aside.
         children: numbers of the classes that come after it, loops aside.
     """
 
@@ -88,7 +88,7 @@ class Tenant:
             output token after the first; None: no target.
         weight: what a request that meets its targets is worth.
         priority: of its requests, for policies that heed it; more is served first.
-        e2e_ms: target of the time from arrival to the last token.
+        e2e_ms: target in milliseconds of the time from arrival to the last token; None: no target.
     """
 
     name: str
@@ -109,7 +109,7 @@ def check_tenants(tenants: Any) -> tuple[Tenant, ...]:
     """Tenants that a list gives, each once.
 
     Raises:
-        LLMGymError: what is no tenant, two of one name, or more than 64 of them.
+        LLMGymError: something that is not a Tenant, two of the same name, or more than 64 of them.
     """
     tenants = tuple(tenants)
     if not all(isinstance(tenant, Tenant) for tenant in tenants):
@@ -130,9 +130,14 @@ def tenant_column(
 ) -> np.ndarray:
     """The tenant of each request by name, as an array of objects (requests,).
 
+    Args:
+        values: a name for each request.
+        requests: how many there are.
+        tenants: those that may be named; empty: any.
+
     Raises:
-        LLMGymError: not one name for each request, or one that is not among the ``tenants`` (if any are
-            listed).
+        LLMGymError: not one name for each request, one that is not among the ``tenants``, or more than
+            64 different ones.
     """
     names = list(values)
     if len(names) != requests or not all(isinstance(name, str) and name for name in names):
@@ -146,7 +151,7 @@ def tenant_column(
             raise unknown("tenant", name, known)
     if len(found) > MOST_TENANTS:
         raise LLMGymError(f"A replay has at most {MOST_TENANTS} tenants, got {len(found)}.")
-    return np.array(names, dtype=object)  # that of strings would cut a name at the end
+    return np.array(names, dtype=object)  # one of strings would drop NULs at the end
 
 
 def target_ticks(scenario: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ def longest_call(scenario: Scenario, engine: Engine) -> float:
 
 
 def likely_longest_call(scenario: Scenario, engine: Engine) -> float:
-    """As ``longest_call``, but of lengths without a bound their last quantile (1 - 2**-15)."""
+    """As ``longest_call``, with the last quantile (1 - 2**-15) of lengths that have no bound."""
     longest = longest_call(scenario, engine)
     if np.isfinite(longest):
         return longest

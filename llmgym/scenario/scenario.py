@@ -1,4 +1,4 @@
-"""A scenario: the engine, what arrives, and the size of the simulation."""
+"""A scenario: the engines, what arrives, and the size of the simulation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from llmgym.scenario.toml_tables import load_batch_time
 from llmgym.scenario.workload import WORKLOAD_SETTINGS, Demand, JobType
 
 MOST_WEIGHT = 1024
-"""Of a prompt or an output token as service to a client."""
+"""Largest weight of a prompt token or an output token as service to a request class."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """An engine, its workload, and the limits of the simulation.
+    """One engine or more, the workload, and the limits of the simulation.
 
     Args:
         engines: the engines; one for ``llmgym/Engine-v0``.
@@ -34,7 +34,7 @@ class Scenario:
         router: how calls choose among replicas of an engine: a name in ROUTERS.
         tick_ms: clock resolution. 0.01 ms makes every published constant a whole number of ticks.
         lengths_known: whether policies see the remaining output tokens (hidden by default).
-        name, description, source: where it comes from.
+        name, description, source: what it is called, what it shows, where it comes from.
         service_weights: (w_p, w_q), what a prompt token and an output token count as service to a
             request class, where fairness among them matters; None: no counters are kept. (1, 2) in
             arXiv:2401.00588. Whole numbers; every engine of a network counts for itself.
@@ -96,7 +96,7 @@ class Scenario:
 
     @property
     def demand(self) -> Demand:
-        """The workload, as what llmgym asks of every kind of it."""
+        """The workload, as the interface that all kinds of workload share."""
         assert isinstance(self.workload, Demand)
         return self.workload
 
@@ -118,7 +118,16 @@ class Scenario:
         first_token: str = "decode",
         **fields: Any,
     ) -> Scenario:
-        """One engine and its workload. ``fields`` are those of Scenario (slots, tick_ms, ...)."""
+        """One engine and its workload.
+
+        Args:
+            batch_time, token_budget, max_num_seqs, seq_limit, kv_cache, first_token: as in ``Engine``.
+            workload: a job type, a tuple of them, or a Replay.
+            fields: those of Scenario (slots, tick_ms, ...).
+
+        Raises:
+            LLMGymError: a value out of range, or values that do not fit together.
+        """
         engine = Engine(
             batch_time,
             token_budget,
@@ -201,10 +210,13 @@ class Scenario:
         """A copy with changed settings.
 
         Every engine: batch_time (also a name in ``batch_time_library``, or a TOML file that holds one),
-        token_budget, max_num_seqs, seq_limit, replicas. Workload: arrival_rate_per_s, arrivals,
-        prefill_tokens and decode_tokens (a length distribution or a whole number; for every call),
-        ttft_ms, tpot_ms and e2e_ms (targets of every class or job; None: no target), workload. Any
-        field of Scenario itself, such as slots or tick_ms.
+        token_budget, max_num_seqs, seq_limit, replicas, kv_cache, first_token. Workload:
+        arrival_rate_per_s, arrivals, prefill_tokens and decode_tokens (a length distribution or a whole
+        number; for every call), ttft_ms, tpot_ms and e2e_ms (targets of every class or job; None: no
+        target), workload. Any other field of Scenario itself but engines, such as slots or tick_ms.
+
+        Raises:
+            LLMGymError: an unknown setting (with the nearest match), or a value that does not fit.
         """
         known = {*ENGINE_SETTINGS, "arrival_rate_per_s", *WORKLOAD_SETTINGS, *SCENARIO_SETTINGS}
         for name in changes:

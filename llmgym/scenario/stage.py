@@ -81,7 +81,7 @@ def token_column(name: str, values: Any) -> np.ndarray:
 
 
 def check_pairs(prefill: np.ndarray, decode: np.ndarray) -> None:
-    """Raise LLMGymError unless every request has both counts, and tokens at all."""
+    """Raise LLMGymError unless every request has both counts, and at least one token."""
     if prefill.size != decode.size:
         raise LLMGymError(
             f"prefill_tokens has {prefill.size} entries and decode_tokens {decode.size}; "
@@ -113,7 +113,8 @@ class Paired:
 class Repeat:
     """A loop: when the stage that has it ends, the job goes back to stage ``to``, for another round.
 
-    Give ``probability`` of going back (geometric number of rounds) or ``rounds``, how often all is run.
+    Give the ``probability`` of going back (a geometric number of rounds) or ``rounds``, how often the
+    stages from ``to`` on run.
     """
 
     to: str
@@ -150,7 +151,7 @@ class Stage:
 
     Give ``prefill`` and ``decode`` for independent lengths, or ``paired`` for joint ones; or only
     ``delay_ms`` for time that passes without an engine (a tool, a person who thinks). A call that
-    draws 0 for both lengths gets one prompt token, which the means leave out.
+    draws 0 for both lengths gets one prompt token, which the means do not count.
 
     Args:
         engine: name of the engine, or of the group of replicas, that serves the call.
@@ -252,7 +253,7 @@ class Stage:
 
     @property
     def likely_longest_tokens(self) -> float:
-        """As ``longest_tokens``, but of lengths without a bound their last quantile (1 - 2**-15)."""
+        """As ``longest_tokens``, with the last quantile (1 - 2**-15) of lengths that have no bound."""
         if np.isfinite(self.longest_tokens):
             return self.longest_tokens
         assert self.prefill is not None
@@ -260,9 +261,9 @@ class Stage:
         return float(quantiles(self.prefill)[-1] + quantiles(self.decode)[-1])
 
     def unshared(self, block_size: int) -> Stage:
-        """The stage without its shared prefix: prompts lose what a memory that forgets nothing has.
+        """The stage without its shared prefix: prompts lose what a memory that forgets nothing holds.
 
-        All but whole blocks of ``block_size`` of the prefix, and at least one token, stay.
+        That is whole blocks of ``block_size`` tokens, and leaves at least one token.
         """
         if self.shared_prefix is None:
             return self

@@ -1,8 +1,8 @@
 """Scenarios as TOML files, and the named ones that ship with llmgym.
 
 A file has the fields of Scenario at the top, ``[engine]`` or several ``[[engines]]``, and either
-``[[job_types]]`` or ``[replay]``. Everything that comes in kinds says which: a batch time,
-arrivals, lengths ::
+``[[job_types]]`` or ``[replay]``. Batch times, arrivals and lengths come in kinds, and each says
+which ::
 
     name = "example"
     slots = 256
@@ -19,7 +19,7 @@ arrivals, lengths ::
 
 The keys of a table are the fields of its class; those without a default must be there. A batch time
 may also be a string: the name of one in ``batch_time_library``, or a TOML file with a ``[batch_time]``,
-such as ``llmgym calibrate`` writes, seen from the current folder. In place of prefill and decode a
+such as ``llmgym calibrate`` writes, relative to the current folder. In place of prefill and decode a
 call may have ``[job_types.paired]``. A job of several calls lists its stages; where there are several
 engines each has a name, and each call says which engine serves it ::
 
@@ -46,9 +46,9 @@ engines each has a name, and each call says which engine serves it ::
     delay_ms = { kind = "geometric", mean_tokens = 500 }
     repeat = { to = "think", probability = 0.7 }
 
-A delay takes its kind from the lengths, with a millisecond for a token. A ``[replay]`` lists the
-fields of Replay or has ``trace = "file"``, seen from the folder of the TOML file, with ``format``
-and ``limit`` as in ``read_trace``; ``name``, the targets, ``weight`` and the tenants go with both ::
+A delay is written as a length, in milliseconds instead of tokens. A ``[replay]`` lists the fields of
+Replay or has ``trace = "file"``, relative to the folder of the TOML file, with ``format`` and ``limit``
+as in ``read_trace``; ``name``, the targets, ``weight`` and the tenants go with both ::
 
     [replay]
     trace = "requests.csv"
@@ -81,7 +81,7 @@ def loads(text: str, source: str = "TOML text") -> Scenario:
     """The scenario that a TOML text describes; ``source`` is what error messages call the text.
 
     Raises:
-        LLMGymError: no TOML, an unknown or missing key, a value of the wrong type or out of range;
+        LLMGymError: invalid TOML, an unknown or missing key, a value of the wrong type or out of range;
             the message names source, table and key.
     """
     return _parse(text, source, Path())

@@ -34,6 +34,13 @@ class Place:
         return LLMGymError(f"{self.source}{table}: {fault}")
 
     def check_keys(self, table: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
+        """Raise LLMGymError for what is not a table, or has wrong keys.
+
+        Args:
+            table: what was read.
+            known: the keys that it may have.
+            needed: those that it must have.
+        """
         if not isinstance(table, dict):
             raise self.error(f"this must be a table, got {table!r}.")
         for key in table:
@@ -55,7 +62,7 @@ def load_batch_time(name_or_path: str | Path) -> BatchTime:
     """A batch time by its name in ``batch_time_library``, or from the ``[batch_time]`` of a TOML file.
 
     Raises:
-        LLMGymError: an unknown name (with the nearest match); for files see ``load``.
+        LLMGymError: an unknown name (with the nearest match); for files as ``load`` in ``toml_reader``.
     """
     name = str(name_or_path)
     if name in PRESETS:
@@ -69,7 +76,7 @@ def load_batch_time(name_or_path: str | Path) -> BatchTime:
 
 
 def read_text(what: str, path: str | Path) -> str:
-    """The text of a file; ``what`` it holds is for the error message."""
+    """The text of a file. Raises LLMGymError, which says ``what`` the file holds, if it is unreadable."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, TypeError, ValueError) as error:
@@ -78,7 +85,7 @@ def read_text(what: str, path: str | Path) -> str:
 
 
 def parse(place: Place, text: str) -> dict[str, Any]:
-    """The tables of a TOML text."""
+    """The tables of a TOML text. Raises LLMGymError if it is not TOML."""
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -86,23 +93,33 @@ def parse(place: Place, text: str) -> dict[str, Any]:
 
 
 def rows(place: Place, key: str, tables: Any, header: str = "") -> Iterator[tuple[Place, Any]]:
-    """The tables of an array, each with its place."""
+    """The tables of an array, each with its place.
+
+    Args:
+        place: where the array stands.
+        key: its key there.
+        tables: its value. Raises LLMGymError if it is not a list.
+        header: for the error, the array with the tables around it, such as ``job_types.stages``.
+    """
     if not isinstance(tables, list):
         raise place.error(f"{key} must be an array of tables: write [[{header or key}]].")
     return ((place.inside(f"{key}[{i}]"), table) for i, table in enumerate(tables))
 
 
 def read(place: Place, cls: Any, table: Any, **given: Any) -> Any:
-    """An instance of the dataclass ``cls``, its fields from the table save for those ``given``."""
+    """An instance of the dataclass ``cls`` with fields from the table, except those ``given``.
+
+    Raises LLMGymError, which names the place, for unknown or missing keys and for values that do not fit.
+    """
     own = [f for f in fields(cls) if f.name not in given]
     needed = [f.name for f in own if f.default is MISSING and f.default_factory is MISSING]
     place.check_keys(table, [f.name for f in own], needed)
     hints = get_type_hints(cls)
-    values = {key: value_of(place, key, hints[key], value) for key, value in table.items()}
+    values = {key: _value_of(place, key, hints[key], value) for key, value in table.items()}
     return place.make(cls, **values, **given)
 
 
-def value_of(place: Place, key: str, hint: Any, value: Any) -> Any:
+def _value_of(place: Place, key: str, hint: Any, value: Any) -> Any:
     """The value of a key as the type that its field declares; of ``X | Y`` the first, X."""
     if get_origin(hint) is UnionType:
         hint = next(option for option in get_args(hint) if option is not NoneType)
@@ -117,7 +134,7 @@ def value_of(place: Place, key: str, hint: Any, value: Any) -> Any:
     item = get_args(hint)[0]
     if is_dataclass(item):
         return tuple(read(inside, item, one) for inside, one in rows(place, key, value))
-    return tuple(value_of(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
+    return tuple(_value_of(place, f"{key}[{i}]", item, v) for i, v in enumerate(value))
 
 
 def _read_kind(place: Place, base: type, value: Any) -> Any:
@@ -139,7 +156,14 @@ def _read_table(place: Place, base: type, table: Any) -> Any:
 
 
 def scalar(place: Place, key: str, wanted: type, value: Any) -> Any:
-    """A string, boolean or finite number; a whole number may be written 128.0."""
+    """A string, boolean or finite number; a whole number may be written 128.0.
+
+    Args:
+        place: the table.
+        key: whose value it is.
+        wanted: ``str``, ``bool``, ``int`` or ``float``.
+        value: what stands there. Raises LLMGymError if it is of another type, or not below 2**63 in size.
+    """
     if wanted in (int, float):
         if not isinstance(value, (int, float)):
             raise place.error(f"{key} must be a number, got {value!r}.")

@@ -32,7 +32,7 @@ SELDOM = (
     "prefix_caching",
     "prefix_tokens",
 )
-"""Fields that are left out at their default; so is a router that has nothing to choose."""
+"""Fields that are left out at their default; so is a router that has nothing to choose from."""
 
 ONLY_CALL = "call-1"
 """Name of the one call of a job type that has no table of stages."""
@@ -62,7 +62,7 @@ def dumps(scenario: Scenario) -> str:
     """The scenario as TOML text, every setting written out; ``loads`` gives an equal scenario back.
 
     Raises:
-        LLMGymError: a batch time, arrival process or length whose class is no registered kind.
+        LLMGymError: a batch time, arrival process or length whose class is not a registered kind.
     """
     several = len(scenario.engines) > 1
     routed = scenario.router != Scenario.router or any(e.replicas > 1 for e in scenario.engines)
@@ -80,10 +80,10 @@ def dumps(scenario: Scenario) -> str:
 
 
 def dumps_batch_time(batch_time: BatchTime) -> str:
-    """The TOML table ``[batch_time]``, as ``load_batch_time`` of ``llmgym.scenario.toml_reader`` reads it.
+    """The TOML table ``[batch_time]``, as ``load_batch_time`` of ``llmgym.scenario.toml_tables`` reads it.
 
     Raises:
-        LLMGymError: its class is no registered kind.
+        LLMGymError: its class is not a registered kind.
     """
     return "".join(_lines({"batch_time": _table(batch_time)}, compact=False)).lstrip()
 

@@ -159,10 +159,10 @@ class Workflow:
 
     @cached_property
     def follows(self) -> np.ndarray:
-        """Mean number of visits (stages, stages) to the second that a visit to the first brings on.
+        """Mean visits (stages, stages) to the second stage that a visit to the first brings on.
 
-        Every visit is brought on by those before it in equal parts; entries of a column, weighted
-        with the visits, add up to the visits of the stage.
+        The visits that lead to one bring it on in equal parts. So the entries of a column, weighted with
+        the visits of their rows, add up to the visits of its stage that do not start with the job.
         """
         count = len(self.stages)
         flow = np.zeros((count, count))
@@ -183,7 +183,7 @@ class Workflow:
 
     @cached_property
     def depth(self) -> np.ndarray:
-        """Calls (stages,) on the longest way from the start of the job to each stage, loops aside."""
+        """Calls (stages,) on the longest path from the start of the job to each stage, loops aside."""
         found = np.zeros(len(self.stages), int)
         for v in self.order:
             before = [found[u] + (not self.stages[u].is_delay) for u in self.parents[v]]
@@ -288,7 +288,7 @@ def _workflow(job: str, stages: tuple[Stage, ...]) -> Workflow:
 
 
 def _body(workflow: Workflow, last: int, fault: Fault) -> tuple[int, ...]:
-    """The stages of the loop that ``last`` closes; nothing may enter or leave them on the way."""
+    """The stages of the loop that ``last`` closes; it is entered at its first stage and left at the last."""
     names = [s.name for s in workflow.stages]
     repeat = workflow.stages[last].repeat
     assert repeat is not None

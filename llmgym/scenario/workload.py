@@ -1,4 +1,4 @@
-"""What arrives: job types with their arrival process and calls, and what every workload has to tell."""
+"""What arrives: job types with their arrival process and calls, and the interface of every workload."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmgym.scenario.workflow import Workflow
 
 LENGTH_SETTINGS = ("prefill_tokens", "decode_tokens")
 WORKLOAD_SETTINGS = ("arrivals", *LENGTH_SETTINGS, *TARGETS)
-"""What ``override`` changes, beside the rate."""
+"""What ``override`` changes, besides the rate."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class JobType:
     """A stream of jobs with one arrival process and the same calls.
 
     Args:
-        arrivals: the process in which they come.
+        arrivals: when they come: an arrival process.
         stages: their calls and delays.
         name: of the job type.
         ttft_ms, tpot_ms: targets of every call in milliseconds: time to first token, and mean time
             per output token after the first; None: no target.
         weight: what a request that meets its targets is worth.
-        e2e_ms: target of the time from the arrival of the job to the end of its last call.
+        e2e_ms: target in milliseconds of the time from the arrival of the job to the end of its last
+            call; None: no target.
     """
 
     arrivals: Arrivals
@@ -84,7 +85,17 @@ def Workload(  # noqa: N802 - reads as a constructor where a scenario is written
     paired: Paired | None = None,
     **job_type: Any,
 ) -> JobType:
-    """A job type of one LLM call: the workload of a single engine."""
+    """A job type of one LLM call: the workload of a single engine.
+
+    Args:
+        arrivals: when requests come.
+        prefill, decode: prompt and output lengths in tokens, drawn independently.
+        paired: prompt and output lengths drawn together, in place of these.
+        job_type: other fields of JobType: name, ttft_ms, tpot_ms, weight, e2e_ms.
+
+    Raises:
+        LLMGymError: neither ``prefill`` and ``decode`` nor ``paired``, or a value out of range.
+    """
     stage = Stage(prefill=prefill, decode=decode, paired=paired)  # type: ignore[arg-type]
     return JobType(arrivals, (stage,), **job_type)
 
@@ -92,9 +103,9 @@ def Workload(  # noqa: N802 - reads as a constructor where a scenario is written
 class Demand(ABC):
     """What a workload tells the core, the theory and the statistics: all that they know of it.
 
-    ``JobTypes`` and ``Replay`` are the kinds that there are. Jobs arrive in one or more streams, each
-    of which has an arrival process and a workflow; a job's calls (and delays) are of request classes.
-    A new kind defines the same, and nothing outside it has to ask which kind it is.
+    Its kinds are ``JobTypes`` and ``Replay``. Jobs arrive in one or more streams, each of which has an
+    arrival process and a workflow; every call (or delay) of a job belongs to a request class. A new
+    kind defines the same, and nothing outside it has to ask which kind it is.
     """
 
     # Who arrives.
@@ -116,14 +127,14 @@ class Demand(ABC):
 
     @property
     def job_types(self) -> tuple[JobType, ...]:
-        """The job types, where jobs are drawn from such; empty for a list of requests."""
+        """The job types that jobs are drawn from; empty for a list of requests."""
         return ()
 
     @abstractmethod
     def jobs(self, engine: str) -> tuple[JobType, ...]:
         """What arrives as job types, one for each stream: the same arrivals and laws of lengths.
 
-        ``engine`` names the one that serves calls which do not say so themselves.
+        ``engine`` is the name of the one that serves calls which do not name theirs.
         """
 
     @property
@@ -207,7 +218,7 @@ class Demand(ABC):
 
     @property
     def follows(self) -> np.ndarray:
-        """R (classes, classes): mean number of visits to the second that one to the first brings on."""
+        """R (classes, classes): mean visits to the second class that a visit to the first brings on."""
         return np.zeros((len(self.classes), len(self.classes)))
 
     @property
@@ -235,9 +246,12 @@ class Demand(ABC):
 
     @abstractmethod
     def calls_at(self, engine: str, classes: Sequence[int], share: float) -> Demand:
-        """What one engine sees of the calls of some classes: a share of them, as Poisson streams.
+        """What one engine sees of the calls of some classes, as Poisson streams; a list stays as it is.
 
-        Of a list it sees what it is given: the list stays as it is.
+        Args:
+            engine: name of the engine.
+            classes: numbers of the classes that it serves.
+            share: the part of their calls that reaches it, as one of several replicas.
         """
 
     def endless(self) -> Demand:
