@@ -94,7 +94,7 @@ def replay(
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Policies on a trace at its own times: goodput, latency, preemptions. Resumes where it stopped."""
+    """Run policies on a trace at its own times: goodput, latency, preemptions. Resumes where it stopped."""
     from llmgym import baselines
     from llmgym.evaluation import traffic
     from llmgym.reporting import traffic_tables

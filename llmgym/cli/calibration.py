@@ -96,7 +96,7 @@ def calibrate(
 def validate(
     folder: Annotated[Path, typer.Argument(help="A recorded run: requests.jsonl and meta.json.")],
     batch_time: Annotated[
-        str, typer.Option(help="Of its GPU and model: a preset, or a TOML file.")
+        str, typer.Option(help="Batch time of its GPU and model: a preset, or a TOML file.")
     ],
     as_json: cli.Json = False,
 ) -> None:

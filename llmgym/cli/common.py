@@ -39,7 +39,7 @@ Window = Annotated[
     str | None, typer.Option(help="Only this part of the trace, in seconds: START:END.")
 ]
 Jobs = Annotated[
-    int, typer.Option(min=1, help="Measurements side by side, each in a process of its own.")
+    int, typer.Option(min=1, help="Measurements to run in parallel, each in a process of its own.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write results.")]
 Set = Annotated[
@@ -51,7 +51,19 @@ Set = Annotated[
 def scenario(
     name: str, settings: list[str] | None, trace: Path | None, window: str | None = None
 ) -> Any:
-    """The scenario that the options describe."""
+    """The scenario that the options describe.
+
+    Args:
+        name: a named scenario, or the path of a TOML file.
+        settings: overrides, each ``name=value``.
+        trace: a request trace that takes the place of the workload. The scenario is named after it, and has
+            a token budget of 2,048 and 2,048 slots unless ``settings`` give others.
+        window: the part of the trace to use, START:END in seconds; None: all of it.
+
+    Raises:
+        LLMGymError: a setting without ``=``, an unknown name or setting, a trace that cannot be read, or a
+            window that is malformed or has no trace.
+    """
     from llmgym.scenario import library
 
     changes: dict[str, Any] = {}
@@ -72,7 +84,17 @@ def scenario(
 def at_rates(
     base: Any, load: list[float] | None, rate: list[float] | None, usual: tuple[float, ...]
 ) -> list[Any]:
-    """The scenario at each rate or load; at the usual loads where there is neither."""
+    """The scenario at each rate or load.
+
+    Args:
+        base: the scenario.
+        load: fractions of the LP capacity.
+        rate: requests/s; of a network, jobs/s.
+        usual: loads for a command that is given neither.
+
+    Raises:
+        LLMGymError: both are given.
+    """
     from llmgym.theory.capacity import at_load
 
     if load and rate:
@@ -107,7 +129,7 @@ def parse(text: str) -> Any:
 
 
 def bar(quiet: bool, steps: bool = False) -> Progress:
-    """A progress bar on standard error; ``steps`` shows how many of how many."""
+    """A progress bar on standard error; ``steps`` adds a count such as 3/8."""
     counter = [MofNCompleteColumn()] if steps else []
     return Progress(
         TextColumn("{task.description}"),
@@ -122,7 +144,7 @@ def bar(quiet: bool, steps: bool = False) -> Progress:
 
 @contextmanager
 def counter(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar that counts measurements: the function to call with those done, those in all, and a label."""
+    """A bar that counts measurements; yields a function of how many are done, of how many, and a label."""
     with bar(quiet, steps=True) as shown:
         task = shown.add_task("starting", total=None)
 
@@ -140,7 +162,7 @@ def print_json(value: Any) -> None:
 
 
 def show(*parts: Table | str) -> None:
-    """Print tables and lines of text: fitted to a terminal, and whole lines where there is none."""
+    """Print tables and lines of text; tables fit the terminal, and have whole lines where there is none."""
     for part in parts:
         if isinstance(part, str):
             console.print(part, markup=False, highlight=False, soft_wrap=True)

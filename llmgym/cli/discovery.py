@@ -1,4 +1,4 @@
-"""The commands ``llmgym list`` and ``llmgym show``: what there is."""
+"""The commands ``llmgym list`` and ``llmgym show``: what llmgym has to offer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command("list")
 def list_(as_json: cli.Json = False) -> None:
-    """What there is: scenarios, policies, environments, action encodings, rewards."""
+    """List the scenarios, policies, environments, action encodings and rewards."""
     from llmgym import agents, baselines
     from llmgym.envs.interface.actions import ENCODINGS
     from llmgym.envs.registration import ids
@@ -42,7 +42,7 @@ def _first_line(thing: Any) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The first sentence, which is what a list has room for; JSON holds all."""
+    """The first sentence; a list has no room for more, and JSON holds all."""
     first, stop, _ = text.partition(". ")
     return first + stop.strip()
 
@@ -56,7 +56,7 @@ def show(
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """The graph of a scenario: its engines with their loads, and the stages of its job types."""
+    """Show the graph of a scenario: its engines with their loads, and the stages of its job types."""
     from llmgym.reporting import graph
 
     chosen = cli.scenario(scenario, settings, None)

@@ -12,7 +12,7 @@ from llmgym.cli import common as cli
 app = typer.Typer()
 
 EVALUATION_LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
-"""Fractions of the LP capacity where none are named."""
+"""The loads, as fractions of the LP capacity, where none are given."""
 
 
 @app.command()
@@ -33,7 +33,7 @@ def evaluate(
     reference: Annotated[str, typer.Option(help="The baseline to judge against.")] = "sarathi",
     seeds: Annotated[int, typer.Option(help="Evaluation seeds.")] = 8,
     arrivals: Annotated[
-        int, typer.Option(help="Requests of a run at least; a quarter is warm-up.")
+        int, typer.Option(help="Least number of requests in a run; a quarter is warm-up.")
     ] = 16_000,
     settings: cli.Set = None,
     seed: cli.Seed = 0,

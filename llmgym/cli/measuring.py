@@ -26,9 +26,9 @@ def measure_batch_time(
     heads: Annotated[int, typer.Option(help="Its heads.")] = 8,
     kv_heads: Annotated[int, typer.Option(help="0: as many as --heads.")] = 0,
     feed_forward: Annotated[int, typer.Option(help="Inner width; 0: 4 x --width.")] = 0,
-    vocabulary: Annotated[int, typer.Option(help="Tokens that it knows.")] = 32000,
+    vocabulary: Annotated[int, typer.Option(help="Size of its vocabulary.")] = 32000,
     device: Annotated[
-        str | None, typer.Option(help="Of PyTorch; cuda by default where there is a GPU.")
+        str | None, typer.Option(help="PyTorch device; cuda by default where there is a GPU.")
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "float32",
     decodes: Annotated[str, typer.Option(help="Requests that decode.")] = "0,1,8,32,128",

@@ -24,16 +24,21 @@ def optimum(
         typer.Option("--policy", "-p", help="Compare this policy with the optimum. Repeatable."),
     ] = None,
     residues: Annotated[
-        int, typer.Option(help="States between two whole prompts; 0: all, which is exact.")
+        int,
+        typer.Option(
+            help="States per whole prompt; 0: one for each of its tokens, which is exact."
+        ),
     ] = 16,
     num_envs: Annotated[int, typer.Option(help="Environments of a simulation.")] = 32,
-    duration_s: Annotated[float, typer.Option(help="Simulated seconds after a tenth more.")] = 600,
+    duration_s: Annotated[
+        float, typer.Option(help="Simulated seconds, after a warm-up of a tenth more.")
+    ] = 600,
     settings: cli.Set = None,
     seed: Annotated[int, typer.Option(help="Seed of the arrivals.")] = 0,
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
-    """The least mean latency that a decode-first policy can reach, and how far policies are from it.
+    """Find the least mean latency of a decode-first policy, and how far policies are from it.
 
     --out writes optimum.json, and the solution of each load to rate-R.npz.
     """
@@ -42,7 +47,7 @@ def optimum(
     from llmgym.core.files import to_json, write
     from llmgym.evaluation.policies import resolve
 
-    chosen = [(name, resolve(name)) for name in policy or ()]  # a wrong name is told at once
+    chosen = [(name, resolve(name)) for name in policy or ()]  # an unknown name fails at once
     simulation = {
         "num_envs": num_envs, "duration_s": duration_s, "warmup_s": duration_s / 10, "seed": seed,
     }  # fmt: skip
@@ -92,7 +97,7 @@ def _compared(
 def _problems(
     name: str, settings: list[str] | None, loads: list[float] | None, rates: list[float] | None
 ) -> list[Any]:
-    """The scenario at each of the loads and rates; at its own where there is none."""
+    """The scenario at each of the loads and rates; at its own rate where none is given."""
     base = cli.scenario(name, settings, None)
     found = [at_load(base, load) for load in loads or ()]
     found += [base.at_rate(rate) for rate in rates or ()]
@@ -106,12 +111,15 @@ def tune(
     load: cli.Loads = None,
     rate: cli.Rates = None,
     generations: Annotated[int, typer.Option(help="Rounds of the search.")] = 10,
-    population: Annotated[int, typer.Option(help="Parameter vectors of a round.")] = 32,
+    population: Annotated[int, typer.Option(help="Parameter vectors in each round.")] = 32,
     late_weight: Annotated[
-        float, typer.Option(help="Cost of each percent beyond the TTFT target, after the first.")
+        float,
+        typer.Option(
+            help="Cost of each percent of requests beyond the TTFT target, after the first."
+        ),
     ] = 0.0,
     goodput_weight: Annotated[
-        float, typer.Option(help="Cost of each percent that misses a target.")
+        float, typer.Option(help="Cost of each percent of requests that miss a target.")
     ] = 0.0,
     settings: cli.Set = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,

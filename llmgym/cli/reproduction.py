@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 MOST_JOBS = 4
-"""Without --jobs: a process holds about 2 GB."""
+"""The most that run in parallel by default, as a process holds about 2 GB."""
 
 COMPILE_FAST = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
-"""XLA_FLAGS of a quick run, which is mostly compilation: that takes two thirds of the time so."""
+"""XLA_FLAGS of a quick run, which is mostly compilation; with them that takes two thirds of the time."""
 
 
 @app.command()
 def reproduce(
     item: Annotated[
-        list[str] | None, typer.Argument(help="Items to run; all without any. See --list.")
+        list[str] | None, typer.Argument(help="Items to run; by default all. See --list.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Short runs: a few minutes in all.")
@@ -43,14 +43,14 @@ def reproduce(
         int | None,
         typer.Option(
             min=1,
-            help="Measurements side by side, each in a process of its own; one a core by default, "
+            help="Measurements to run in parallel, each in a process of its own; by default one per core, "
             f"at most {MOST_JOBS}.",
         ),
     ] = None,
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Show published results again and judge every figure. Resumes; exit code 1 if an item fails."""
+    """Reproduce published results and judge every figure. Resumes; exit code 1 if an item fails."""
     from llmgym import reproduce as reproduction
     from llmgym.evaluation.fleet import cores
     from llmgym.reproduce import page as report

@@ -82,7 +82,7 @@ def capacity(
     seed: cli.Seed = 0,
     as_json: cli.Json = False,
 ) -> None:
-    """The load that no policy can exceed (the planning LP), and what a policy reaches."""
+    """Find the load that no policy can exceed (the planning LP), and what a policy reaches."""
     from llmgym.evaluation.capacity import estimate_capacity
     from llmgym.theory.capacity import capacity as limit_of
 

@@ -25,7 +25,7 @@ def speed(
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
-    """How many steps per second: one measurement with options, a table of many without."""
+    """Measure steps per second: one measurement with options, a table of many without."""
     from llmgym.core.files import to_json, write
     from llmgym.speed import interfaces as speeds
 

@@ -23,12 +23,12 @@ def study(
         typer.Option("--policy", "-p", help="A trained policy instead of the one that ships."),
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page", help="Only the page, from what the folder holds.")
+        bool, typer.Option("--page", help="Only write the page, from what the folder holds.")
     ] = False,
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Repeat a published page of results: measure what --out does not hold yet, write README.md."""
+    """Repeat a published page of results: measure what --out does not hold yet, and write README.md."""
     from llmgym import studies
 
     if list_:
@@ -59,7 +59,7 @@ def ship_agent(
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """For maintainers: add a trained policy to those that ship, its measured figures in its header."""
+    """For maintainers: add a trained policy to those that ship, with its measured figures in its header."""
     from llmgym.studies.ship import ship
 
     path, digest = ship(agent, results, name, out)

@@ -13,7 +13,7 @@ from llmgym.reporting.table_parts import is_missing
 
 
 def facts_table(title: str, facts: dict[str, Any]) -> Table:
-    """Names and values, one a row."""
+    """Names and values, one pair per row."""
     rows = tuple((name, _fact(value)) for name, value in facts.items())
     return Table(
         (Column("", text=True, key="name"), Column("", text=True, key="value")), rows, title
@@ -87,7 +87,7 @@ def capacity_tables(found: dict[str, Any]) -> list[Table | str]:
 
 
 def network_facts(scenario: Any, limit: Any) -> dict[str, Any]:
-    """Engine by engine, and what the nominal load does not tell."""
+    """The load of each engine, and notes on what the nominal load does not show."""
     from llmgym.theory.queueing_networks import CyclicRoutingWarning, check_routing, virtual_station
 
     notes = []
@@ -142,7 +142,13 @@ def fits_table(found: Any) -> Table:
 
 
 def comparison_table(run: Any, batch_time: str, found: Any) -> Table:
-    """Measured and simulated latencies of a recorded run."""
+    """Measured and simulated latencies of a recorded run.
+
+    Args:
+        run: the recorded run, a ``VLLMRun``.
+        batch_time: the preset or file that was simulated, for the title.
+        found: what ``llmgym.calibration.validate.compare`` returned; times in ms.
+    """
     columns = [Column("", text=True, key="latency")]
     keys = []
     for part in ("mean", "p99"):
@@ -159,7 +165,7 @@ def comparison_table(run: Any, batch_time: str, found: Any) -> Table:
 
 
 def arrival_fits_table(found: Any) -> Table:
-    """What tells patterns of arrivals apart, in the trace and in what was fitted to it."""
+    """Figures that tell patterns of arrivals apart, of the trace and of the processes fitted to it."""
     scales = list(found.trace.dispersion)
     columns = (
         Column("", text=True, key="arrivals"),
@@ -185,7 +191,7 @@ def arrival_fits_table(found: Any) -> Table:
 
 
 def _with_range(value: Any) -> str:
-    """A number, below it its range."""
+    """A number, with its range below it."""
     if isinstance(value, Estimate):
         return f"{value.value:.3g}\n{value.low:.3g}-{value.high:.3g}"
     return f"{value:.3g}"

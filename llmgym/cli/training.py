@@ -19,9 +19,10 @@ app = typer.Typer()
 AGENTS = ("ppo", "budget", "scores", "sb3-ppo", "sb3-maskable-ppo", "sb3-dqn")
 
 TRAINING_LOADS = (0.58, 0.72, 0.79, 0.83, 0.865, 0.9, 0.925, 0.945, 0.965)
-"""Fractions of the LP capacity that a policy learns from where no loads are named."""
+"""The loads, as fractions of the LP capacity, that a policy is trained at where none are given."""
 
 NETWORK_LOADS = (0.85, 0.9, 0.95)
+"""The same where the scenario is a network."""
 
 NETWORK = {
     "prefill_weight": 1.0,
@@ -33,7 +34,7 @@ NETWORK = {
     "learning_rate": 3e-3,
     "entropy": 0.003,
 }
-"""Settings of the learner where none are named and the scenario is a network."""
+"""Settings of the learner for a network, where --option does not give others."""
 
 
 @app.command()
@@ -53,7 +54,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of the first policy.")] = 0,
     seeds: Annotated[int, typer.Option(help="Policies to train, from consecutive seeds.")] = 1,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many iterations without progress.")
+        int | None, typer.Option(help="Stop after this many iterations without progress.")
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -120,7 +121,7 @@ def _sb3(
     out: Path,
     quiet: bool,
 ) -> list[Any]:
-    """Policies of Stable-Baselines3, one seed after the other."""
+    """Train policies with Stable-Baselines3, one seed after the other."""
     from dataclasses import fields
 
     from llmgym.agents import sb3_ppo
@@ -129,7 +130,7 @@ def _sb3(
     given, of_choice = _options(option), {f.name for f in fields(TileChoice)}
     choice = {k: v for k, v in given.items() if k in of_choice}
     rest = {k: v for k, v in given.items() if k not in of_choice}
-    if "num_envs" not in rest:  # of each world equally many
+    if "num_envs" not in rest:  # equally many for each world
         rest["num_envs"] = len(worlds) * max(256 // len(worlds), 1)
     found = []
     with cli.bar(quiet, steps=True) as bar:
@@ -149,7 +150,7 @@ def _sb3(
 
 
 def _options(option: list[str] | None) -> dict[str, Any]:
-    """Settings of the learner: name=value each."""
+    """Settings of the learner, each from name=value."""
     given: dict[str, Any] = {}
     for pair in option or []:
         name, equals, value = pair.partition("=")
@@ -207,7 +208,8 @@ def _training(
     given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
     engines = [] if network else [base.engine for base in bases]
     if any(e.max_num_seqs is not None or e.kv_cache is not None for e in engines):
-        # No full batch is safe there: the policy learns how many of its seats to fill.
+        # Full batches, which a guard forces, are not safe there: the policy learns how many of
+        # its seats to fill.
         given |= {"guard": None} | ({"shares": 3} if kind == "tiles" else {})
     given |= _options(option)
     of_choice = {f.name for f in fields(CHOICES[kind])}

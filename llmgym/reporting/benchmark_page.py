@@ -51,5 +51,5 @@ def page(benchmark: Benchmark, results: dict[str, Any]) -> str:
 
 
 def _bare(table: Table) -> Table:
-    """A table whose title and notes the page has said."""
+    """A table without its title and notes, which the page states itself."""
     return replace(table, title="", notes=())

@@ -127,7 +127,7 @@ def plane(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
 def _points(
     benchmark: Benchmark, results: dict[str, Any], x: str, latency: str, part: str
 ) -> dict[str, list[charts.Point]]:
-    """For each policy its points in order of load: load or throughput, latency in s, stable or not."""
+    """The points of each policy in order of load: load or throughput, latency in s, whether stable."""
     found: dict[str, list[charts.Point]] = {}
     for name in benchmark.policies:
         for load in sorted(benchmark.loads):
@@ -142,7 +142,16 @@ def _points(
 
 
 def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Path]:
-    """Write results.csv, benchmark.png and benchmark.svg into ``out``; their paths."""
+    """Write results.csv, benchmark.png and benchmark.svg; their paths.
+
+    Args:
+        benchmark: what was measured.
+        results: of ``llmgym.evaluation.benchmark.run``, by name.
+        out: the folder, made where it does not exist.
+
+    Raises:
+        LLMGymError: a file cannot be written.
+    """
     records = rows(benchmark, results)
     paths = [out / "results.csv", out / "benchmark.png", out / "benchmark.svg"]
     write(paths[0], csv_text(records))

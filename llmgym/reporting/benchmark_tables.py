@@ -30,7 +30,13 @@ def tables(benchmark: Benchmark, results: dict[str, Any]) -> list[Table]:
 
 
 def capacity_table(benchmark: Benchmark, results: dict[str, Any], marks: bool = True) -> Table:
-    """Capacities, and the verdict at each load: as a mark, or as a word."""
+    """Capacities in requests/s, and the verdict at each load.
+
+    Args:
+        benchmark: what was measured.
+        results: of ``llmgym.evaluation.benchmark.run``, by name.
+        marks: verdicts are marks under short headings, as a terminal shows them; else they are words.
+    """
     limit = results["limit"]["requests_per_s"]
     columns = (
         Column("policy", text=True),
@@ -58,7 +64,13 @@ def capacity_table(benchmark: Benchmark, results: dict[str, Any], marks: bool = 
 
 
 def latency_table(benchmark: Benchmark, results: dict[str, Any], marks: bool = True) -> Table:
-    """Latencies of each policy, load by load."""
+    """Latencies of each policy, load by load.
+
+    Args:
+        benchmark: what was measured.
+        results: of ``llmgym.evaluation.benchmark.run``, by name.
+        marks: verdicts are marks; else they are words.
+    """
     columns = (
         Column("policy", text=True),
         Column("" if marks else "verdict", key="verdict"),

@@ -35,7 +35,15 @@ def capacity_bars(
     label: Label = str,
     fontsize: float = 9,
 ) -> None:
-    """A bar for each policy, first on top, with its interval; dashed: the limit (requests/s)."""
+    """A bar for each policy, the first on top, with its interval; dashed: the limit.
+
+    Args:
+        axis: is drawn on.
+        estimates: by policy, each with requests_per_s, low and high.
+        limit: requests/s that no policy exceeds.
+        label: the text that stands for a policy's name.
+        fontsize: of labels and numbers, in points.
+    """
     names = list(estimates)[::-1]
     for n, name in enumerate(names):
         value, low, high = (estimates[name][k] for k in ("requests_per_s", "low", "high"))
@@ -61,7 +69,13 @@ def over_time(axis: plt.Axes, paths: Mapping[str, tuple[Sequence[float], Sequenc
 
 
 def curves(axis: plt.Axes, points: Mapping[str, Sequence[Point]], label: Label = str) -> None:
-    """A line through the stable points of each policy, in the given order; crosses mark the others."""
+    """A line through the stable points of each policy; crosses mark the others.
+
+    Args:
+        axis: is drawn on.
+        points: by policy, in the order in which the line joins them.
+        label: the text that stands for a policy's name.
+    """
     for name, found in points.items():
         look = style(name)
         line = [p.y if p.stable else float("nan") for p in found]
@@ -83,7 +97,7 @@ def log_scale(axis: plt.Axes) -> None:
 
 
 def handles(names: Sequence[str], label: Label = str) -> list[plt.Line2D]:
-    """What a legend shows of policies: line and marker."""
+    """Entries of a legend: the line and marker of each policy."""
     return [
         plt.Line2D([], [], color=style(n).colour, ls=style(n).line, marker=style(n).marker, lw=1.6,
                    ms=5, label=label(n))

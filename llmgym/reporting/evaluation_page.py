@@ -11,7 +11,7 @@ from llmgym.reporting.table import Table
 
 
 def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
-    """The same tables as a page: the content of ``README.md``."""
+    """The page with its tables: the content of ``README.md``."""
     name, rival = evaluation.scenario.name, evaluation.reference
     lines = [
         f"# {name}: judged against {rival}",
@@ -50,5 +50,5 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
 
 
 def _bare(table: Table) -> str:
-    """A table whose title is the heading above it."""
+    """A table without its title, which is the heading above it."""
     return replace(table, title="").to_markdown()

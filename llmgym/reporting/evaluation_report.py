@@ -31,7 +31,16 @@ MEASURES = (
 
 
 def best_budget(evaluation: Evaluation, results: dict[str, Any], rate: float, start: str) -> int:
-    """The budget with which the reference has the least mean latency, of those that drop no request."""
+    """The token budget with which the reference has the least mean latency.
+
+    One with which it drops a request counts only where it does so with all; the smallest is taken then.
+
+    Args:
+        evaluation: what was judged.
+        results: of ``llmgym.evaluation.evaluate.evaluate``, by name.
+        rate: requests/s, one of the evaluation's.
+        start: ``"cold"`` or ``"hot"``.
+    """
 
     def latency(budget: int) -> float:
         found = results[latency_name(evaluation.tuned(budget), rate, start)]
@@ -43,9 +52,9 @@ def best_budget(evaluation: Evaluation, results: dict[str, Any], rate: float, st
 def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
     """One record for each start, rate and policy: the content of ``results.csv``.
 
-    Latencies are pooled over requests, for several training seeds averaged over these; e2e_low and
-    e2e_high: see ``latency_interval``. gain_fixed and gain_tuned: by how much the mean latency is below
-    that of the reference with the scenario's budget, and with the best one.
+    Latencies are pooled over requests, then averaged over training seeds where there are several. e2e_low
+    and e2e_high: see ``latency_interval``. gain_fixed and gain_tuned: the share by which the mean latency is
+    below that of the reference with the scenario's budget, and with the best one.
     """
     records = []
     for start in STARTS:
@@ -77,9 +86,9 @@ def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
 
 
 def latency_interval(found: list[dict[str, Any]]) -> tuple[float, float]:
-    """The 95 % interval of the mean latency over training seeds, of a single one over evaluation seeds.
+    """The 95 % interval of the mean latency over training seeds, or of a single one over evaluation seeds.
 
-    Of two training seeds it is the lower and the higher, for which a t interval says nothing.
+    With two training seeds, too few for a t interval, it is the lower and the higher mean.
     """
     seeds = [f["pooled"]["e2e_s_mean"] for f in found]
     if len(seeds) == 2:
@@ -89,13 +98,23 @@ def latency_interval(found: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def runs_of(found: list[dict[str, Any]], measure: str = "e2e_s_mean") -> np.ndarray:
-    """A measure of every run: of every training seed, or where there is one of every evaluation seed."""
+    """A measure of every run: one per training seed, or per evaluation seed where only one was trained."""
     values = np.array([f[measure] for f in found], float)
     return values[0] if len(found) == 1 else values.mean(axis=1)
 
 
 def scores(evaluation: Evaluation, results: dict[str, Any], name: str, start: str) -> np.ndarray:
-    """(runs, rates): the share of the latency of the best reference that a policy saves."""
+    """The share that a policy saves of the mean latency of the reference with its best budget.
+
+    Args:
+        evaluation: what was judged.
+        results: of ``llmgym.evaluation.evaluate.evaluate``, by name.
+        name: one of the evaluation's policies.
+        start: ``"cold"`` or ``"hot"``.
+
+    Returns:
+        (runs, rates); below 0 where the policy is slower. For the runs see ``runs_of``.
+    """
     columns = []
     for rate in evaluation.rates:
         best = best_budget(evaluation, results, rate, start)
@@ -109,7 +128,7 @@ def scores(evaluation: Evaluation, results: dict[str, Any], name: str, start: st
 
 
 def summary(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
-    """Over all rates: interquartile mean of the scores, its bootstrap interval, who beats whom."""
+    """Over all rates: interquartile mean of the scores, its bootstrap interval, and who beats whom."""
     records = []
     for start in STARTS:
         found = {n: scores(evaluation, results, n, start) for n in evaluation.policies}
@@ -153,7 +172,7 @@ def change(gain: float) -> str:
 
 
 def short(name: str) -> str:
-    """A policy in tables and pictures: of a path its last part, of a checkpoint its folder too."""
+    """A policy's name in tables and pictures: the last part of a path, for a checkpoint its folder too."""
     path = Path(name)
     if name.endswith(".npz"):
         return f"{path.parent.name}/{path.stem}"
@@ -197,7 +216,16 @@ def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
 
 
 def publish(evaluation: Evaluation, results: dict[str, Any], out: Path) -> list[Path]:
-    """Write the tables and pictures of the results into ``out``; their paths."""
+    """Write results.csv, summary.csv, capacity.csv, evaluation.png and evaluation.svg; their paths.
+
+    Args:
+        evaluation: what was judged.
+        results: of ``llmgym.evaluation.evaluate.evaluate``, by name.
+        out: the folder, made where it does not exist.
+
+    Raises:
+        LLMGymError: a file cannot be written.
+    """
     tabular = {
         "results.csv": rows(evaluation, results),
         "summary.csv": summary(evaluation, results),

@@ -22,7 +22,13 @@ def tables(evaluation: Evaluation, results: dict[str, Any]) -> list[Table]:
 
 
 def latency_by_rate(evaluation: Evaluation, results: dict[str, Any], start: str) -> Table:
-    """Mean latencies and the most important tails, rate by rate."""
+    """Mean latencies and the most important tails, rate by rate, for a terminal.
+
+    Args:
+        evaluation: what was judged.
+        results: of ``llmgym.evaluation.evaluate.evaluate``, by name.
+        start: ``"cold"`` or ``"hot"``.
+    """
     frame = rows(evaluation, results)
     found: list[Any] = []
     for rate, some in frame[frame.start == start].groupby("rate"):
@@ -53,7 +59,13 @@ def latency_by_rate(evaluation: Evaluation, results: dict[str, Any], start: str)
 
 
 def latency_table(evaluation: Evaluation, results: dict[str, Any], start: str) -> Table:
-    """Every latency of every policy, for the page."""
+    """Every latency of every policy, for the page.
+
+    Args:
+        evaluation: what was judged.
+        results: of ``llmgym.evaluation.evaluate.evaluate``, by name.
+        start: ``"cold"`` or ``"hot"``.
+    """
     columns = (
         Column("requests/s", "g"),
         Column("policy", text=True),
@@ -89,7 +101,7 @@ def latency_table(evaluation: Evaluation, results: dict[str, Any], start: str) -
 
 
 def score_table(evaluation: Evaluation, results: dict[str, Any]) -> Table:
-    """What each policy saves over all rates, and how surely."""
+    """What each policy saves over all rates, and how certain that is."""
     columns = (
         Column("policy", text=True),
         Column("start", text=True),

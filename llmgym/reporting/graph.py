@@ -35,7 +35,7 @@ STAGE_COLUMNS = (
     Column("when", text=True),
 )
 FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
-"""Formats of pictures, and what each would say of when or with what it was made."""
+"""Formats of pictures, and the metadata of each that names the program or the time: it is left out."""
 
 
 def draw_graph(scenario: Scenario) -> Figure:
@@ -50,10 +50,10 @@ def draw_graph(scenario: Scenario) -> Figure:
 
 
 def save_graph(scenario: Scenario, path: str | Path) -> None:
-    """Write the picture to a file whose ending says the format: png, svg or pdf.
+    """Write the picture to a file whose ending gives the format: png, svg or pdf.
 
     Raises:
-        LLMGymError: another ending, or the file cannot be written.
+        LLMGymError: the file has another ending or cannot be written.
     """
     kind = Path(path).suffix[1:].lower()
     if kind not in FORMATS:
@@ -95,7 +95,7 @@ def graph_data(scenario: Scenario) -> dict[str, Any]:
 
 
 def nominal_loads(scenario: Scenario) -> dict[str, float]:
-    """Tokens that arrive for each engine over those that it serves in full batches.
+    """Tokens that arrive for each engine, over those that it serves in full batches in the same time.
 
     The sum over its visits of lambda*(m_p + m_d) over b_max/t_{b_max}, per replica
     (arXiv:2504.07347v3, section 5). Below 1 everywhere is enough for stability under work-conserving

@@ -68,7 +68,7 @@ def lay_out(stages: list[dict[str, Any]]) -> Layout:
 
 
 def _columns(stages: list[dict[str, Any]]) -> dict[str, int]:
-    """The number of stages, delays among them, on the longest way to each."""
+    """The number of stages, delays among them, on the longest path to each."""
     after = {stage["name"]: stage["after"] for stage in stages}
     found: dict[str, int] = {}
     while len(found) < len(after):
@@ -81,7 +81,7 @@ def _columns(stages: list[dict[str, Any]]) -> dict[str, int]:
 def _loops(
     stages: list[dict[str, Any]], column: dict[str, int]
 ) -> tuple[tuple[str, str, int], ...]:
-    """Each loop below the ones that it overlaps, short ones first."""
+    """Loops, short ones first; each is drawn below the earlier ones that it overlaps."""
     pairs = [(s["name"], s["repeat"]["to"]) for s in stages if s["repeat"]]
     spans: list[tuple[int, int, int]] = []
     found = []

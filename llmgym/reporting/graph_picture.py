@@ -14,7 +14,7 @@ from matplotlib.path import Path
 from llmgym.reporting.graph_layout import Layout, Point, lay_out
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""From the palette of Okabe and Ito, which colour-blind people tell apart."""
+"""From the palette of Okabe and Ito, which colour-blind people can tell apart."""
 
 INK, FAINT = "#333333", "#777777"
 WIDTH, MARGIN = 9.0, 0.3  # inches, as all lengths here
@@ -127,7 +127,7 @@ class _Lane:
               ha="right")  # fmt: skip
 
     def _edge(self, parent: str, name: str, points: list[Point]) -> None:
-        """An arrow from side to side, level where it passes the columns between."""
+        """An arrow from side to side, level where it passes through the columns between."""
         start, *bends, end = points
         stops = [(start[0] + self._half(parent), start[1])]
         for x, y in bends:

@@ -54,7 +54,7 @@ class Page:
     parts: list[str] = field(default_factory=list)
 
     def heading(self, text: str, note: str = "") -> None:
-        """A section's title, and where it comes from."""
+        """A section's title, with a note below it."""
         self.parts.append(f"<h2>{escape(text)}</h2>" + (f"\n<p>{escape(note)}</p>" if note else ""))
 
     def table(self, table: Table) -> None:
@@ -62,7 +62,13 @@ class Page:
         self.parts.append(table.to_html())
 
     def picture(self, svg: str, name: str, caption: str) -> None:
-        """A figure, drawn into the page itself."""
+        """A figure, drawn into the page itself.
+
+        Args:
+            svg: an ``svg`` element, such as ``inline_svg`` makes.
+            name: becomes the element's id, ``figure-NAME``; unique in the page.
+            caption: stands below, and is what screen readers say.
+        """
         told = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
         self.parts.append(
             f'<figure id="figure-{escape(name)}">\n{told}\n'

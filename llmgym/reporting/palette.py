@@ -21,7 +21,7 @@ COLOURS = (
     "#7A5195",
     "#555555",
 )
-"""Distinct for the colour-blind (Okabe and Ito's palette first) and of unlike darkness in print."""
+"""Distinct for the colour-blind (Okabe and Ito's palette first), and of different darkness in print."""
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<", ">", "p", "d")
@@ -78,9 +78,9 @@ STYLES = _styles()
 def style(name: str) -> Style:
     """The style of a policy, by its name or file.
 
-    With settings (``sarathi:token_budget=128``) it keeps its colour, and line and marker differ; with a
-    tuned budget (TUNED) it is darker; what is not known is dark. Either way the style depends on the
-    name alone.
+    With settings (``sarathi:token_budget=128``) a baseline keeps its colour, and line and marker differ; with
+    a tuned budget (TUNED) it is darker. A name that is not known gets a dark colour. The style depends on
+    the name alone.
     """
     base, _, settings = name.partition(":")
     if name.endswith(TUNED) and name.removesuffix(TUNED) in STYLES:

@@ -24,7 +24,13 @@ def markdown(columns: Sequence[Column], rows: Rows) -> str:
 
 
 def html(columns: Sequence[Column], rows: Rows, title: str) -> str:
-    """A ``table`` element; the style sheet of the page says what its classes look like."""
+    """A ``table`` element inside a ``div``; the style sheet of the page says what its classes look like.
+
+    Args:
+        columns: their headings, and whether they hold texts or numbers.
+        rows: cells; a row of fewer than there are columns is a section's title.
+        title: the caption; none where it is empty.
+    """
     head = "".join(
         _element("th", escape(column.header), _kind(column), 'scope="col"') for column in columns
     )
@@ -37,9 +43,9 @@ def html(columns: Sequence[Column], rows: Rows, title: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, inside of a table and outside."""
+    """Text that Markdown shows as it is, inside a table and outside."""
     text = re.sub(r"\\(?=[!-/:-@\[-`{-~])", r"\\\\", text)  # a backslash before punctuation
-    # Marks of cells, emphasis and code; underscores inside of words and lone brackets mean nothing.
+    # Marks of cells, emphasis and code; underscores inside words and lone brackets mean nothing.
     text = re.sub(r"[|*`]|~~|(?<!\w)_|_(?!\w)|\[(?=[^\]]*\][(\[:])", r"\\\g<0>", text)
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text).replace("\n", "<br>")
@@ -59,7 +65,9 @@ def _markdown_cell(cell: Shown) -> str:
     if cell.code and cell.text:
         fence = "``" if "`" in cell.text else "`"
         text = fence + cell.text.replace("|", "\\|").replace("\n", " ") + fence
-        if "\\|" in cell.text:  # a backslash of its own before the one that keeps the cell together
+        if (
+            "\\|" in cell.text
+        ):  # the text's own backslash would undo the one that keeps the cell together
             text = f"<code>{''.join(map(_entity, cell.text))}</code>"
     if cell.link:
         text = f"[{text}]({cell.link})"

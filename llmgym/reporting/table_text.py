@@ -1,4 +1,4 @@
-"""Tables as text: in a terminal as wide as it is, in a pipe or a file with a line for each row."""
+"""Tables as text: fitted to a terminal, or with one line for each row in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Layout:
         yield Text("")
 
     def plain(self, width: int | None = None) -> str:
-        """Every row on a line of its own, as wide as it is; or fitted to a width."""
+        """Every row on one line, however wide; or fitted to a width."""
         lines = [self.title] if self.title else []
         lines += [line.plain for line in self._body(width, "-")]
         return "\n".join([*lines, *self.notes])
 
     def _body(self, most: int | None, rule: str) -> Iterator[Text]:
-        """Headings and rows, at most so wide: in several parts where they do not fit."""
+        """Headings and rows, at most ``most`` characters wide: in several parts where they do not fit."""
         every = range(len(self.columns))
         if most is None or sum(self._widths(whole=True)) + 2 * (len(every) - 1) <= most:
             yield from self._lines(every, self._widths(whole=True), 2, rule)

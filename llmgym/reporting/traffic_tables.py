@@ -47,7 +47,7 @@ SHOWN = (
     Column("dropped", ",", key="dropped"),
     Column("CPU s", key="cpu_s"),
 )
-"""Columns of the tables for people."""
+"""Columns of the tables that people read."""
 
 
 def flat(record: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,13 @@ def remarks(record: dict[str, Any]) -> list[str]:
 
 
 def table(records: list[dict[str, Any]], title: str = "", notes: tuple[str, ...] = ()) -> Table:
-    """A row for each policy, most goodput first. Policies with the very same latencies share a row."""
+    """A row for each policy, most goodput first; policies with the very same latencies share a row.
+
+    Args:
+        records: of ``llmgym.evaluation.traffic.run``.
+        title: stands above.
+        notes: stand below, each a paragraph.
+    """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in sorted(records, key=lambda r: -r["goodput_per_s"]):
         same = (record["batches"], *record["e2e_ms"].values(), *record["ttft_ms"].values())

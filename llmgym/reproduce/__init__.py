@@ -1,4 +1,4 @@
-"""Published results, shown again: ``llmgym reproduce`` runs these items and judges every figure.
+"""Published results, reproduced: ``llmgym reproduce`` runs these items and judges every figure.
 
 ``ITEMS`` has them by name; ``select`` picks some, ``run`` measures, ``judge`` compares.
 """
@@ -49,7 +49,7 @@ ITEMS: dict[str, Item] = {
 
 
 def select(names: Sequence[str] = ()) -> tuple[Item, ...]:
-    """The items of these names, all without any. Raises LLMGymError for an unknown one."""
+    """The items of these names, by default all. Raises LLMGymError for an unknown one."""
     for name in names:
         if name not in ITEMS:
             raise unknown("item", name, ITEMS)

@@ -31,7 +31,7 @@ REQUESTS = {"fork-join": 600}
 
 
 def _measured(effort: Effort, name: str) -> Data:
-    """The limit of a network with its bottleneck, and what Sarathi-Serve on every engine carries."""
+    """The limit of a network and its bottleneck, and what Sarathi-Serve on every engine carries."""
     scenario = library.scenario(name)
     limit = capacity(scenario)
     estimate = estimate_capacity(

@@ -41,13 +41,13 @@ CORNER_RUNS = {
     "vllm-128": 382_720,
     "faster_transformer-128": 382_720,
 }
-"""Policy and token budget, and the unprocessed tokens after 140 s."""
+"""For each policy and token budget, the unprocessed tokens after 140 s."""
 
 
 def _corner(row: str) -> Data:
     policy, _, budget = row.rpartition("-")
     scenario = library.scenario("corner-c", token_budget=int(budget))
-    with warnings.catch_warnings():  # whole prompts above the budget: that they freeze is the point
+    with warnings.catch_warnings():  # whole prompts above the budget never run, which is the point
         warnings.simplefilter("ignore", UnservableWarning)
         run = simulate(scenario, policy, duration_s=140, record=False)
     path = run.trajectory.iloc[:: max(len(run.trajectory) // 300, 1)]

@@ -26,9 +26,9 @@ ROWS = {
     "orca, 5": "ABCd | ABCd+DEp | BCDEd | Bd",
     "orca, 4": "ABCd | ABd+DEp | BCDEd | BCd",
 }
-"""Policy and token budget, and the batches of the figure: d decodes, p is prefilled.
+"""For each policy and token budget, the batches of the figure: d decodes, p is prefilled.
 
-No one budget gives all four published rows: that of Orca needs 5, and what 4 gives it is the last one.
+No single budget gives all four published rows: Orca's needs 5, and the last row is Orca with 4.
 """
 
 REQUESTS = Replay(

@@ -20,7 +20,7 @@ from llmgym.evaluation.stability import Stability
 from llmgym.evaluation.statistics import mean_interval
 
 CONFIDENCE = 0.999
-"""Of every interval that a published figure has to lie in.
+"""Confidence of every interval that a published figure has to lie in.
 
 Some forty checks of a run rest on such an interval: about one run in 25 fails one of them by chance.
 """
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def learned() -> tuple[str, ...]:
-    """Names of the trained policies that ship for one engine; those of a network run only there."""
+    """Names of the trained policies that ship for one engine; those for a network run only there."""
     return tuple(n for n in agents.names() if agents.load(n).choice.engines == 1)  # type: ignore[attr-defined]
 
 
@@ -114,35 +114,67 @@ def _verdict(passed: bool) -> str:
 
 
 def equal(what: str, expected: float | str, measured: float | str) -> Check:
-    """Nothing random: the figures are the same."""
+    """For figures with nothing random in them: they must be the same.
+
+    Args:
+        what, expected, measured: see ``Check``.
+    """
     return Check(what, expected, measured, _verdict(expected == measured), "equal")
 
 
 def near(what: str, expected: float, measured: float, half_unit: float) -> Check:
-    """Nothing random: equal to the digits that are published, half a unit of the last one."""
+    """For figures with nothing random in them: they must agree in the digits that are published.
+
+    Args:
+        what, expected, measured: see ``Check``.
+        half_unit: the largest difference that passes, half a unit of the last digit.
+    """
     passed = abs(expected - measured) <= half_unit * (1 + 1e-9)
     return Check(what, expected, measured, _verdict(passed), f"within {half_unit:g}")
 
 
 def between(what: str, low: float, high: float, measured: float) -> Check:
-    """The measured figure lies in a published range."""
+    """The measured figure must lie in a published range.
+
+    Args:
+        what: see ``Check``.
+        low, high: ends of the range, both part of it.
+        measured: our figure.
+    """
     expected = f"{low:.4g} to {high:.4g}"
     return Check(what, expected, measured, _verdict(low <= measured <= high), "in the range")
 
 
 def at_least(what: str, least: float, measured: float) -> Check:
-    """The measured figure does not fall below a bound."""
+    """The measured figure must not fall below a bound.
+
+    Args:
+        what: see ``Check``.
+        least: the bound.
+        measured: our figure.
+    """
     return Check(what, f"at least {least:g}", measured, _verdict(measured >= least), "bound")
 
 
 def sampled(what: str, expected: float, values: Any) -> Check:
-    """The figure lies in the interval of the mean of independent replications."""
+    """The figure must lie in the interval of the mean of independent replications.
+
+    Args:
+        what, expected: see ``Check``.
+        values: what was measured in each replication, (replications,).
+    """
     mean, low, high = mean_interval(np.asarray(values, float), CONFIDENCE)
     return _in_interval(what, expected, mean, low, high)
 
 
 def estimated(what: str, expected: float, estimate: Data, half_unit: float = 0.0) -> Check:
-    """The figure, up to its rounding, lies in the interval of an estimated capacity."""
+    """The figure, up to its rounding, must lie in the interval of an estimated capacity.
+
+    Args:
+        what, expected: see ``Check``; requests/s, of a network jobs/s.
+        estimate: a ``CapacityEstimate`` as ``record`` gives it.
+        half_unit: how far the figure may lie outside, half a unit of its last digit.
+    """
     mean, low, high = (estimate[k] for k in ("requests_per_s", "low", "high"))
     return _in_interval(what, expected, mean, low, high, half_unit)
 
@@ -156,7 +188,13 @@ def _in_interval(
 
 
 def stands(what: str, expected: str, found: Data) -> Check:
-    """A verdict on stability is the expected one; the interval is that of the growth, tokens/ms."""
+    """The verdict on stability must be the expected one; the interval is that of the growth, tokens/ms.
+
+    Args:
+        what: see ``Check``.
+        expected: ``"stable"``, ``"unstable"`` or ``"undecided"``.
+        found: a ``Stability`` as ``record`` gives it.
+    """
     low, high = found["low"], found["high"]
     return Check(
         what,
@@ -170,12 +208,12 @@ def stands(what: str, expected: str, found: Data) -> Check:
 
 
 def skipped(what: str, why: str) -> Check:
-    """What could not be measured, and why."""
+    """A check of what could not be measured, and why."""
     return Check(what, "", why, SKIPPED, "")
 
 
 def verdict_of(checks: list[Check]) -> str:
-    """Of an item: a fail where any check fails, a pass where any passes, else skipped."""
+    """The verdict on an item: a fail where any check fails, else a pass where any passes, else skipped."""
     verdicts = {check.verdict for check in checks}
     return next((v for v in (FAIL, PASS) if v in verdicts), SKIPPED)
 

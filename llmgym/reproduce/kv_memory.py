@@ -50,7 +50,10 @@ BELOW, ABOVE = 0.9, 1.1
 
 
 def _memory(effort: Effort, mix: str) -> Data:
-    """Iterations of 10 ms whatever is in them, and a budget that never binds: only memory counts."""
+    """Verdicts below and above the bound.
+
+    Iterations take 10 ms whatever is in them, and the budget never binds: only memory counts.
+    """
     base = Scenario.single_engine(
         Affine(ITERATION_MS, 0.0), 8192, Workload(Poisson(1.0), *MIXES[mix]),
         kv_cache=KVCache(MEMORY_TOKENS, 1), slots=512,
@@ -101,7 +104,7 @@ def look(view: View, info: Any) -> dict[str, jax.Array]:
 
 
 def _flow(effort: Effort) -> Data:
-    """The peak from a backlog that feeds every activation, and the queues of a calm start."""
+    """The peak of memory from a backlog that feeds every activation, and the queues from an empty start."""
     scenario = library.scenario("flow-control", slots=1024)
     policy = baselines.make("flow_control", activations=ACTIVATIONS)
     theory = conditions(scenario, ACTIVATIONS)
@@ -151,7 +154,7 @@ RECORDED = Path("vllm_scheduler") / "batches.json.gz"
 
 
 def _batches(effort: Effort) -> Data:
-    """Recorded cases of vLLM's scheduler whose every step is the same here."""
+    """How many cases of vLLM's scheduler are recorded, and which of them differ here in any step."""
     assert effort.data is not None
     with gzip.open(effort.data / RECORDED) as file:
         recorded = json.load(file)

@@ -39,7 +39,16 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def publish(results: Sequence[Result], config: dict[str, Any], out: Path) -> list[Path]:
-    """Write results.csv, results.json, report.html and the pictures into ``out``; their paths."""
+    """Write report.html, results.csv, results.json and the pictures; their paths in this order.
+
+    Args:
+        results: the items in the order of the report.
+        config: what they have in common, of ``llmgym.reproduce.run.config``.
+        out: the folder, made where it does not exist.
+
+    Raises:
+        LLMGymError: a file cannot be written.
+    """
     paths = [out / name for name in ("report.html", "results.csv", "results.json")]
     page = _page(results, config)
     for result in results:

@@ -42,7 +42,7 @@ GROUPS = {
 
 
 def engine() -> Scenario:
-    """The engine of Figure 1; lengths are known, and service is counted, for those that need it."""
+    """The engine of Figure 1; lengths are known and service is counted, for the policies that need it."""
     return replace(paper(), lengths_known=True, service_weights=(1, 2), slots=512)
 
 
@@ -111,7 +111,7 @@ def _draw_capacities(data: Data) -> plt.Figure:
 
 
 def _shown(data: Data) -> dict[str, list[str]]:
-    """The policies of each chart, those that have latencies."""
+    """The policies of each chart, as far as they have latencies."""
     trained = [name for name in learned() if name in data]
     groups = GROUPS | ({"learned": ("sarathi", "index", *trained)} if trained else {})
     found = {

@@ -24,14 +24,14 @@ TABLE = {
     160: (13.38, 12.92),
     200: (13.67, 13.54),
 }
-"""Cap, and requests/s: the LP, and the best of Sarathi-Serve's budgets."""
+"""For each cap, requests/s: of the LP, and of Sarathi-Serve with the best of its budgets."""
 
 TUNED = 12.52
-"""Requests/s of a tuned tile index under a cap of 100."""
+"""Requests/s that a tuned tile index serves under a cap of 100."""
 
 BUDGETS = (128, 256, 384, 512)
 WEIGHTS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.9)
-"""Of prefill in the tile index, whose age weight is 0 where throughput counts."""
+"""Prefill weights of the tile index. Its age weight is 0, as only throughput counts."""
 
 TOLERANCE = 0.005
 QUICK_CAP = 100
@@ -48,7 +48,7 @@ def _plan(effort: Effort) -> Data:
 
 
 def _reached(effort: Effort, name: str, settings: dict[str, Any]) -> Data:
-    """What a policy departs at under each cap when saturated."""
+    """The rate at which a saturated policy completes requests under each cap."""
     caps = effort.pick(tuple(TABLE), (QUICK_CAP,))
     policy = baselines.make(name, **settings)
     return {
@@ -73,7 +73,7 @@ def _parts(effort: Effort) -> dict[str, Any]:
     return rows
 
 
-def best(data: Data, policy: str, most: str) -> tuple[str, Data]:
+def _best(data: Data, policy: str, most: str) -> tuple[str, Data]:
     """The setting of a policy with the highest capacity under a cap, and that capacity."""
     found = {part: by[most] for part, by in data.items() if part.startswith(f"{policy}-")}
     part = max(found, key=lambda p: found[p]["requests_per_s"])
@@ -98,11 +98,11 @@ def _judge(data: Data) -> list[Check]:
         for most, (plan, _) in TABLE.items()
     ]
     for most in _caps(data):
-        budget, found = best(data, "sarathi", most)
+        budget, found = _best(data, "sarathi", most)
         what = f"cap {most}: best Sarathi-Serve, budget {budget}, requests/s"
         value, low, high = (found[k] for k in ("requests_per_s", "low", "high"))
         checks.append(_close(what, TABLE[int(most)][1], value, low, high))
-        weight, tuned = best(data, "index", most)
+        weight, tuned = _best(data, "index", most)
         what = f"cap {most}: best tile index, weight {weight}, requests/s"
         if int(most) == QUICK_CAP:
             reached, low, high = (tuned[k] for k in ("requests_per_s", "low", "high"))
@@ -118,8 +118,8 @@ def _draw(data: Data) -> plt.Figure:
     axis.plot(caps, [data["plan"][str(c)] for c in caps], "k--", lw=1.2, label="planning LP")
     measured = _caps(data)
     rows = (
-        ("index", "index, best weight", [best(data, "index", c)[1] for c in measured]),
-        ("sarathi", "sarathi, best budget", [best(data, "sarathi", c)[1] for c in measured]),
+        ("index", "index, best weight", [_best(data, "index", c)[1] for c in measured]),
+        ("sarathi", "sarathi, best budget", [_best(data, "sarathi", c)[1] for c in measured]),
     )
     for name, label, found in rows:
         look, middle = style(name), [f["requests_per_s"] for f in found]

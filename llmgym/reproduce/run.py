@@ -72,9 +72,17 @@ def run(
     progress: Progress | None = None,
     jobs: int = 1,
 ) -> list[Result]:
-    """Measure what is not in the result folder yet, ``jobs`` parts at a time, and judge.
+    """Measure what is not in the result folder yet, and judge; one result for each item, in their order.
 
-    Raises LLMGymError where ``out`` holds a run of another length, seed or version.
+    Args:
+        items: what to run.
+        effort: how much is simulated.
+        out: the result folder.
+        progress: called with the parts done, the parts in all and the name of one.
+        jobs: parts that run in parallel, each in a process of its own.
+
+    Raises:
+        LLMGymError: ``out`` holds a run of another length, seed or version, or cannot be written.
     """
     parts = {item.name: item.parts(effort) for item in items}
     todo = [
@@ -97,7 +105,7 @@ def file_name(item: str, part: str) -> str:
 
 
 def _timed(part: Callable[[], Any], first: bool) -> dict[str, Any]:
-    """The measurement with its costs. What was compiled for the item before fills memory: forget it."""
+    """The measurement with its costs. The first of an item drops what was compiled before, to free memory."""
     if first:
         jax.clear_caches()
     clock, cpu = time.perf_counter(), time.process_time()
@@ -142,7 +150,7 @@ def verdict_cell(verdict: str) -> Cell:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Item, published or derived figure, measured figure with interval, verdict, seconds."""
+    """The checks of each item: published or derived figure, measured figure with interval, verdict."""
     rows: list[Any] = []
     for result in results:
         rows.append(Section(f"{result.item.name}: {result.item.title}, {result.seconds:.1f} s"))
@@ -175,7 +183,16 @@ def _same(expected: str, measured: str) -> str:
 
 
 def read(out: Path, items: Sequence[Item], effort: Effort) -> list[Result]:
-    """The items that a result folder has in full, judged again from its files."""
+    """The items that a result folder holds in full, judged again from its files.
+
+    Args:
+        out: the result folder.
+        items: those to look for.
+        effort: that of the run: it decides which parts an item has.
+
+    Raises:
+        LLMGymError: a file is damaged.
+    """
     results = []
     for item in items:
         parts = item.parts(effort)

@@ -1,4 +1,4 @@
-"""The Rybko-Stolyar network (arXiv:2504.07347v3, section 5.4): two priorities, and where one turns.
+"""The Rybko-Stolyar network (arXiv:2504.07347v3, section 5.4): two priorities, and where one is unstable.
 
 Fluid limit of the bad priority: while n jobs of one type wait at their first engine and the other
 engine is free, they move on at once and keep it busy for n/(mu - lambda), mu = 768/544 a time unit; the
@@ -45,7 +45,7 @@ LARGE = 30_000
 """Tokens above which a peak is no longer noise."""
 
 CYCLE = 0.2
-"""Part of its height by which a peak has to fall on either side to be that of a cycle."""
+"""A peak is that of a cycle where the level falls by more than this part of its height on either side."""
 
 SWEEP = (0.46, 0.50, 0.53, 0.56, 0.59, 0.62, 0.65)
 SIDES = (0.50, 0.62)
@@ -93,7 +93,7 @@ def _at_rho(effort: Effort, priority: str) -> Data:
 
 
 def _sweep(effort: Effort, rhos: tuple[float, ...]) -> Data:
-    """Peaks of a backlog of 200 jobs a type, one a second: the last over the first, for each seed."""
+    """From 200 jobs of each type: the peak of the last second over that of the first, for each seed."""
     base = replace(library.scenario("rybko-stolyar"), slots=SLOTS)
     critical = virtual_station(base)
     assert critical is not None
@@ -118,7 +118,7 @@ def _parts(effort: Effort) -> dict[str, Any]:
 
 
 def cycles(peaks: list[float]) -> list[float]:
-    """The highest peak of each cycle, one that is over twice the highest before it begins another."""
+    """The highest peak of each cycle; a peak over twice the highest of a cycle begins the next one."""
     highest: list[float] = []
     for peak in peaks:
         if highest and peak <= 2 * highest[-1]:

@@ -152,7 +152,7 @@ theorem_2 = Item(
 
 
 def _bound(effort: Effort, names: tuple[str, ...]) -> Data:
-    """Slack of the rate bound, tokens: the least over all replications of a run at load 1.2."""
+    """Slack of the rate bound in tokens: the least over all replications of a run at load 1.2."""
     base = library.scenario("paper-figure-1", slots=1024)
     scenario = replace(base, lengths_known=True, service_weights=(1, 2))
     slack = {}

@@ -16,7 +16,7 @@ from llmgym.evaluation.policies import Policy
 from llmgym.scenario.scenario import Scenario
 
 Look = Callable[[View, Any], dict[str, jax.Array]]
-"""Given the view before the batch and what the step says of it (``StepInfo``), what is to be kept."""
+"""From the view before the batch and the ``StepInfo`` after it to the arrays to keep, by name."""
 
 
 @partial(jax.jit, static_argnames=("policy", "look", "length"))
@@ -39,9 +39,19 @@ def watch(
     seed: int = 0,
     burst: int = 0,
 ) -> dict[str, Any]:
-    """What ``look`` keeps of each of the first ``steps`` iterations, as NumPy arrays (steps, ..., envs).
+    """What ``look`` keeps of each of the first iterations.
 
-    ``start_ms`` is the time of the decision.
+    Args:
+        scenario: what is simulated.
+        policy: its function, or one that remembers.
+        look: what to keep; arrays (..., envs).
+        steps: iterations.
+        num_envs: environments, each with its own arrivals.
+        seed: of the arrivals and of random policies.
+        burst: requests of each type, of a network jobs, that are there at time 0.
+
+    Returns:
+        NumPy arrays (steps, ..., envs) by name; start_ms (steps, envs) is the time of the decision.
     """
     physics, key = simulator.lower(scenario, burst), rollout.keys(seed, num_envs)
     start = rollout.begin(physics, policy, key)

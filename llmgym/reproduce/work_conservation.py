@@ -1,4 +1,4 @@
-"""Work conservation, Eqs. (8)-(9) of arXiv:2504.07347v3, at every iteration, and witnesses against it."""
+"""Work conservation, Eqs. (8)-(9) of arXiv:2504.07347v3, at every iteration, and counterexamples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published pages of results as studies: ``llmgym study NAME`` measures one again and writes its page."""
+"""Published pages of results as studies: ``llmgym study NAME`` repeats one and writes its page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STUDIES: dict[str, Study] = {s.name: s for s in (Optimum(), Transfer(), Network(
 
 
 def select(name: str) -> Study:
-    """The study of that name. Raises LLMGymError with the nearest name."""
+    """The study of that name. Raises LLMGymError, with the nearest name, for an unknown one."""
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
     return STUDIES[name]
@@ -25,7 +25,13 @@ def select(name: str) -> Study:
 def publish(study: Study, out: Path, policy: str) -> list[Path]:
     """Write the page of a study, and tables beside it; their paths.
 
-    Raises LLMGymError where the folder lacks measurements that the page shows.
+    Args:
+        study: whose page it is.
+        out: the folder that holds its measurements.
+        policy: name or file of the learned policy that was measured.
+
+    Raises:
+        LLMGymError: the folder lacks measurements that the page shows.
     """
     try:
         pages = study.pages(out, policy)

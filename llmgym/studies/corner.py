@@ -49,7 +49,7 @@ class Corner:
 
 
 def judged(policy: str) -> dict[str, Any]:
-    """The verdict on a policy, and how fast its backlog grows."""
+    """The verdict on the stability of a policy, and how fast its backlog grows."""
     return asdict(stability(SCENARIO, policy, replications=8, seed=1000))
 
 

@@ -34,7 +34,7 @@ PLAIN = "plain.npz"
 
 LOADS = (0.7, LOAD, 0.95)
 CLASSICAL = ("fbfs", "sarathi")
-"""Measured everywhere, the best first; those below at ``LOAD`` only."""
+"""Measured everywhere, the best first; ``OTHERS`` only at ``LOAD``."""
 
 OTHERS = ("spf", "vllm_v1", "max_pressure-0.1", "max_pressure-0.2", "plain")
 SLOTS = 320
@@ -102,7 +102,7 @@ def scenarios() -> dict[str, Scenario]:
 
 
 def levels(scenario: Scenario, policy: Any) -> dict[str, Any]:
-    """Time averages after the warm-up, one of each environment, and jobs dropped."""
+    """Time averages after the warm-up, one for each environment, and jobs dropped."""
     raw = simulate(scenario, policy, record=False, **SETTINGS).raw
     ticks = raw["end_clock"] - raw["warm_clock"]
     time = np.where(raw["start"] >= raw["warm_clock"], raw["duration"], 0)

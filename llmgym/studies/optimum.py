@@ -28,7 +28,7 @@ INDEX = "index.json"
 EXACT_RATES = (10.0, 11.0, 12.0)
 RATES = (10.0, 12.0, 13.0)
 BUDGETS = (128, 256, 384, 512, 640, 768, 1024)
-"""Of Sarathi-Serve, re-tuned for each load."""
+"""Token budgets of Sarathi-Serve, which is tuned again for each load."""
 
 CAPS = (100, 160, 200)
 CAPPED_BUDGETS = (128, 256, 384, 512)
@@ -51,7 +51,7 @@ class Optimum:
 
 
 def rows(out: Path, policy: str) -> Iterator[Row]:
-    """All measurements; the search comes first, as others take its result."""
+    """All measurements; the search comes first, as others use its result."""
     yield Row(INDEX, "latency", partial(searched, out))
     for law in LAWS:
         for rate in RATES:
@@ -90,7 +90,17 @@ def parameters(rule: Index) -> dict[str, float]:
 
 
 def compare(rate: float, law: str, out: Path) -> dict[str, Any]:
-    """Bounds on the optimum at a rate, and policies on the same requests."""
+    """Bounds on the optimum, and policies on the same requests.
+
+    Args:
+        rate: requests/s.
+        law: of the output lengths, a key of ``LAWS``.
+        out: the folder of the study, which holds the tuned index.
+
+    Returns:
+        low_s and high_s, the bounds as ``solve`` gives them; truncation, states; and policies, an
+        ``OptimalityGap`` of each as a dictionary.
+    """
     scenario = latency(rate, law)
     budgets = feasible(scenario, BUDGETS, 1.02 * rate)
     scenario = scenario.override(token_budget=512)
@@ -120,7 +130,13 @@ def compare(rate: float, law: str, out: Path) -> dict[str, Any]:
 
 
 def learned(rate: float, law: str, policy: str) -> dict[str, Any]:
-    """The learned policy on the same requests as those of ``compare``."""
+    """The learned policy on the requests of ``compare``.
+
+    Args:
+        rate: requests/s.
+        law: of the output lengths, a key of ``LAWS``.
+        policy: its name or file.
+    """
     scenario = latency(rate, law)
     found = solve(scenario, tolerance=1e-4)
     gap = optimality_gaps(scenario, [policy], None, found, **SIMULATION)[0]

@@ -1,4 +1,4 @@
-"""What the measurements of the study ``optimum`` and its page both say."""
+"""What both the measurements of the study ``optimum`` and its page use."""
 
 from __future__ import annotations
 

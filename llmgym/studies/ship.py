@@ -1,4 +1,4 @@
-"""Adding a trained policy to those that llmgym ships, with the figures of its evaluation in its header."""
+"""Adding a trained policy to those that llmgym ships, its measured figures in its header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmgym.evaluation import evaluate
 from llmgym.reporting.evaluation_report import MEASURES
 
 
-def figures(agent: Path, folder: Path) -> dict[str, object]:
+def _figures(agent: Path, folder: Path) -> dict[str, object]:
     """What the evaluation found, by start and rate, and the capacity."""
     results = evaluate.evaluate(evaluate.from_config(folder), folder)
     found: dict[str, object] = {"capacity": results[f"capacity-{evaluate.slug(str(agent))}"]}
@@ -31,7 +31,7 @@ def figures(agent: Path, folder: Path) -> dict[str, object]:
     return found
 
 
-def network_figures(policy: TrainedPolicy, folder: Path, name: str) -> dict[str, object]:
+def _network_figures(policy: TrainedPolicy, folder: Path, name: str) -> dict[str, object]:
     """What the study of the network found, by scenario and load, and the verdict."""
     if json.loads((folder / "config.json").read_text())["digest"] != policy.digest:
         raise LLMGymError(
@@ -47,26 +47,26 @@ def network_figures(policy: TrainedPolicy, folder: Path, name: str) -> dict[str,
 
 
 def ship(agent: Path, results: Path, name: str, out: Path | None = None) -> tuple[Path, str]:
-    """Write NAME.npz, by default into the package; its path, and the digest of the policy.
+    """Write NAME.npz; its path, and the digest of the policy.
 
     Args:
         agent: the checkpoint.
-        results: folder of an evaluation of that file, or of the folder that holds it. For a network policy it
-            is that of the study ``rybko-stolyar-learned``, for one that is judged by its stability that of
-            ``corner-c``.
-        name: among the policies.
-        out: folder to write to.
+        results: folder of an evaluation of that file, or of the folder that holds it. For a network policy
+            it is the folder of the study ``rybko-stolyar-learned``, and for a policy that is judged by its
+            stability that of ``corner-c``.
+        name: the policy's name among those that ship.
+        out: folder to write to; None: the package's own.
 
     Raises LLMGymError where a file is missing, or the folder is about another policy.
     """
     policy = load_agent(agent)
     try:
         if isinstance(policy.choice, NetworkChoice):
-            found = network_figures(policy, results, name)
+            found = _network_figures(policy, results, name)
         elif (results / "stability.json").exists():
             found = json.loads((results / "stability.json").read_text())[name]
         else:
-            found = figures(agent, results)
+            found = _figures(agent, results)
     except (OSError, KeyError) as error:
         raise LLMGymError(f"{results} holds no results of {agent}: {error} is missing.") from None
     path = (out or agents.CHECKPOINTS) / f"{name}.npz"

@@ -35,7 +35,13 @@ class Study(Protocol):
     def policy(self) -> str: ...
 
     def measure(self, out: Path, policy: str, progress: Progress) -> None:
-        """Measure what the folder does not hold yet."""
+        """Measure what the folder does not hold yet.
+
+        Args:
+            out: the folder, made where it does not exist.
+            policy: name or file of the learned policy.
+            progress: told before each measurement, and at the end.
+        """
 
     def pages(self, out: Path, policy: str) -> dict[str, str]:
         """The files that are written from the measurements, README.md among them."""
@@ -51,7 +57,15 @@ class Row:
 
 
 def measure(rows: Sequence[Row], out: Path, progress: Progress) -> None:
-    """Make the rows that their files do not hold yet, one after the other."""
+    """Make the rows that their files do not hold yet, one after the other.
+
+    Args:
+        rows: in the order in which they are made.
+        out: the folder of their files.
+        progress: told before each row, and at the end.
+
+    Raises LLMGymError where a file is damaged or cannot be written.
+    """
     for n, row in enumerate(rows):
         progress(n, len(rows), f"{row.file}: {row.name}")
         path = out / row.file

@@ -25,7 +25,7 @@ from llmgym.theory.capacity import at_load, capacity
 FILE = "transfer.json"
 RULES = ("greedy_rate", "index")
 BUDGETS = (128, 256, 384, 512, 768, 1024)
-"""Of Sarathi-Serve, those that carry the load."""
+"""Token budgets of Sarathi-Serve; of these it gets the ones that carry the load."""
 
 LOADS = (0.7, 0.9)
 OUTER_RATES = (4.0, 6.0, 13.5, 13.7)
@@ -85,7 +85,16 @@ def compare(scenario: Scenario, learned: str) -> dict[str, Any]:
 
 
 def compare_all(scenario: Scenario, loads: tuple[float, ...], learned: str) -> dict[str, Any]:
-    """All policies at each of the loads."""
+    """All policies at each of the loads.
+
+    Args:
+        scenario: at any arrival rate.
+        loads: fractions of its LP capacity.
+        learned: name or file of the learned policy.
+
+    Returns:
+        For each load, as text, the latencies of each policy by name.
+    """
     return {f"{x:.3f}".rstrip("0"): compare(at_load(scenario, x), learned) for x in loads}
 
 
