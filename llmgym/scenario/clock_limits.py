@@ -137,7 +137,7 @@ def _check_delay(name: str, shortest_ms: float, longest_ms: float, tick_ms: floa
     for ms in (shortest_ms, longest_ms):
         runs = max(round(ms / tick_ms), 1) * tick_ms
         if ms > 0 and abs(runs - ms) > MOST_ROUNDING * ms:
-            finest = _digit_below(2 * MOST_ROUNDING * shortest_ms)
+            finest = _digit_below(2 * MOST_ROUNDING * (shortest_ms or ms))
             raise LLMGymError(
                 f"Stage {name!r}: a delay of {ms:g} ms is made {runs:g} ms by whole ticks of "
                 f"{tick_ms:g} ms. {_finer(finest, longest_ms / MOST_TICKS)}"

@@ -89,6 +89,18 @@ def test_delays_that_would_be_rounded_or_cut_are_refused(delay_ms: int, message:
         llmgym.Scenario.single_engine(batch_time, 64, job, tick_ms=tick_ms)
 
 
+def test_delays_from_zero_on_are_refused_by_their_longest() -> None:
+    stages = (
+        llmgym.Stage(name="call", prefill=llmgym.Fixed(8), decode=llmgym.Fixed(1)),
+        llmgym.Stage(name="wait", delay_ms=llmgym.Uniform(0, 3), after=("call",)),
+    )
+    jobs = llmgym.JobType(llmgym.Poisson(0.1), stages)
+    with pytest.raises(
+        LLMGymError, match=r"a delay of 3 ms is made 4 ms .* tick_ms = 0\.06 or less"
+    ):
+        llmgym.Scenario.single_engine(Affine(200.0, 0.0), 512, jobs, tick_ms=2.0)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_unbounded_lengths_and_many_slots_are_no_reason_to_refuse(name: str) -> None:
     engine(PRESETS[name], budget=8192, slots=8192)
