@@ -7,6 +7,8 @@ import pytest
 
 import llmgym
 
+pytestmark = pytest.mark.long_runs
+
 HOUR_S = 3600.0
 MINUTE = llmgym.Affine(60_000.0, 0.0)
 """Every batch takes a minute."""
