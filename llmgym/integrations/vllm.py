@@ -16,7 +16,6 @@ from llmgym.core.errors import LLMGymError, unknown
 from llmgym.engine import simulator
 from llmgym.engine.epoch import Epoch
 from llmgym.engine.params import Params
-from llmgym.engine.params import Params as Physics
 from llmgym.evaluation.rollout import Carry, begin, keys, scan
 from llmgym.scenario.batch_time import Affine
 from llmgym.scenario.engine import Engine
@@ -55,7 +54,7 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
     return run(simulator.lower(scenario), policy, workload)
 
 
-def run(physics: Physics, policy: VLLMV1, workload: Sequence[Mapping[str, Any]]) -> list[Step]:
+def run(physics: Params, policy: VLLMV1, workload: Sequence[Mapping[str, Any]]) -> list[Step]:
     """The steps of one engine, which may be the only one of a network, as ``schedule`` gives them.
 
     Args:
@@ -171,7 +170,7 @@ def _check_request(
 
 @partial(jax.jit, static_argnames="policy")
 def _run(
-    physics: Physics, carry: Carry, key: jax.Array, policy: VLLMV1
+    physics: Params, carry: Carry, key: jax.Array, policy: VLLMV1
 ) -> tuple[Carry, dict[str, jax.Array]]:
     """Run CHUNK steps, each of one tick even if nothing runs, and record what ``_step`` needs of each."""
 

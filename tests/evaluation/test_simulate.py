@@ -196,6 +196,17 @@ def test_the_tables_are_consistent() -> None:
     assert (at_start.in_system == 0).all()
 
 
+def test_another_seed_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(np.float32(1))
+        assert "Compiling" in caplog.text  # else the rest could not fail
+        simulate(two_classes(), "orca", duration_s=5, seed=0)
+        caplog.clear()
+        runs = [simulate(two_classes(), "orca", duration_s=5, seed=seed) for seed in (1, 2)]
+        assert len({len(run.requests) for run in runs}) == 2
+    assert "Compiling" not in caplog.text
+
+
 def test_an_environment_and_its_seed_fix_everything() -> None:
     three, one = busy_run(), busy_run(num_envs=1)
     for name in ("requests", "batches", "trajectory"):
