@@ -127,7 +127,7 @@ def _requests(calls: dict[Any, Any]) -> dict[Any, Any]:
 
 @pytest.mark.parametrize(
     "structure",
-    [pytest.param(s, marks=[pytest.mark.slow] * (n > 1)) for n, s in enumerate(SINGLES)],
+    [pytest.param(s, marks=[pytest.mark.slow] * (n > 0)) for n, s in enumerate(SINGLES)],
     ids=lambda s: s.label,
 )
 def test_one_station_is_the_single_engine(structure: Structure) -> None:

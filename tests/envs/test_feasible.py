@@ -27,8 +27,15 @@ def random_choice(core: Any, key: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.stack(picks) if hasattr(space, "nvec") else picks[0]
 
 
-@pytest.mark.parametrize("action", ["tiles", "split", "tokens", "scores"])
-@pytest.mark.parametrize("network", [False, True], ids=["one", "two"])
+ACTIONS = ("tokens", "tiles", "split", "scores")
+CASES = [
+    pytest.param(network, action, marks=[pytest.mark.slow] * (network and action != "tokens"))
+    for network in (False, True)
+    for action in ACTIONS
+]
+
+
+@pytest.mark.parametrize(("network", "action"), CASES)
 def test_masked_play_is_never_clipped_where_memory_is_short(action: str, network: bool) -> None:
     tight = llmgym.KVCache(60, 16)
     scenario = llmgym.scenario("multi-tenant", kv_cache=tight, replicas=1 + network, slots=24)
