@@ -22,6 +22,7 @@ from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.ppo import PPO, Learner, iterate
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.worlds import worlds_of
+from llmgym.core.checks import keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import to_json, write
 from llmgym.envs.rewards import ServiceLevels
@@ -64,11 +65,11 @@ class Training:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.scenarios or not self.seeds:
             raise LLMGymError("A training run needs at least one scenario and one seed.")
-        check_number("steps", self.steps, low=1, integer=True)
+        keep_number(self, "steps", low=1, integer=True)
         for seed in self.seeds:
             check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
         if self.patience is not None:
-            check_number("patience", self.patience, low=1, integer=True)
+            keep_number(self, "patience", low=1, integer=True)
         for scenario in self.scenarios:
             self._check(scenario)
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from llmgym.core.errors import check_number, unknown
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import unknown
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.view import Batch, View
 
@@ -43,7 +44,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.token_budget is not None:
-            check_number("token_budget", self.token_budget, low=1, integer=True)
+            keep_number(self, "token_budget", low=1, integer=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         """Compose the next batch of one engine; jit- and vmap-able."""
