@@ -21,6 +21,10 @@ MOST_ITEMS = 100_000
 """Most entries of a list in a setting; lists of requests are arrays and have no such limit."""
 
 
+MOST_REQUESTS = 50_000_000
+"""Most requests of a list."""
+
+
 def keep_number(thing: Any, name: str, label: str = "", **limits: Any) -> None:
     """Check a number of a frozen dataclass, and keep it as a plain int or float.
 
@@ -71,6 +75,20 @@ def as_list(name: str, value: Any, of: Any = None, what: str = "values") -> tupl
         if of is not None and not isinstance(one, of):
             raise LLMGymError(f"{name} must be a list of {what}, got {shown(one)} as entry {i}.")
     return found
+
+
+def check_size(name: str, values: Any, most: int = MOST_REQUESTS) -> None:
+    """Refuse a list too long to be made an array of: ``range(10**9)`` would take 8 GB."""
+    size = np.size(values) if isinstance(values, np.ndarray) else _length(values)
+    if size > most:
+        raise LLMGymError(f"{name} has {size:,} entries; at most {most:,}.")
+
+
+def _length(values: Any) -> int:
+    try:
+        return len(values)
+    except (TypeError, OverflowError):
+        return 0
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -190,7 +190,9 @@ class JobTypes(tuple[JobType, ...], Demand):
                 name="call",
                 engine=engine,
             )
-            found.append(JobType(Poisson(one.rate_per_s * share), (stage,), name=one.name))
+            levels: Any = {"ttft_ms": one.ttft_ms, "tpot_ms": one.tpot_ms, "weight": one.weight}
+            arrivals = Poisson(one.rate_per_s * share)
+            found.append(JobType(arrivals, (stage,), name=one.name, **levels))
         return JobTypes(found)
 
     def with_lengths(self, prefill: Any, decode: Any) -> JobTypes:

@@ -68,18 +68,20 @@ class KVCache:
         Raises:
             LLMGymError: a number out of range, or not one block is left.
         """
-        check_number("utilization", utilization, above=0, high=1)
+        utilization = check_number("utilization", utilization, above=0, high=1)
         given = {"memory_gb": memory_gb, "weights_gb": weights_gb}
-        for name, value in (given | {"bytes_per_token": bytes_per_token}).items():
-            check_number(name, value, above=0)
-        check_number("block_size", block_size, low=1, high=2**16, integer=True)
+        memory_gb, weights_gb, bytes_per_token = (
+            float(check_number(name, value, above=0))
+            for name, value in (given | {"bytes_per_token": bytes_per_token}).items()
+        )
+        block_size = check_number("block_size", block_size, low=1, high=2**16, integer=True)
         blocks = (utilization * memory_gb - weights_gb) * 1e9 // (bytes_per_token * block_size)
-        if blocks < 1:
+        if not blocks >= 1:
             raise LLMGymError(
                 f"{weights_gb:g} GB of weights leave no KV memory in {utilization:g} of {memory_gb:g} "
                 "GB; use more or larger GPUs."
             )
-        return cls(int(blocks), block_size)
+        return cls(int(min(blocks, 2.0**62)), block_size)
 
     @property
     def tokens(self) -> int:

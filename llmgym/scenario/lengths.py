@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from llmgym.core.checks import MOST_ITEMS, as_list, keep_number
+from llmgym.core.checks import MOST_ITEMS, as_list, check_size, keep_number
 from llmgym.core.errors import LLMGymError, check_number, plain_number, shown
 from llmgym.core.pytree import register
 
@@ -275,6 +275,7 @@ class Empirical(Length):
     def from_samples(cls, samples: Sequence[float] | np.ndarray, points: int = 257) -> Empirical:
         """Quantile summary of observed lengths at ``points`` equally spaced levels."""
         check_number("points", points, low=2, high=MOST_ITEMS, integer=True)
+        check_size("samples", samples)
         try:
             observed = np.asarray(samples, float)
         except (TypeError, ValueError, OverflowError):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.checks import as_list, check_flag, check_text, keep_number
+from llmgym.core.checks import as_list, check_flag, check_size, check_text, keep_number
 from llmgym.core.errors import LLMGymError, plain_number, shown
 from llmgym.core.pytree import register
 from llmgym.scenario.arrivals import uniform
@@ -90,6 +90,7 @@ def flat_column(name: str, values: Any, must: str = "must hold numbers") -> np.n
     Raises:
         LLMGymError: it is no flat list of numbers.
     """
+    check_size(name, values)
     try:
         column = np.asarray(values)
     except (TypeError, ValueError):  # rows of several lengths
@@ -131,8 +132,7 @@ class Paired:
         object.__setattr__(self, "decode_tokens", decode)
 
 
-MOST_ROUNDS = 1024
-"""Most rounds of a loop."""
+MOST_ROUNDS = 1024  # of a loop
 
 
 @dataclass(frozen=True)
