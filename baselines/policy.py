@@ -5,12 +5,12 @@ One with a memory is a ``RememberingPolicy``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 import jax
 
-from llmgym.core.checks import keep_number
+from llmgym.core.checks import check_flag, keep_number
 from llmgym.core.errors import unknown
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.view import Batch, View
@@ -43,6 +43,9 @@ class Policy:
             cls.__call__ = in_32_bits(cls.__call__)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type == "bool":
+                check_flag(field.name, getattr(self, field.name))
         if self.token_budget is not None:
             keep_number(self, "token_budget", low=1, integer=True)
 
