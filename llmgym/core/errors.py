@@ -151,4 +151,5 @@ def _may_be_traced(value: object) -> bool:
     """Whether JAX may have put it there: an array, or one of its placeholders (plain ``object()``)."""
     if isinstance(value, np.generic):
         return False
-    return type(value) is object or hasattr(value, "dtype")
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return type(value) is object or (hasattr(value, "dtype") and kind not in tuple("USOMmc"))

@@ -144,7 +144,10 @@ def horizon_s(evaluation: Evaluation, rate: float) -> float:
 def members(name: str) -> list[str]:
     """The policies of a row: those of a folder of checkpoints, else the name itself."""
     folder = Path(name)
-    if not folder.is_dir():
+    try:
+        if not folder.is_dir():
+            return [name]
+    except OSError:  # too long a name for a file is still no policy
         return [name]
     found = sorted(folder.glob("agent-*.npz"), key=lambda p: (len(p.name), p.name))
     if not found:

@@ -274,7 +274,7 @@ class Empirical(Length):
     @classmethod
     def from_samples(cls, samples: Sequence[float] | np.ndarray, points: int = 257) -> Empirical:
         """Quantile summary of observed lengths at ``points`` equally spaced levels."""
-        check_number("points", points, low=2, high=MOST_ITEMS, integer=True)
+        points = check_number("points", points, low=2, high=MOST_ITEMS, integer=True)
         check_size("samples", samples)
         try:
             observed = np.asarray(samples, float)

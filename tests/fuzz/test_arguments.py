@@ -192,3 +192,69 @@ def test_odd_settings_of_policies_are_right_or_refused(
 def test_no_policy_takes_what_is_not_finite(name: str, field: str, value: float) -> None:
     with pytest.raises(LLMGymError):
         baselines.make(name, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: llmgym.at_load(ONE, 1e5), "requests per second: tables of any size fill"),
+        (lambda: llmgym.simulate(ONE, "sarathi", duration_s=1e300), "must be at most .* holds"),
+        (lambda: llmgym.simulate(ONE, "sarathi", duration_s=1.0, num_envs=10**9), "would take .* GB"),
+        (lambda: llmgym.simulate(ONE, "sarathi", duration_s=1.0, seed=0.5), "seed must be a whole number"),
+        (lambda: Scenario((ENGINE,), JOB, slots=Decimal(4)), r"slots must be a number, got Decimal"),
+        (lambda: Scenario((ENGINE,), JOB, slots=10**400), "slots must be at most 32768, got a whole number"),
+        (lambda: baselines.make("x" * 10**6), "Unknown policy 'xxx"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_reason(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(LLMGymError, match=message) as raised:
+        call()
+    assert len(str(raised.value)) <= MOST_CHARACTERS
+
+
+def test_whole_floats_and_numpy_scalars_are_whole_numbers() -> None:
+    scenario = Scenario((ENGINE,), JOB, slots=np.float32(16.0))
+    assert scenario == Scenario((ENGINE,), JOB, slots=16)
+    assert type(scenario.slots) is int
+
+
+def answer_of(file: Any, body: str) -> str:
+    """The error of a policy with this body, from its file."""
+    file.write_text(f"import numpy as np\nimport llmgym\n\ndef mine(key, view):\n    {body}\n")
+    with pytest.raises(LLMGymError) as raised:
+        llmgym.simulate(ONE, f"{file}:mine", duration_s=1.0)
+    return str(raised.value)
+
+
+def test_a_policy_is_told_what_it_must_return_and_its_line(tmp_path: Any) -> None:
+    file = tmp_path / "mine.py"
+    assert "asks for the value" in (
+        text := answer_of(file, "return 1 if view.waited[0] > 3 else 2")
+    )
+    assert "mine.py, line 5" in text
+    wrong = ("return None", "return np.zeros(16)", "return llmgym.Batch(view.prefill[1:])",
+             "return llmgym.Batch(view.prefill * 1.0)")  # fmt: skip
+    for body in wrong:
+        assert "it must return a Batch" in (text := answer_of(file, body))
+        assert "(mine.py, line 4)" in text
+    assert "ZeroDivisionError" in answer_of(file, "return 1 / 0")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"# caf\xe9\n", "is not UTF-8 text"),
+        (b"x = '\0'\n", "line 1, holds a NUL byte"),
+        (b"\nraise SystemExit(3)\n", "SystemExit: 3 in line 2"),
+    ],
+)
+def test_a_damaged_policy_file_is_one_line(data: bytes, message: str, tmp_path: Any) -> None:
+    (tmp_path / "mine.py").write_bytes(data)
+    with pytest.raises(LLMGymError, match=message):
+        llmgym.simulate(ONE, f"{tmp_path}/mine.py:mine", duration_s=1.0)
+
+
+def test_a_priority_column_is_read(tmp_path: Any) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("arrival,prefill,decode,priority\n0,3,2,1\n1,3,2,0\n")
+    assert llmgym.traces.read_trace(path).priorities == (1, 0)
