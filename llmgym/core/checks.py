@@ -77,11 +77,11 @@ def as_list(name: str, value: Any, of: Any = None, what: str = "values") -> tupl
     return found
 
 
-def check_size(name: str, values: Any, most: int = MOST_REQUESTS) -> None:
+def check_size(name: str, values: Any) -> None:
     """Refuse a list too long to be made an array of: ``range(10**9)`` would take 8 GB."""
     size = np.size(values) if isinstance(values, np.ndarray) else _length(values)
-    if size > most:
-        raise LLMGymError(f"{name} has {size:,} entries; at most {most:,}.")
+    if size > MOST_REQUESTS:
+        raise LLMGymError(f"{name} has {size:,} entries; at most {MOST_REQUESTS:,}.")
 
 
 def _length(values: Any) -> int:

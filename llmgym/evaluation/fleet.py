@@ -227,22 +227,12 @@ def measure(
 
     Raises LLMGymError. Warns (UnservableWarning) where the policy can never serve some requests.
     """
-    seed, warm_up = (
-        check_seed(seed),
-        check_number("warm_up", warm_up, low=0, high=2**30, integer=True),
-    )
-    num_envs, steps, repeats = (
-        check_number(name, number, low=1, high=2**20, integer=True)
-        for name, number in (("num_envs", num_envs), ("steps", steps), ("repeats", repeats))
-    )
-    block, threads = (
-        None if number is None else check_number(name, number, low=1, high=2**20, integer=True)
-        for name, number in (("block", block), ("threads", threads))
-    )
+    seed, (warm_up,) = check_seed(seed), _counts(0, warm_up=warm_up)
+    num_envs, steps, repeats = _counts(1, num_envs=num_envs, steps=steps, repeats=repeats)
+    block, threads = _counts(1, block=block, threads=threads)
     chosen = policies.resolve(policy)
     scenario = at_load(replace(as_scenario(scenario), slots=slots), load)
-    problem = policies.check(chosen, scenario)
-    if problem:
+    if problem := policies.check(chosen, scenario):
         warnings.warn(problem, UnservableWarning, stacklevel=2)
     check_work(scenario, num_envs)
     fleet = Fleet(scenario, chosen, num_envs, steps, seed, block, threads)
@@ -272,6 +262,12 @@ def measure(
         steps_per_core_s=gone["steps"] / work,
         devices=[str(device) for device in jax.devices()],
     )
+
+
+def _counts(low: int, **counts: Any) -> list[Any]:
+    """The numbers as int; None stays."""
+    limits: Any = {"low": low, "high": 2**20, "integer": True}
+    return [n if n is None else check_number(name, n, **limits) for name, n in counts.items()]
 
 
 def speed_scenario(slots: int, load: float = LOAD) -> Scenario:

@@ -25,7 +25,13 @@ def check_scenario(scenario: Any) -> None:
 
 
 def check_envs(name: str, count: Any, low: int = 1) -> int:
-    """A number of environments, as int. Raises LLMGymError where it is none."""
+    """A number of environments, as int. Raises LLMGymError where it is none.
+
+    Args:
+        name: of the argument.
+        count: its value.
+        low: fewest allowed.
+    """
     return int(check_number(name, count, low=low, integer=True))
 
 

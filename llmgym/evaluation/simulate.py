@@ -153,11 +153,9 @@ def simulate(
     duration_s, warmup_s = _times(scenario, duration_s, warmup_s)
     num_envs, seed = check_envs("num_envs", num_envs), check_seed(seed)
     burst = check_number("burst", burst, low=0, high=scenario.slots, integer=True)
-    record, refuse_drops = check_flag("record", record), check_flag("refuse_drops", refuse_drops)
-    check_callable("progress", progress)
+    _check_switches(progress, record=record, refuse_drops=refuse_drops)
     check_work(scenario, num_envs, duration_s, record)
-    problem = policies.check(chosen, scenario)
-    if problem:
+    if problem := policies.check(chosen, scenario):
         warnings.warn(problem, UnservableWarning, stacklevel=3)
     physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, num_envs)
@@ -176,11 +174,20 @@ def simulate(
                 progress(min(float(state.clock.to_numpy().min()) / horizon, 1.0))
         warm = _levels(state) if stop < horizon else warm
     kept = [k for k in parts[0] if not k.startswith("request_")]
-    raw = {k: np.concatenate([p[k] for p in parts]) for k in kept}
-    raw |= {f"warm_{k}": v for k, v in warm.items()}
-    raw |= {f"end_{k}": v for k, v in _levels(state).items()}
+    raw = {k: np.concatenate([p[k] for p in parts]) for k in kept} | _ends(warm, _levels(state))
     raw |= _requests(physics, state, [p for p in parts if record], key)
     return Run(scenario, policies.name_of(policy), seed, num_envs, warmup_s, raw)
+
+
+def _check_switches(progress: Any, **flags: Any) -> None:
+    check_callable("progress", progress)
+    for name, flag in flags.items():
+        check_flag(name, flag)
+
+
+def _ends(warm: dict[str, np.ndarray], end: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The totals at the end of the warm-up and of the run, by name."""
+    return {f"warm_{k}": v for k, v in warm.items()} | {f"end_{k}": v for k, v in end.items()}
 
 
 def _times(

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def _read(path: Path, format: str | None, limit: int | None, file: TextIO) -> Re
     order = np.argsort(arrival, kind="stable")
     arrival_s = (arrival[order] - arrival.min()) / wanted.units_per_s
     found = {name: column for column, name in enumerate(rows.names) if column > 2}
-    more: dict[str, np.ndarray] = {}
+    more: dict[str, Any] = {}
     for name, column in found.items():
         if name in wanted.priority:
             more["priority"] = rows.numbers(column)[order]
