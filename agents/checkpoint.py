@@ -123,6 +123,13 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
         outputs = jax.eval_shape(choice.logits, actor, seen).shape
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise LLMGymError(f"{path} holds no trained policy: {error!r}.") from error
+    weak = [
+        name for name, x in arrays.items() if x.dtype.kind not in "fiu" or not np.isfinite(x).all()
+    ]
+    if weak:
+        raise LLMGymError(
+            f"{path} holds weights that are not finite numbers ({weak[0]}); train it anew."
+        )
     if outputs != (sum(choice.parts),):
         raise LLMGymError(
             f"{path} has {outputs} outputs where this version of llmgym has {sum(choice.parts)}; "

@@ -18,7 +18,8 @@ import numpy as np
 
 from llmgym.agents.trials import Figures, measure
 from llmgym.baselines.index import PARAMETERS, Index
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import LLMGymError, unknown
 from llmgym.core.files import to_json, write
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import toml_writer
@@ -79,14 +80,14 @@ class Settings:
         if self.objective not in OBJECTIVES:
             raise unknown("objective", self.objective, OBJECTIVES)
         for name in ("population", "elites", "generations", "num_envs"):
-            check_number(name, getattr(self, name), low=1, integer=True)
-        check_number("elites", self.elites, high=self.population)
-        check_number("check_envs", self.check_envs, low=2, integer=True)
-        check_number("duration_s", self.duration_s, above=0)
-        check_number("smoothing", self.smoothing, above=0, high=1)
+            keep_number(self, name, low=1, integer=True)
+        keep_number(self, "elites", high=self.population)
+        keep_number(self, "check_envs", low=2, integer=True)
+        keep_number(self, "duration_s", above=0)
+        keep_number(self, "smoothing", above=0, high=1)
         for name in ("warmup_s", "late_weight", "goodput_weight"):
-            check_number(name, getattr(self, name), low=0)
-        check_number("seed", self.seed, low=0, high=2**31 - 1, integer=True)
+            keep_number(self, name, low=0)
+        keep_number(self, "seed", low=0, high=2**31 - 1, integer=True)
 
 
 @dataclass(frozen=True)

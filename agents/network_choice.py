@@ -19,7 +19,8 @@ import numpy as np
 from llmgym.agents.choice import Choice, Sight
 from llmgym.baselines.max_pressure import MaxPressure, fill_phases, first_come, phases_of
 from llmgym.baselines.ranking import progress
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import LLMGymError
 from llmgym.engine.view import Batch, View
 
 MANY, OLD = 32.0, 256.0
@@ -75,12 +76,12 @@ class NetworkChoice(Choice):
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
-        check_number("engines", self.engines, low=1, high=64, integer=True)
-        check_number("classes", self.classes, low=1, high=64, integer=True)
-        check_number("prior", self.prior, low=0)
-        check_number("decode_weight", self.decode_weight, above=0)
+        keep_number(self, "engines", low=1, high=64, integer=True)
+        keep_number(self, "classes", low=1, high=64, integer=True)
+        keep_number(self, "prior", low=0)
+        keep_number(self, "decode_weight", above=0)
         if self.guard is not None:
-            check_number("guard", self.guard, above=0)
+            keep_number(self, "guard", above=0)
 
     @cached_property
     def parts(self) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ import numpy as np
 
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.baselines.tiles import TilePolicy, tokens_waiting
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import LLMGymError
 from llmgym.core.files import to_json, write
 from llmgym.engine.view import View
 
@@ -41,7 +42,7 @@ class DynamicProgram(TilePolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("columns", "prompt_tokens", "residues"):
-            check_number(name, getattr(self, name), low=1, integer=True)
+            keep_number(self, name, low=1, integer=True)
         if not self.table or len(self.table) % self.columns:
             raise LLMGymError(
                 f"A table of {len(self.table)} bytes has no whole rows of {self.columns} columns."

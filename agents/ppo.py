@@ -39,7 +39,8 @@ from llmgym.agents.estimates import (
 )
 from llmgym.agents.neural import init_mlp, log_probs
 from llmgym.agents.tile_choice import TileChoice
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import LLMGymError
 from llmgym.core.pytree import register
 from llmgym.engine import simulator
 from llmgym.engine.epoch import run_epoch
@@ -95,20 +96,20 @@ class PPO:
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "steps", "epochs", "minibatches", "hidden"):
-            check_number(name, getattr(self, name), low=1, high=2**20, integer=True)
+            keep_number(self, name, low=1, high=2**20, integer=True)
         if self.steps % self.minibatches:
             raise LLMGymError(
                 f"steps = {self.steps} must be a multiple of minibatches = {self.minibatches}."
             )
         for name in ("learning_rate", "clip", "max_gradient", "prefill_weight"):
-            check_number(name, getattr(self, name), above=0)
+            keep_number(self, name, above=0)
         for name in ("entropy", "value_weight", "warm_up", "late_weight"):
-            check_number(name, getattr(self, name), low=0)
-        check_number("trace", self.trace, low=0, high=1)
+            keep_number(self, name, low=0)
+        keep_number(self, "trace", low=0, high=1)
         if self.late_weight > 0 and self.levels is None:
             raise LLMGymError("late_weight needs targets: give levels=ServiceLevels.of(scenario).")
         if self.horizon_s is not None:
-            check_number("horizon_s", self.horizon_s, above=0)
+            keep_number(self, "horizon_s", above=0)
         elif not self.average_cost:
             raise LLMGymError("Without average_cost values are infinite: give a horizon_s.")
 

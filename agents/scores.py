@@ -23,7 +23,8 @@ from llmgym.agents.tile_choice import OLD_S, TileChoice, of_class, tile_of
 from llmgym.baselines.ranking import least_first
 from llmgym.baselines.tiles import decodes_in_turn
 from llmgym.core.arrays import first_rows, prefix_sum
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import LLMGymError
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 
@@ -55,8 +56,8 @@ class ScoreChoice(TileChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("requests", self.requests, low=1, high=256, integer=True)
-        check_number("order", self.order, low=0)
+        keep_number(self, "requests", low=1, high=256, integer=True)
+        keep_number(self, "order", low=0)
         if self.shares != 1:
             raise LLMGymError(
                 f"A learned order has no shares for prefill, got shares={self.shares}."

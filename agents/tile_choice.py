@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from llmgym.agents.choice import Choice, Sight
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch, tokens_waiting
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 
@@ -91,12 +91,12 @@ class TileChoice(Choice):
     kind: ClassVar[str] = "tiles"
 
     def __post_init__(self) -> None:
-        check_number("tiles", self.tiles, low=1, high=64, integer=True)
-        check_number("shares", self.shares, low=1, high=64, integer=True)
+        keep_number(self, "tiles", low=1, high=64, integer=True)
+        keep_number(self, "shares", low=1, high=64, integer=True)
         for name in ("prior", "prompt_weight", "age_weight", "guard_weight"):
-            check_number(name, getattr(self, name), low=0)
+            keep_number(self, name, low=0)
         if self.guard is not None:
-            check_number("guard", self.guard, above=0)
+            keep_number(self, "guard", above=0)
 
     @cached_property
     def parts(self) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.ppo import PPO, Learner, iterate
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.worlds import worlds_of
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import keep_list, keep_number
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.files import to_json, write
 from llmgym.envs.rewards import ServiceLevels
 from llmgym.evaluation.fleet import compiled, cores
@@ -60,15 +61,19 @@ class Training:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("scenarios", "seeds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        keep_list(self, "scenarios", Scenario, "scenarios")
+        keep_list(self, "seeds", what="seeds")
+        if not isinstance(self.settings, PPO):
+            raise LLMGymError(f"settings must be PPO(...), got {shown(self.settings)}.")
         if not self.scenarios or not self.seeds:
             raise LLMGymError("A training run needs at least one scenario and one seed.")
-        check_number("steps", self.steps, low=1, integer=True)
-        for seed in self.seeds:
-            check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
+        keep_number(self, "steps", low=1, high=2**50, integer=True)
+        seeds = tuple(
+            check_number("seed", s, low=0, high=2**32 - 1, integer=True) for s in self.seeds
+        )
+        object.__setattr__(self, "seeds", seeds)
         if self.patience is not None:
-            check_number("patience", self.patience, low=1, integer=True)
+            keep_number(self, "patience", low=1, integer=True)
         for scenario in self.scenarios:
             self._check(scenario)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
+from llmgym.core.user_code import ask, line_of
 from llmgym.engine.view import Batch, View
 
 
@@ -28,6 +30,10 @@ def check_form(policy: Any) -> None:
 
     Raises LLMGymError that says what is missing.
     """
+    if isinstance(policy, type):
+        raise LLMGymError(
+            f"Policy {_name(policy)} is a class: give an object of it, {policy.__name__}()."
+        )
     try:
         signature = inspect.signature(policy)
     except (TypeError, ValueError):  # something built in
@@ -38,10 +44,17 @@ def check_form(policy: Any) -> None:
                 f"Policy {_name(policy)} has a start(view), so it is called as policy(key, view, memory) "
                 f"-> (Batch, memory), but it takes {signature}."
             )
-    elif not _takes(signature, 2) and _takes(signature, 3):
+    elif _takes(signature, 2):
+        return
+    elif _takes(signature, 3):
         raise LLMGymError(
             f"Policy {_name(policy)} takes a memory, {signature}, but has no start(view) -> memory that "
             "gives the first one; see RememberingPolicy in llmgym.baselines.policy."
+        )
+    else:
+        raise LLMGymError(
+            f"Policy {_name(policy)} is called as policy(key, view) -> Batch, but it takes {signature}"
+            f"{line_of(policy)}."
         )
 
 
@@ -54,10 +67,10 @@ def start(policy: Any, view: View) -> Any:
         return None
     check_form(policy)
     batched, shape = getattr(policy, "batched", False), view.free.shape
-    begin = policy.start
+    begin = partial(ask, f"start(view) of policy {_name(policy)}", policy.start)
     for _ in () if batched else shape:
         begin = jax.vmap(begin, in_axes=-1, out_axes=-1)
-    memory = jax.tree.map(_strong, begin(view))
+    memory = _arrays_of(policy, begin(view))
     for leaf in jax.tree.leaves(memory):
         if shape and leaf.shape[-len(shape) :] != shape:
             raise LLMGymError(
@@ -122,16 +135,16 @@ def keep_where(condition: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _for_all(
-    policy: Any, ask: Callable[..., Any], keys: jax.Array, view: View, *memory: Any
+    policy: Any, told: Callable[..., Any], keys: jax.Array, view: View, *memory: Any
 ) -> Any:
     if getattr(policy, "batched", False):
-        return ask(keys, view, *memory)
+        return told(keys, view, *memory)
     if view.token_budget.ndim > keys.ndim:  # engines
         count = jnp.arange(view.token_budget.shape[0])
         keys = jax.vmap(lambda s: _fold(keys, s), out_axes=-1)(count)
     for _ in range(keys.ndim):
-        ask = jax.vmap(ask, in_axes=(0, -1, *(-1 for _ in memory)), out_axes=-1)
-    return ask(keys, view, *memory)
+        told = jax.vmap(told, in_axes=(0, -1, *(-1 for _ in memory)), out_axes=-1)
+    return told(keys, view, *memory)
 
 
 def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
@@ -142,43 +155,79 @@ def _fold(keys: jax.Array, number: jax.Array) -> jax.Array:
 def _batch_of(policy: Any) -> Callable[..., Batch]:
     """The policy, its answer checked."""
 
-    def ask(key: jax.Array, view: View) -> Batch:
-        answer = policy(key, view)
-        if isinstance(answer, Batch):
-            return answer
+    def told(key: jax.Array, view: View) -> Batch:
+        answer = ask(f"Policy {_name(policy)}", policy, key, view)
         if isinstance(answer, tuple):
             raise LLMGymError(
                 f"Policy {_name(policy)} returns a tuple but has no start(view); one without a memory "
                 "returns a Batch alone."
             )
-        raise LLMGymError(
-            f"Policy {_name(policy)} returns {type(answer).__name__}; it must return a Batch."
-        )
+        return _sound(policy, answer, view)
 
-    return ask
+    return told
 
 
 def _pair_of(policy: Any) -> Callable[..., tuple[Batch, Any]]:
     """The policy with its memory, its answer checked."""
 
-    def ask(key: jax.Array, view: View, memory: Any) -> tuple[Batch, Any]:
-        answer = policy(key, view, memory)
+    def told(key: jax.Array, view: View, memory: Any) -> tuple[Batch, Any]:
+        answer = ask(f"Policy {_name(policy)}", policy, key, view, memory)
         pair = isinstance(answer, tuple) and len(answer) == 2
         if not pair or not isinstance(answer[0], Batch):
             got = "a tuple" if isinstance(answer, tuple) else type(answer).__name__
             raise LLMGymError(
-                f"Policy {_name(policy)} has a memory, so it must return (Batch, memory), not {got}."
+                f"Policy {_name(policy)} has a memory, so it must return (Batch, memory), not {got}"
+                f"{line_of(policy)}."
             )
-        new = jax.tree.map(_strong, answer[1])
+        new = _arrays_of(policy, answer[1])
         before, after = _form(memory), _form(new)
         if before != after:
             raise LLMGymError(
                 f"Policy {_name(policy)} was given the memory {before} and returns {after}; structure, "
                 "shapes and dtypes must stay as start(view) gave them."
             )
-        return answer[0], new
+        return _sound(policy, answer[0], view), new
 
-    return ask
+    return told
+
+
+def _sound(policy: Any, answer: Any, view: View) -> Batch:
+    """The batch with int32 tokens; LLMGymError says what a policy must return."""
+    shape = view.prefill.shape
+    must = (
+        f"it must return a Batch: Batch(tokens), tokens an int32 array of shape {shape}, how many tokens "
+        f"of each slot's request run, as llmgym.fill makes it{line_of(policy)}."
+    )
+    who = f"Policy {_name(policy)} returns"
+    if not isinstance(answer, Batch):
+        raise LLMGymError(f"{who} {type(answer).__name__}; {must}")
+    parts: list[tuple[str, Any, Any]] = [
+        ("tokens", answer.tokens, jnp.integer),
+        ("preempt", answer.preempt, jnp.bool_),
+    ]
+    for name, part, kind in parts:
+        if name == "preempt" and part is None:
+            continue
+        if not hasattr(part, "dtype") or not hasattr(part, "shape"):
+            raise LLMGymError(f"{who} a Batch whose {name} are {shown(part)}; {must}")
+        if part.shape != shape or not jnp.issubdtype(part.dtype, kind):
+            found = f"{part.dtype} of shape {part.shape}"
+            wanted = must if name == "tokens" else f"they must be None or bool of shape {shape}."
+            raise LLMGymError(f"{who} a Batch whose {name} are {found}; {wanted}")
+    if isinstance(answer.tokens, jax.Array) and answer.tokens.dtype == jnp.int32:
+        return answer
+    return replace(answer, tokens=jnp.asarray(answer.tokens, jnp.int32))
+
+
+def _arrays_of(policy: Any, memory: Any) -> Any:
+    """A memory as arrays of fixed types. Raises LLMGymError where it holds anything else."""
+    try:
+        return jax.tree.map(_strong, memory)
+    except (TypeError, ValueError):
+        raise LLMGymError(
+            f"The memory of policy {_name(policy)} must be arrays and numbers, in tuples, lists, "
+            f"dictionaries or registered dataclasses, got {shown(memory)}{line_of(policy)}."
+        ) from None
 
 
 def _form(memory: Any) -> str:
@@ -202,4 +251,4 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
 
 def _name(policy: Any) -> str:
     found = getattr(policy, "name", None) or getattr(policy, "__name__", type(policy).__name__)
-    return repr(found)
+    return shown(found)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import progress
 from llmgym.core.arrays import prefix_sum
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import choose, fill, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -47,10 +47,10 @@ class ExclusiveBatching(Policy):
         super().__post_init__()
         for name in ("k", "slots"):
             if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), low=1, integer=True)
+                keep_number(self, name, low=1, integer=True)
         if self.mean_output is not None:
-            check_number("mean_output", self.mean_output, above=0)
-        check_number("alpha_ratio", self.alpha_ratio, above=0)
+            keep_number(self, "mean_output", above=0)
+        keep_number(self, "alpha_ratio", above=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         slots = self._slots(view)

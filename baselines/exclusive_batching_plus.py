@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from llmgym.baselines.exclusive_batching import ExclusiveBatching, mean_length
 from llmgym.baselines.ranking import own_ticks
 from llmgym.baselines.windows import Window
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.core.pytree import register
 from llmgym.engine.fill import choose, fill
 from llmgym.engine.memory.paged import secure
@@ -81,11 +81,11 @@ class ExclusiveBatchingPlus(ExclusiveBatching):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mean_prompt is not None:
-            check_number("mean_prompt", self.mean_prompt, above=0)
+            keep_number(self, "mean_prompt", above=0)
         if self.mixing_ms_per_token is not None:
-            check_number("mixing_ms_per_token", self.mixing_ms_per_token)
+            keep_number(self, "mixing_ms_per_token")
         if self.window is not None:
-            check_number("window", self.window, low=2, high=4096, integer=True)
+            keep_number(self, "window", low=2, high=4096, integer=True)
 
     @property
     def start(self) -> Callable[[View], Observed] | None:

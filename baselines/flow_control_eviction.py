@@ -13,7 +13,8 @@ from llmgym.baselines.flow_control import affordable
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import whole
 from llmgym.core.arrays import prefix_sum
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import LLMGymError
 from llmgym.engine.fill import fill, oldest, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -48,7 +49,7 @@ class FlowControlEviction(Policy):
                 "classes share the activations of a slot."
             )
         if self.activations is not None:
-            check_number("activations", self.activations, above=0)
+            keep_number(self, "activations", above=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         waiting = view.live & ~view.started

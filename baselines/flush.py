@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.tiles import TilePolicy, tiles_for, tokens_waiting
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.view import View
 
 
@@ -27,7 +27,7 @@ class Flush(TilePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("threshold", self.threshold, low=0, integer=True)
+        keep_number(self, "threshold", low=0, integer=True)
 
     def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
         decodes, prefill = tokens_waiting(view)

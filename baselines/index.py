@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.baselines.tiles import TilePolicy, admissible_prefill, tokens_waiting
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.view import View
 
 
@@ -42,8 +42,8 @@ class Index(TilePolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in PARAMETERS:
-            check_number(name, getattr(self, name))
-        check_number("power", self.power, low=0)
+            keep_number(self, name, arrays=True)
+        keep_number(self, "power", low=0, arrays=True)
 
     def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
         decodes, _ = tokens_waiting(view)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.core.arrays import prefix_sum
-from llmgym.core.errors import check_number, unknown
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import unknown
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 
@@ -38,7 +39,7 @@ class KFCFS(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k is not None:
-            check_number("k", self.k, low=1, integer=True)
+            keep_number(self, "k", low=1, integer=True)
         if self.order not in ORDERS:
             raise unknown("phase order", self.order, ORDERS)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import progress
 from llmgym.core.arrays import prefix_sum
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import own_budget
 from llmgym.engine.view import Batch, Classes, View
 
@@ -46,7 +46,7 @@ class MaxPressure(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("decode_weight", self.decode_weight, above=0)
+        keep_number(self, "decode_weight", above=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         pressure, mine = self.pressures(view), phases_of(view)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import decode_left, least_first, progress
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import fill, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -43,7 +43,7 @@ class MCSF(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("protection", self.protection, low=0, high=1)
+        keep_number(self, "protection", low=0, high=1)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         left = decode_left(self.name, view)

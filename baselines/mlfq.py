@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import least_first, progress, ticks
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import own_budget
 from llmgym.engine.view import Batch, View
 
@@ -40,9 +40,9 @@ class SkipJoinMLFQ(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("quantum", self.quantum, low=1, high=2**10, integer=True)
-        check_number("levels", self.levels, low=1, high=16, integer=True)
-        check_number("starve_ms", self.starve_ms, above=0)
+        keep_number(self, "quantum", low=1, high=2**10, integer=True)
+        keep_number(self, "levels", low=1, high=16, integer=True)
+        keep_number(self, "starve_ms", above=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         budget = own_budget(view, self.token_budget)

@@ -14,6 +14,7 @@ from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import by_class, of_classes, progress
 from llmgym.baselines.thresholds import anyone_late, at_least_one, count, limit_on_requests, shares
 from llmgym.core.arrays import prefix_sum
+from llmgym.core.checks import keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.engine.fill import fill, own_budget
 from llmgym.engine.view import Batch, View
@@ -70,9 +71,9 @@ class NestedWAIT(Policy):
         if self.reach is not None:
             object.__setattr__(self, "reach", _falling(self.reach, self.cuts))
         if self.limit is not None:
-            check_number("limit", self.limit, low=1, integer=True)
+            keep_number(self, "limit", low=1, integer=True)
         object.__setattr__(self, "rates", by_class("rates", self.rates))
-        check_number("timeout_ms", self.timeout_ms, above=0)
+        keep_number(self, "timeout_ms", above=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         go = jnp.ones(view.token_budget.shape, bool)

@@ -5,12 +5,13 @@ One with a memory is a ``RememberingPolicy``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 import jax
 
-from llmgym.core.errors import check_number, unknown
+from llmgym.core.checks import check_flag, keep_number
+from llmgym.core.errors import unknown
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.view import Batch, View
 
@@ -42,8 +43,11 @@ class Policy:
             cls.__call__ = in_32_bits(cls.__call__)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type == "bool":
+                check_flag(field.name, getattr(self, field.name))
         if self.token_budget is not None:
-            check_number("token_budget", self.token_budget, low=1, integer=True)
+            keep_number(self, "token_budget", low=1, integer=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         """Compose the next batch of one engine; jit- and vmap-able."""

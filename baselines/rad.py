@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import progress
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import choose, fill, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -38,7 +38,7 @@ class RAD(Policy):
         super().__post_init__()
         for name in ("tile", "b_col"):
             if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), low=1, integer=True)
+                keep_number(self, name, low=1, integer=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         budget = own_budget(view, self.token_budget)

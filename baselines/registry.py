@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from llmgym.baselines.policy import Policy
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.checks import check_name
+from llmgym.core.errors import LLMGymError, shown
 
 POLICIES: dict[str, type[Policy]] = {}
 """Every baseline, the paper's four first."""
@@ -16,18 +18,20 @@ def names() -> tuple[str, ...]:
     return tuple(POLICIES)
 
 
-def make(name: str, **settings: Any) -> Policy:
+def make(name: str, /, **settings: Any) -> Policy:
     """The baseline ``name`` with the given settings (fields of its class, such as token_budget).
 
     Raises LLMGymError for an unknown name or setting, with the nearest match.
     """
-    if name not in POLICIES:
-        raise unknown("policy", name, POLICIES)
+    check_name("policy", name, POLICIES)
     policy = POLICIES[name]
+    known = [field.name for field in fields(policy)]
     for setting in settings:
-        if setting not in policy.__dataclass_fields__:
-            raise unknown(f"setting of policy {name!r}:", setting, policy.__dataclass_fields__)
+        check_name(f"setting of policy {name!r}:", setting, known)
     try:
         return policy(**settings)
-    except TypeError as error:
-        raise LLMGymError(f"Policy {name!r}: {error}.") from error
+    except LLMGymError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:  # a value of another kind altogether
+        given = ", ".join(f"{key} = {shown(value)}" for key, value in settings.items())
+        raise LLMGymError(f"Policy {name!r} cannot have {given}: {error}.") from error

@@ -20,7 +20,8 @@ from llmgym.baselines.ranking import (
     progress,
     whole,
 )
-from llmgym.core.errors import check_number, unknown
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import unknown
 from llmgym.engine.fill import fill, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -70,15 +71,15 @@ class SLAI(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "tbt_ms", by_class("tbt_ms", self.tbt_ms))
-        check_number("offset", self.offset, low=0)
-        check_number("scarce_offset", self.scarce_offset, low=0)
-        check_number("memory_limit", self.memory_limit, low=0, high=1)
+        keep_number(self, "offset", low=0)
+        keep_number(self, "scarce_offset", low=0)
+        keep_number(self, "memory_limit", low=0, high=1)
         if self.max_decodes is not None:
-            check_number("max_decodes", self.max_decodes, low=1, integer=True)
+            keep_number(self, "max_decodes", low=1, integer=True)
         if self.prefill_order not in PREFILL_ORDERS:
             raise unknown("prefill order", self.prefill_order, PREFILL_ORDERS)
         if self.average_weight is not None:
-            check_number("average_weight", self.average_weight, above=0, high=1)
+            keep_number(self, "average_weight", above=0, high=1)
 
     @property
     def work_conserving(self) -> bool:  # type: ignore[override]

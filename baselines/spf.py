@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import least_first, progress, whole
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import fill, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -32,7 +32,7 @@ class ShortestPrefillFirst(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ageing", self.ageing, low=0)
+        keep_number(self, "ageing", low=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         budget = own_budget(view, self.token_budget)

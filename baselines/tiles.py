@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.core.arrays import prefix_sum
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import fill, longest_unserved, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -84,7 +84,7 @@ class TilePolicy(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tile is not None:
-            check_number("tile", self.tile, low=1, integer=True)
+            keep_number(self, "tile", low=1, integer=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         tile = self.tile or getattr(view.batch_time, "tile", DEFAULT_TILE)

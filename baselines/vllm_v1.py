@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.vllm_v1_scan import Rules, capped, form, watermark_blocks
 from llmgym.core.arrays import one_by_one, prefix_sum, rows
-from llmgym.core.errors import check_number
+from llmgym.core.checks import keep_number
 from llmgym.engine.fill import fill, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -42,8 +42,8 @@ class VLLMV1(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("long_prefill_cap", self.long_prefill_cap, low=0, integer=True)
-        check_number("watermark", self.watermark, low=0, high=1)
+        keep_number(self, "long_prefill_cap", low=0, integer=True)
+        keep_number(self, "watermark", low=0, high=1)
 
     def unservable(self, longest_prompt: float, token_budget: int) -> str | None:
         budget = min(token_budget, self.token_budget or token_budget)

@@ -51,7 +51,8 @@ class VTC(Policy):
         if classes.counter is None or classes.service_weights is None:
             raise LLMGymError(
                 "Policy 'vtc' goes by counters of the service to each client, which this scenario does "
-                "not keep: set service_weights=(1, 2) in the scenario."
+                "not keep: set service_weights=(1, 2) in the scenario, on the command line "
+                "--set service_weights=1,2."
             )
         never_served = ~view.started & (view.unserved == view.waited)
         # A full table of such charges stays inside 32 bits.

@@ -12,7 +12,8 @@ from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import by_class, of_classes
 from llmgym.baselines.thresholds import anyone_late, at_least_one, count, limit_on_requests, shares
 from llmgym.core.arrays import prefix_sum
-from llmgym.core.errors import check_number, unknown
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import unknown
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 
@@ -51,9 +52,9 @@ class WAIT(Policy):
         if self.start not in STARTS:
             raise unknown("start", self.start, STARTS)
         if self.limit is not None:
-            check_number("limit", self.limit, low=1, integer=True)
+            keep_number(self, "limit", low=1, integer=True)
         object.__setattr__(self, "rates", by_class("rates", self.rates))
-        check_number("timeout_ms", self.timeout_ms, above=0)
+        keep_number(self, "timeout_ms", above=0)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         waiting = view.live & ~view.started

@@ -123,6 +123,8 @@ def window_of(text: str) -> tuple[float, float]:
 
 def parse(text: str) -> Any:
     """A setting: a number, true, false, none, the text itself, or several with commas between."""
+    if text[:1] + text[-1:] in ("()", "[]"):  # as Python and TOML write several
+        return tuple(parse(part.strip()) for part in text[1:-1].split(",") if part.strip())
     if "," in text:
         return tuple(parse(part.strip()) for part in text.split(","))
     return value_of(text)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from llmgym.core.checks import check_settings
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
@@ -23,7 +24,8 @@ from llmgym.engine.fill import feasible
 from llmgym.engine.view import Batch, View
 from llmgym.envs.interface.actions import ActionEncoding, make_encoding
 from llmgym.envs.interface.observations import Observation
-from llmgym.envs.rewards import Reward, Transition, make_reward
+from llmgym.envs.interface.sound import sound_action
+from llmgym.envs.rewards import Reward, Transition, make_reward, sound_reward
 from llmgym.scenario.arrivals import NEVER
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
@@ -98,13 +100,14 @@ class FunctionalEngine:
         action_settings: dict[str, Any] | None = None,
         reward_settings: dict[str, Any] | None = None,
     ) -> None:
-        check_number("max_steps", max_steps, low=1, high=2**30, integer=True)
+        max_steps = check_number("max_steps", max_steps, low=1, high=2**30, integer=True)
         chosen = self.default_scenario if scenario is None else scenario
         self.scenario = at_load(chosen, load)
         self.params = self._lower()
-        self.max_steps = int(max_steps)
-        self.encoding = self._encoding(action, action_settings or {})
-        self.reward = make_reward(reward, self.scenario, **(reward_settings or {}))
+        self.max_steps = max_steps
+        self.encoding = self._encoding(action, check_settings("action_settings", action_settings))
+        rewarding = check_settings("reward_settings", reward_settings)
+        self.reward = make_reward(reward, self.scenario, **rewarding)
         self.observation: Any = self._observation(observed_requests)
         self.action_space = self.encoding.space
         self.observation_space = self.observation.space
@@ -162,6 +165,7 @@ class FunctionalEngine:
             that state and whose reward and other info to the step.
         """
         physics = self._physics(params)
+        action = sound_action(action, self.action_space, state.engine.present.shape)
         epoch = run_epoch(
             physics,
             self._route(state.engine, action),
@@ -191,7 +195,7 @@ class FunctionalEngine:
         if getattr(physics, "kv_blocks", None) is not None:
             step_info["preempted"] = info.preempted
         truncated = (after.steps >= self.max_steps) | over
-        reward = jnp.asarray(self.reward(transition), jnp.float32)
+        reward = sound_reward(self.reward, transition)
         return new, TimeStep(self._look(new, following), reward, truncated, step_info)
 
     @in_32_bits

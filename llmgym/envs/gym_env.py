@@ -8,9 +8,11 @@ import gymnasium as gym
 import jax
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.checks import check_name, check_seed
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState, TimeStep
+from llmgym.envs.interface.sound import check_rewards
 from llmgym.envs.registration import array_form
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
@@ -34,8 +36,8 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
 
     @in_32_bits
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise unknown("render mode", render_mode, RENDER_MODES)
+        if render_mode is not None:
+            check_name("render mode", render_mode, RENDER_MODES)
         self.core = array_form(self.env_id, **settings)
         self.render_mode = render_mode
         assert self.core.action_space is not None
@@ -62,7 +64,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """An empty engine. No options are known."""
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else check_seed(seed, 2**63 - 1))
         key = jax.random.key(int(self.np_random.integers(2**31)), impl="threefry2x32")
         self._state = self._init(key, self.core.params)
         self._action_mask = np.array(self._mask(self._state, self.core.params))
@@ -76,11 +78,12 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one batch."""
         before = self.state
-        if not self.action_space.contains(action):
-            raise LLMGymError(f"Action {action!r} is not in {self.action_space}.")
+        if not _contains(self.action_space, action):
+            raise LLMGymError(f"Action {shown(action)} is not in {self.action_space}.")
         self._state, outcome = self._step(before, np.asarray(action), self.core.params)
         result: TimeStep = jax.device_get(outcome)
         info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
+        check_rewards(np.asarray(result.reward))
         self._action_mask = info["action_mask"]
         if self._renderer is not None:
             self._renderer.record(info)
@@ -101,6 +104,14 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def render(self) -> Any:
         """Text ("ansi") or a uint8 image (height, width, 3) ("rgb_array"); None without a mode."""
         return None if self._renderer is None else self._renderer.render(self.state)
+
+
+def _contains(space: gym.Space[Any], action: Any) -> bool:
+    """Whether an action is in a space; whatever the space cannot look at is not."""
+    try:
+        return bool(space.contains(action))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 class NetworkEnv(EngineEnv):

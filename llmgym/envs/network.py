@@ -22,6 +22,7 @@ from llmgym.engine.view import Batch, View
 from llmgym.envs.functional import EnvState, FunctionalEngine
 from llmgym.envs.interface.actions import ActionEncoding, make_encoding
 from llmgym.envs.interface.observations import Observation
+from llmgym.envs.interface.sound import sound_batch
 from llmgym.scenario.scenario import Scenario
 
 
@@ -139,8 +140,7 @@ class NetworkEncoding:
     def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
         """The batches of all engines, and the memory of every engine's encoding."""
         if self.space is None:
-            batch = action if isinstance(action, Batch) else Batch(jnp.asarray(action, jnp.int32))
-            return batch, memory
+            return sound_batch(action, view.prefill.shape), memory
         action = jnp.asarray(action)
         batches, memories, start = [], [], 0
         for s, (part, width) in enumerate(zip(self.parts, self._widths(), strict=True)):

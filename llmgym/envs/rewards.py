@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.checks import check_name
+from llmgym.core.errors import LLMGymError, check_number, shown, unknown
 from llmgym.core.pytree import register
+from llmgym.core.user_code import ask, line_of
 from llmgym.core.wide import Wide
 from llmgym.engine.state import Table, ticks_since
 from llmgym.scenario.request_class import target_ticks
@@ -239,8 +241,7 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
                 "bind them with functools.partial."
             )
         return reward
-    if reward not in REWARDS:
-        raise unknown("reward", reward, REWARDS)
+    check_name("reward", reward, REWARDS)
     if reward == "weighted_holding":
         weights = {"prefill_weight": 1.5, "decode_weight": 1.0}
         for name, value in settings.items():
@@ -258,6 +259,23 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
         "backlog_tokens": backlog_tokens,
         "throughput": throughput,
     }[reward]
+
+
+def sound_reward(reward: Reward, step: Transition) -> jax.Array:
+    """The reward of a step as float32. Raises LLMGymError where a function gives anything else."""
+    answer = ask("The reward function", reward, step)
+    shape = step.after.present.shape
+    try:
+        found = jnp.asarray(answer)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.shape != shape or found.dtype.kind not in "fiub":
+        given = shown(answer) if found is None else f"{found.dtype} of shape {found.shape}"
+        raise LLMGymError(
+            f"The reward function{line_of(reward)} must return one number for each environment, an array "
+            f"of shape {shape}, got {given}."
+        )
+    return found.astype(jnp.float32)
 
 
 def _service_levels(reward: str, scenario: Scenario) -> ServiceLevels:

@@ -12,9 +12,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from llmgym.core.checks import check_seed
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.precision import in_32_bits
+from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
 from llmgym.envs.functional import EnvState, TimeStep
+from llmgym.envs.interface.sound import check_rewards, sound_actions
 from llmgym.envs.registration import array_form
 
 
@@ -34,11 +37,13 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @in_32_bits
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **settings: Any) -> None:
-        check_number("num_envs", num_envs, low=1, high=2**20, integer=True)
+        num_envs = check_number("num_envs", num_envs, low=1, integer=True)
         if render_mode is not None:
             raise LLMGymError("The vector environment does not render; gym.make one for that.")
         self.core = array_form(self.env_id, **settings)
-        self.num_envs, self.render_mode = int(num_envs), None
+        if num_envs > FEW_ENVS:
+            check_memory(num_envs, bytes_of(self.core.scenario))
+        self.num_envs, self.render_mode = num_envs, None
         assert self.core.action_space is not None
         self.single_action_space = self.core.action_space
         self.single_observation_space = self.core.observation_space
@@ -93,7 +98,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if isinstance(seed, (list, tuple, np.ndarray)):
             seeds = self._listed_seeds(list(seed))
         else:
-            super().reset(seed=seed)
+            super().reset(seed=None if seed is None else check_seed(seed, 2**63 - 1))
             seeds = self.np_random.integers(2**31, size=self.num_envs)
         self._keys = jax.vmap(lambda s: jax.random.key(s, impl="threefry2x32"))(
             jnp.asarray(seeds, jnp.uint32)
@@ -108,7 +113,8 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _listed_seeds(self, seeds: list[int | None]) -> np.ndarray:
         if len(seeds) != self.num_envs:
             raise LLMGymError(f"{len(seeds)} seeds for {self.num_envs} environments.")
-        generators = (gym.utils.seeding.np_random(s)[0] for s in seeds)
+        given = [None if seed is None else check_seed(seed, 2**63 - 1) for seed in seeds]
+        generators = (gym.utils.seeding.np_random(s)[0] for s in given)
         return np.array([g.integers(2**31) for g in generators])
 
     @in_32_bits
@@ -118,7 +124,8 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Run one batch in every engine."""
         if self._state is None:
             raise LLMGymError("Call reset() first: the environments have no state yet.")
-        actions = self._checked(actions)
+        assert self.action_space.shape is not None
+        actions = sound_actions(actions, self.single_action_space, self.action_space.shape)
         self._state, self._episode, result, observation, mask = self._advance(
             self.core.params, self._state, actions, self._keys, self._episode
         )
@@ -130,27 +137,9 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             final = {"final_obs": np.array(result.observation), "final_info": _masked(facts, done)}
             info |= _masked(final, done)
         terminated = np.zeros(self.num_envs, bool)
-        return np.array(observation), np.array(result.reward), terminated, done, info
-
-    def _checked(self, actions: np.ndarray) -> np.ndarray:
-        actions = np.asarray(actions)
-        if actions.shape != self.action_space.shape:
-            raise LLMGymError(
-                f"Actions have shape {actions.shape}; {self.action_space.shape} is needed."
-            )
-        space = self.single_action_space
-        if isinstance(space, gym.spaces.Box):
-            if not ((actions >= space.low) & (actions <= space.high)).all():
-                raise LLMGymError(f"Actions must be numbers inside {space}.")
-            return actions.astype(np.float32)
-        most = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec  # type: ignore[attr-defined]
-        if (
-            not np.issubdtype(actions.dtype, np.integer)
-            or (actions < 0).any()
-            or (actions >= most).any()
-        ):
-            raise LLMGymError(f"Actions must be whole numbers inside {space}.")
-        return actions.astype(np.int32)
+        rewards = np.array(result.reward)
+        check_rewards(rewards)
+        return np.array(observation), rewards, terminated, done, info
 
     def action_masks(self) -> np.ndarray:
         """Feasible choices of every environment, (num_envs, choices)."""

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from llmgym import baselines
+from llmgym.core.checks import keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import to_json, write
 from llmgym.evaluation import policies
-from llmgym.evaluation.capacity import estimate_capacity
+from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
+from llmgym.evaluation.limits import check_scenario
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import stability
 from llmgym.scenario import toml_reader, toml_writer
 from llmgym.scenario.scenario import Scenario
-from llmgym.theory.capacity import capacity
+from llmgym.theory.capacity import MOST_LOAD, capacity
 
 DEFAULT_POLICIES = (*baselines.PAPER, "greedy_rate", "tile_align")
 DEFAULT_LOADS = (0.5, 0.7, 0.8, 0.95)
@@ -65,15 +67,19 @@ class Benchmark:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_scenario(self.scenario)
+        keep_list(self, "policies", str, "names of policies")
+        keep_list(self, "loads", what="numbers")
         if not self.policies:
             raise LLMGymError("A benchmark needs at least one policy.")
         if not self.loads:
             raise LLMGymError("A benchmark needs at least one load.")
-        for load in self.loads:
-            check_number("load", load, above=0)
-        check_number("replications", self.replications, low=2, integer=True)
-        check_number("arrivals", self.arrivals, low=30, integer=True)
-        check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
+        loads = tuple(check_number("load", x, above=0, high=MOST_LOAD) for x in self.loads)
+        object.__setattr__(self, "loads", loads)
+        keep_number(self, "replications", low=2, high=2**20, integer=True)
+        keep_number(self, "arrivals", low=30, high=MOST_REQUESTS, integer=True)
+        keep_number(self, "capacity_requests", low=10, high=MOST_REQUESTS, integer=True)
+        keep_number(self, "seed", low=0, high=2**32 - 1, integer=True)
         for name in self.policies:
             policies.resolve(name)
 

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmgym.core.checks import check_callable, check_name, check_seed
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
+from llmgym.evaluation.limits import check_envs, check_work
 from llmgym.evaluation.stability import MOST_SLOTS, hot_backlog, trend
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario.library import as_scenario
@@ -26,6 +28,9 @@ OVERLOAD = 1.4
 
 SLIGHT = 0.05
 """Share by which a network is overloaded: little, so that its engines do not starve one another."""
+
+MOST_REQUESTS = 10_000_000
+"""Most arrivals per replication that are measured."""
 
 WARM_SHARE = 0.4
 """Share of a saturated run that is left out as warm-up."""
@@ -86,14 +91,15 @@ def estimate_capacity(
     chosen = policies.resolve(policy)
     if method is None:
         method = _usual(scenario, chosen)
-    if method not in METHODS:
-        raise LLMGymError(f"Unknown method {method!r}; use one of {', '.join(METHODS)}.")
+    check_name("method", method, METHODS)
     measure, usual_replications, usual_requests = METHODS[method]
     replications = usual_replications if replications is None else replications
     requests = usual_requests if requests is None else requests
-    check_number("replications", replications, low=2, integer=True)
-    check_number("requests", requests, low=10, integer=True)
-    check_number("confidence", confidence, above=0, high=0.99999)
+    replications, seed = check_envs("replications", replications, low=2), check_seed(seed)
+    requests = check_number("requests", requests, low=10, high=MOST_REQUESTS, integer=True)
+    confidence = check_number("confidence", confidence, above=0, high=0.99999)
+    check_callable("progress", progress)
+    check_work(scenario, replications)
     per_replication = measure(
         scenario, chosen, replications, requests, seed, progress or (lambda fraction: None)
     )

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llmgym.core.checks import check_text, keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import VERSIONED, Task, slug
-from llmgym.evaluation.capacity import estimate_capacity
+from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
+from llmgym.evaluation.limits import check_scenario
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import hot_backlog
 from llmgym.scenario import toml_reader, toml_writer
@@ -67,17 +69,23 @@ class Evaluation:
     reference: str = "sarathi"
 
     def __post_init__(self) -> None:
+        check_scenario(self.scenario)
+        keep_list(self, "policies", str, "names of policies")
+        keep_list(self, "rates", what="numbers")
+        keep_list(self, "budgets", what="numbers")
+        check_text("reference", self.reference)
         if self.scenario.is_network or self.scenario.demand.end_s is not None:
             raise LLMGymError("evaluate judges one engine whose arrivals go on.")
         if not self.policies or not self.rates or not self.budgets:
             raise LLMGymError("evaluate needs a policy, a rate and a token budget at least.")
-        for rate in self.rates:
-            check_number("rate", rate, above=0)
-        for budget in self.budgets:
-            check_number("budget", budget, low=1, integer=True)
-        check_number("seeds", self.seeds, low=2, integer=True)
-        check_number("arrivals", self.arrivals, low=40, integer=True)
-        check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
+        rates = tuple(check_number("rate", rate, above=0) for rate in self.rates)
+        limits: Any = {"low": 1, "high": 2**20, "integer": True}
+        budgets = tuple(check_number("budget", budget, **limits) for budget in self.budgets)
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "budgets", budgets)
+        keep_number(self, "seeds", low=2, high=2**20, integer=True)
+        keep_number(self, "arrivals", low=40, high=MOST_REQUESTS, integer=True)
+        keep_number(self, "seed", low=0, high=2**32 - 1, integer=True)
         for name in (*self.policies, self.reference):
             for member in members(name):
                 policies.resolve(member)
@@ -136,7 +144,10 @@ def horizon_s(evaluation: Evaluation, rate: float) -> float:
 def members(name: str) -> list[str]:
     """The policies of a row: those of a folder of checkpoints, else the name itself."""
     folder = Path(name)
-    if not folder.is_dir():
+    try:
+        if not folder.is_dir():
+            return [name]
+    except OSError:  # too long a name for a file is still no policy
         return [name]
     found = sorted(folder.glob("agent-*.npz"), key=lambda p: (len(p.name), p.name))
     if not found:

@@ -21,9 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmgym.core.checks import check_seed
 from llmgym.core.errors import UnservableWarning, check_number
 from llmgym.engine import simulator
 from llmgym.evaluation import policies, rollout
+from llmgym.evaluation.limits import check_work
 from llmgym.scenario.library import as_scenario
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
@@ -225,14 +227,14 @@ def measure(
 
     Raises LLMGymError. Warns (UnservableWarning) where the policy can never serve some requests.
     """
-    check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
-    check_number("warm_up", warm_up, low=0, integer=True)
-    _check_counts(num_envs=num_envs, steps=steps, repeats=repeats, block=block, threads=threads)
+    seed, (warm_up,) = check_seed(seed), _counts(0, warm_up=warm_up)
+    num_envs, steps, repeats = _counts(1, num_envs=num_envs, steps=steps, repeats=repeats)
+    block, threads = _counts(1, block=block, threads=threads)
     chosen = policies.resolve(policy)
     scenario = at_load(replace(as_scenario(scenario), slots=slots), load)
-    problem = policies.check(chosen, scenario)
-    if problem:
+    if problem := policies.check(chosen, scenario):
         warnings.warn(problem, UnservableWarning, stacklevel=2)
+    check_work(scenario, num_envs)
     fleet = Fleet(scenario, chosen, num_envs, steps, seed, block, threads)
     fleet.run(-(-warm_up // steps))
     before, began, work = fleet.totals(), time.perf_counter(), time.process_time()
@@ -262,10 +264,10 @@ def measure(
     )
 
 
-def _check_counts(**counts: int | None) -> None:
-    for name, number in counts.items():
-        if number is not None:
-            check_number(name, number, low=1, high=2**20, integer=True)
+def _counts(low: int, **counts: Any) -> list[Any]:
+    """The numbers as int; None stays."""
+    limits: Any = {"low": low, "high": 2**20, "integer": True}
+    return [n if n is None else check_number(name, n, **limits) for name, n in counts.items()]
 
 
 def speed_scenario(slots: int, load: float = LOAD) -> Scenario:

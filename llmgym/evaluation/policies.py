@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import sys
+import tokenize
+import traceback
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +21,17 @@ import numpy as np
 from llmgym import baselines
 from llmgym.baselines.decisions import check_form, compose, decide, remembers
 from llmgym.baselines.policy import RememberingPolicy
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.errors import LLMGymError, shown, unknown
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
 
 Policy = Callable[[jax.Array, View], Batch] | RememberingPolicy
 PolicyLike = str | Policy
+
+
+MOST_BYTES = 2**22
+"""Largest policy file."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,11 @@ def resolve(policy: PolicyLike) -> Policy:
     """
     if isinstance(policy, str):
         return _named(policy)
+    if isinstance(policy, os.PathLike):
+        return _named(os.fspath(policy))
     if not callable(policy):
         raise LLMGymError(
-            f"A policy is a name or a function policy(key, view) -> Batch, got {policy!r}."
+            f"A policy is a name or a function policy(key, view) -> Batch, got {shown(policy)}."
         )
     check_form(policy)
     return policy
@@ -68,7 +78,7 @@ def _named(text: str) -> Policy:
         return trained.load(text)
     file, is_python, function = text.partition(".py:")
     if is_python:
-        return _from_file(Path(f"{file}.py").resolve(), function)
+        return _from_file(_path_of(f"{file}.py"), function)
     name, _, settings = text.partition(":")
     if name not in baselines.POLICIES and name not in trained.names():
         raise unknown("policy", name, (*baselines.names(), *trained.names()))
@@ -101,17 +111,47 @@ def value_of(text: str) -> Any:
 
 def _from_file(path: Path, function: str) -> Policy:
     """The policy ``function`` of a Python file."""
+    found = _defined(str(path), _source(path))
+    if function not in found:
+        own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
+        raise unknown(f"policy of {path.name}:", function, own)
+    if isinstance(found[function], (str, os.PathLike)):  # a name could name itself
+        raise LLMGymError(
+            f"{function} of {path} is text, {shown(found[function])}: name a function policy(key, view)."
+        )
+    return resolve(found[function])
+
+
+def _path_of(name: str) -> Path:
     try:
-        text = path.read_text()
+        return Path(name).resolve()
+    except (OSError, ValueError, RuntimeError):  # a NUL, or links in a circle
+        raise LLMGymError(f"{name!r} is not the path of a file.") from None
+
+
+def _source(path: Path) -> str:
+    """The text of a Python file, in the encoding that it declares."""
+    if path.exists() and not path.is_file():
+        raise LLMGymError(f"Cannot read {path}: it is not an ordinary file.")
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise LLMGymError(f"{path} has more than {MOST_BYTES} bytes; a policy needs few.")
+        data = path.read_bytes()
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        text = data.decode(encoding)
     except OSError as error:
         raise LLMGymError(
             f"Cannot read {path}: {error.strerror}; name a policy of yours as path/file.py:function."
         ) from error
-    found = _defined(str(path), text)
-    if function not in found:
-        own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
-        raise unknown(f"policy of {path.name}:", function, own)
-    return resolve(found[function])
+    except (UnicodeDecodeError, SyntaxError):
+        raise LLMGymError(
+            f"{path} is not UTF-8 text: save it as UTF-8, or say what it is on its first line, "
+            "# -*- coding: latin-1 -*-."
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise LLMGymError(f"{path}, line {line}, holds a NUL byte: it is no Python text.")
+    return text
 
 
 @cache  # the same function for the same text, so that what is compiled for it is found again
@@ -121,8 +161,13 @@ def _defined(path: str, text: str) -> dict[str, Any]:
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         exec(compile(text, path, "exec"), module.__dict__)
-    except Exception as error:
-        raise LLMGymError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit as well: a policy file must not end the program
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        where = f" in line {lines[-1]}" if lines else ""
+        reason = f"{type(error).__name__}: {error}"
+        raise LLMGymError(f"{path} cannot be imported: {reason}{where}.") from error
     return vars(module)
 
 
@@ -132,7 +177,8 @@ def digests(names: tuple[str, ...]) -> dict[str, str]:
     for name in names:
         file, is_python, _ = name.partition(".py:")
         if is_python:
-            found[name] = hashlib.sha256(Path(f"{file}.py").read_bytes()).hexdigest()
+            text = _source(_path_of(f"{file}.py"))
+            found[name] = hashlib.sha256(text.encode()).hexdigest()
         elif digest := getattr(resolve(name), "digest", ""):
             found[name] = digest
     return found

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import pandas as pd
 
+from llmgym.core.checks import check_callable, check_flag, check_seed
 from llmgym.core.errors import LLMGymError, TableFullError, UnservableWarning, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.engine import stream as streams
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
+from llmgym.evaluation.limits import check_duration, check_envs, check_work
 from llmgym.evaluation.metrics.fairness import fairness
 from llmgym.evaluation.metrics.jobs import job_table, stage_table
 from llmgym.evaluation.metrics.service_levels import service_levels
@@ -148,10 +150,12 @@ def simulate(
     """
     scenario = at_load(scenario, load)
     chosen = policies.resolve(policy)
-    _check_arguments(scenario, duration_s, num_envs, seed, warmup_s)
-    check_number("burst", burst, low=0, high=scenario.slots, integer=True)
-    problem = policies.check(chosen, scenario)
-    if problem:
+    duration_s, warmup_s = _times(scenario, duration_s, warmup_s)
+    num_envs, seed = check_envs("num_envs", num_envs), check_seed(seed)
+    burst = check_number("burst", burst, low=0, high=scenario.slots, integer=True)
+    _check_switches(progress, record=record, refuse_drops=refuse_drops)
+    check_work(scenario, num_envs, duration_s, record)
+    if problem := policies.check(chosen, scenario):
         warnings.warn(problem, UnservableWarning, stacklevel=3)
     physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, num_envs)
@@ -170,26 +174,35 @@ def simulate(
                 progress(min(float(state.clock.to_numpy().min()) / horizon, 1.0))
         warm = _levels(state) if stop < horizon else warm
     kept = [k for k in parts[0] if not k.startswith("request_")]
-    raw = {k: np.concatenate([p[k] for p in parts]) for k in kept}
-    raw |= {f"warm_{k}": v for k, v in warm.items()}
-    raw |= {f"end_{k}": v for k, v in _levels(state).items()}
+    raw = {k: np.concatenate([p[k] for p in parts]) for k in kept} | _ends(warm, _levels(state))
     raw |= _requests(physics, state, [p for p in parts if record], key)
     return Run(scenario, policies.name_of(policy), seed, num_envs, warmup_s, raw)
 
 
-def _check_arguments(
-    scenario: Scenario, duration_s: float | None, num_envs: int, seed: int, warmup_s: float
-) -> None:
-    check_number("num_envs", num_envs, low=1, integer=True)
-    check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
-    check_number("warmup_s", warmup_s, low=0)
+def _check_switches(progress: Any, **flags: Any) -> None:
+    check_callable("progress", progress)
+    for name, flag in flags.items():
+        check_flag(name, flag)
+
+
+def _ends(warm: dict[str, np.ndarray], end: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The totals at the end of the warm-up and of the run, by name."""
+    return {f"warm_{k}": v for k, v in warm.items()} | {f"end_{k}": v for k, v in end.items()}
+
+
+def _times(
+    scenario: Scenario, duration_s: float | None, warmup_s: float
+) -> tuple[float | None, float]:
+    """The times of a run, as plain numbers. Raises LLMGymError where they do not fit."""
+    warmup_s = check_number("warmup_s", warmup_s, low=0)
     if duration_s is None:
         if scenario.demand.end_s is None:
             raise LLMGymError("duration_s is needed: this scenario's arrivals never end.")
-        return
-    check_number("duration_s", duration_s, above=0)
+        return None, warmup_s
+    duration_s = check_duration("duration_s", duration_s, scenario)
     if warmup_s >= duration_s:
         raise LLMGymError(f"warmup_s = {warmup_s:g} must be below duration_s = {duration_s:g}.")
+    return duration_s, warmup_s
 
 
 def _table_full(scenario: Scenario) -> TableFullError:

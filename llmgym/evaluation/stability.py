@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import check_callable, check_seed
+from llmgym.core.errors import LLMGymError
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
 from llmgym.evaluation import rollout as rollouts
+from llmgym.evaluation.limits import check_duration, check_envs, check_work
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load, mean_work
@@ -179,15 +181,17 @@ def stability(
     scenario = at_load(scenario, load)
     if scenario.demand.end_s is not None:
         raise LLMGymError("Stability is about an endless stream of arrivals; a replay is finite.")
-    check_number("replications", replications, low=2, integer=True)
+    replications, seed = check_envs("replications", replications, low=2), check_seed(seed)
+    check_callable("progress", progress)
     chosen = policies.resolve(policy)
     arriving = scenario.arrival_rate_per_s * mean_work(scenario) / 1000
     hot = hot_backlog(scenario)
     if horizon_s is None:
         arrivals = max(2000, 4 * hot * len(scenario.job_types))
         horizon_s = arrivals / scenario.arrival_rate_per_s
-    check_number("horizon_s", horizon_s, above=0)
+    horizon_s = check_duration("horizon_s", horizon_s, scenario)
     scenario = replace(scenario, slots=max(scenario.slots, min(2 * hot, MOST_SLOTS)))
+    check_work(scenario, replications, horizon_s)
     for _ in range(MOST_DOUBLINGS + 1):
         if progress is not None:
             progress(f"{horizon_s:.0f} s of simulated time, {scenario.slots} slots")

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 
 from llmgym.baselines import decisions
-from llmgym.core.errors import LLMGymError, TableFullError, check_number
+from llmgym.core.checks import keep_number
+from llmgym.core.errors import LLMGymError, TableFullError
 from llmgym.engine import simulator
 from llmgym.engine.view import View
 from llmgym.evaluation import policies
@@ -73,8 +74,8 @@ class Traffic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_number("drain_s", self.drain_s, low=0)
-        check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
+        keep_number(self, "drain_s", low=0)
+        keep_number(self, "seed", low=0, high=2**32 - 1, integer=True)
         if self.engine.is_network:
             raise LLMGymError(
                 f"Scenario {self.engine.name!r} is a network; traces need one engine."

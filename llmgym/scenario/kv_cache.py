@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmgym.core.checks import check_flag, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 
 
@@ -31,13 +32,14 @@ class KVCache:
     swap_tokens_per_ms: float | None = None
 
     def __post_init__(self) -> None:
-        check_number("blocks", self.blocks, low=1, high=2**24, integer=True)
-        check_number("block_size", self.block_size, low=1, high=2**16, integer=True)
+        keep_number(self, "blocks", low=1, high=2**24, integer=True)
+        keep_number(self, "block_size", low=1, high=2**16, integer=True)
         check_number("blocks * block_size", self.tokens, high=2**30, integer=True)
-        if not isinstance(self.prefix_caching, bool):
-            raise LLMGymError(f"prefix_caching must be True or False, got {self.prefix_caching!r}.")
+        object.__setattr__(
+            self, "prefix_caching", check_flag("prefix_caching", self.prefix_caching)
+        )
         if self.swap_tokens_per_ms is not None:
-            check_number("swap_tokens_per_ms", self.swap_tokens_per_ms, above=0)
+            keep_number(self, "swap_tokens_per_ms", above=0)
             if self.prefix_caching:
                 raise LLMGymError(
                     "Swapping and prefix caching together are not modelled: choose one."
@@ -66,17 +68,20 @@ class KVCache:
         Raises:
             LLMGymError: a number out of range, or not one block is left.
         """
-        check_number("utilization", utilization, above=0, high=1)
+        utilization = check_number("utilization", utilization, above=0, high=1)
         given = {"memory_gb": memory_gb, "weights_gb": weights_gb}
-        for name, value in (given | {"bytes_per_token": bytes_per_token}).items():
-            check_number(name, value, above=0)
+        memory_gb, weights_gb, bytes_per_token = (
+            float(check_number(name, value, above=0))
+            for name, value in (given | {"bytes_per_token": bytes_per_token}).items()
+        )
+        block_size = check_number("block_size", block_size, low=1, high=2**16, integer=True)
         blocks = (utilization * memory_gb - weights_gb) * 1e9 // (bytes_per_token * block_size)
-        if blocks < 1:
+        if not blocks >= 1:
             raise LLMGymError(
                 f"{weights_gb:g} GB of weights leave no KV memory in {utilization:g} of {memory_gb:g} "
                 "GB; use more or larger GPUs."
             )
-        return cls(int(blocks), block_size)
+        return cls(int(min(blocks, 2.0**62)), block_size)
 
     @property
     def tokens(self) -> int:

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.errors import LLMGymError, shown, unknown
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.toml_reader import load, loads
 
@@ -33,7 +33,7 @@ def scenario(name_or_path: str | Path, **overrides: Any) -> Scenario:
         LLMGymError: an unknown name (with the nearest match) or setting; see ``load`` for files.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
-        raise LLMGymError(f"A scenario is named by a string or a path, got {name_or_path!r}.")
+        raise LLMGymError(f"A scenario is named by a string or a path, got {shown(name_or_path)}.")
     name, shipped = str(name_or_path), _shipped()
     if name in shipped:
         found = loads(shipped[name].read_text(encoding="utf-8"), source=str(shipped[name]))

@@ -23,6 +23,9 @@ from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.workload import JobType
 from llmgym.theory.kv_memory import token_iterations, unshared
 
+MOST_LOAD = 100
+"""Largest load: far above it nothing is left to learn, and a step takes as long as its arrivals."""
+
 
 class TimeShare(NamedTuple):
     """A batch composition and the share of time that the engine spends on it."""
@@ -142,8 +145,14 @@ def at_load(scenario: Scenario | str, load: float | None) -> Scenario:
     scenario = as_scenario(scenario)
     if load is None:
         return scenario
-    check_number("load", load, above=0)
-    return scenario.at_rate(load * capacity(scenario).requests_per_s)
+    load, limit = check_number("load", load, above=0), capacity(scenario).requests_per_s
+    if load > MOST_LOAD:
+        raise LLMGymError(
+            f"load = {load:g} offers {load:g} times what the engines can serve, {load * limit:.3g} requests "
+            f"per second: tables of any size fill at once, and each step has to drop thousands. Use at "
+            f"most {MOST_LOAD}."
+        )
+    return scenario.at_rate(load * limit)
 
 
 def mean_work(scenario: Scenario) -> float:

@@ -9,7 +9,7 @@
   (seconds on any clock), input_toks, output_toks, in any order: they are sorted by arrival. Other
   entries are not used; ``llmgym.calibration.validate`` compares the times of a whole run.
 - csv: a CSV of your own with arrival (seconds), prefill, decode (tokens), and perhaps tenant: whose
-  request it is.
+  request it is; or priority, a whole number: more is served first.
 
 Input and generated tokens become prefill and decode tokens as they stand. A row without generated
 tokens is a request that only needs its prompt processed, and is kept (the published Azure files of
@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -49,6 +49,7 @@ FORMATS = {
     "csv": Format(
         (("arrival", "arrival_s"), ("prefill", "prefill_tokens"), ("decode", "decode_tokens")),
         tenant=("tenant", "class"),
+        priority=("priority",),
     ),
 }
 """The trace formats by name."""
@@ -90,8 +91,17 @@ def _read(path: Path, format: str | None, limit: int | None, file: TextIO) -> Re
     rows.refuse(prefill + decode == 0, 1, f" and {rows.names[2]} too; drop the row.")
     order = np.argsort(arrival, kind="stable")
     arrival_s = (arrival[order] - arrival.min()) / wanted.units_per_s
-    tenant = np.array(rows.words(3), object)[order] if len(rows.names) > 3 else None
-    replay = Replay(arrival_s, prefill[order], decode[order], tenant=tenant)
+    found = {name: column for column, name in enumerate(rows.names) if column > 2}
+    more: dict[str, Any] = {}
+    for name, column in found.items():
+        if name in wanted.priority:
+            more["priority"] = rows.numbers(column)[order]
+        else:
+            more["tenant"] = np.array(rows.words(column), object)[order]
+    try:
+        replay = Replay(arrival_s, prefill[order], decode[order], **more)
+    except LLMGymError as error:
+        raise LLMGymError(f"{path}: {error}") from None
     if not rows.prefixes:
         return replay
     ids = dense([rows.prefixes[n] for n in order])

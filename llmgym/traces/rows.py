@@ -30,6 +30,7 @@ class Format:
     Args:
         columns: accepted names of each column; the first three are arrival, prefill and decode.
         tenant: accepted names of an optional column that says whose request it is (CSV only).
+        priority: the same of a column with its priority.
         units_per_s: of arrivals.
         dates: whether arrivals are dates.
         json_lines: whether a row is a JSON object; else the file is a CSV with a header.
@@ -48,6 +49,7 @@ class Format:
     prefix: str = ""
     prefix_tokens: int = 0
     tenant: tuple[str, ...] = ()
+    priority: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return ", ".join(
@@ -183,7 +185,8 @@ def _read_csv(path: Path, wanted: Format, lines: Iterable[str], limit: int | Non
     try:
         header = [cell.strip() for cell in next(reader)]
         places = [_find(path, header, names, wanted) for names in wanted.columns]
-        places += [header.index(name) for name in wanted.tenant if name in header][:1]
+        for names in (wanted.tenant, wanted.priority):
+            places += [header.index(name) for name in names if name in header][:1]
         rows = Rows(path, [header[place] for place in places])
         for cells in reader:
             if not cells:

@@ -20,9 +20,11 @@ from llmgym.baselines.decisions import check_form, compose, decide, keys_of, sta
 from llmgym.baselines.registry import make
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch
 from llmgym.core.arrays import first_rows, prefix_sum, rows
-from llmgym.core.errors import check_number, unknown
+from llmgym.core.checks import check_name, keep_number
+from llmgym.core.errors import LLMGymError, shown, unknown
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
+from llmgym.envs.interface.sound import sound_batch
 from llmgym.scenario.scenario import Scenario
 
 
@@ -127,7 +129,7 @@ class Split(Memoryless):
     name: ClassVar[str] = "split"
 
     def __post_init__(self) -> None:
-        check_number("shares", self.shares, low=2, high=1000, integer=True)
+        keep_number(self, "shares", low=2, high=1000, integer=True)
 
     @property
     def _tiles(self) -> Tiles:
@@ -165,7 +167,7 @@ class Tokens(Memoryless):
     name: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
-        check_number("quantum", self.quantum, low=1, integer=True)
+        keep_number(self, "quantum", low=1, high=2**20, integer=True)
 
     @property
     def levels(self) -> int:
@@ -217,7 +219,7 @@ class Scores(Memoryless):
     name: ClassVar[str] = "scores"
 
     def __post_init__(self) -> None:
-        check_number("requests", self.requests, low=1, high=1024, integer=True)
+        keep_number(self, "requests", low=1, high=1024, integer=True)
 
     @property
     def space(self) -> gym.spaces.Box:
@@ -273,6 +275,10 @@ class Budget:
     def __post_init__(self) -> None:
         if isinstance(self.base, str):
             object.__setattr__(self, "base", make(self.base))
+        if not callable(self.base):
+            raise LLMGymError(
+                f"base must be the name of a baseline or a policy, got {shown(self.base)}."
+            )
         check_form(self.base)
 
     @property
@@ -313,7 +319,7 @@ class Composition(Memoryless):
         return view.demand > 0
 
     def expand(self, action: Any, view: View) -> Batch:
-        return action if isinstance(action, Batch) else Batch(jnp.asarray(action, jnp.int32))
+        return sound_batch(action, view.prefill.shape)
 
 
 ENCODINGS: dict[str, Any] = {e.name: e for e in (Tiles, Split, Tokens, Scores, Budget, Composition)}
@@ -325,8 +331,7 @@ def make_encoding(action: str, scenario: Scenario, **settings: Any) -> ActionEnc
     Settings: shares (split), quantum (tokens), requests (scores), base (budget).
     Raises LLMGymError for an unknown encoding or setting.
     """
-    if action not in ENCODINGS:
-        raise unknown("action encoding", action, ENCODINGS)
+    check_name("action encoding", action, ENCODINGS)
     encoding = ENCODINGS[action]
     known = [f for f in encoding.__dataclass_fields__ if f != "scenario"]
     for setting in settings:

@@ -1,0 +1,104 @@
+"""Actions as they must be: of the right shape and type, and where they are known, in range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import jax.numpy as jnp
+import numpy as np
+
+from llmgym.core.errors import LLMGymError, shown
+from llmgym.engine.view import Batch
+
+
+def sound_action(action: Any, space: gym.Space[Any] | None, batch: tuple[int, ...]) -> Any:
+    """An action of the functional environment; only its shape and type, as it may be traced.
+
+    Args:
+        action: as it was given. One that is a Batch is looked at when it is expanded.
+        space: that it belongs to; None: a Batch.
+        batch: shape of the batch axes, () or (num_envs,).
+
+    Raises:
+        LLMGymError: it is of another shape or type.
+    """
+    if space is None:
+        return action
+    assert space.shape is not None
+    wanted, scores = (*space.shape, *batch), isinstance(space, gym.spaces.Box)
+    kinds = "fiu" if scores else "iu"
+    try:
+        found = jnp.asarray(action)
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    if found is None or found.shape != wanted or found.dtype.kind not in kinds:
+        what = "numbers" if scores else "whole numbers"
+        given = shown(action) if found is None else f"{found.dtype} of shape {found.shape}"
+        raise LLMGymError(f"An action must be {what} of shape {wanted}, in {space}, got {given}.")
+    return found
+
+
+def sound_batch(action: Any, shape: tuple[int, ...]) -> Batch:
+    """An action that is a Batch, or its tokens, with int32 tokens.
+
+    Args:
+        action: as it was given.
+        shape: of the request table, (slots, ...).
+
+    Raises:
+        LLMGymError: it is of another shape or type.
+    """
+    tokens = action.tokens if isinstance(action, Batch) else action
+    try:
+        found = jnp.asarray(tokens)
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    if found is None or found.shape != shape or found.dtype.kind not in "iu":
+        given = shown(tokens) if found is None else f"{found.dtype} of shape {found.shape}"
+        raise LLMGymError(
+            f"An action must be a Batch whose tokens are int32 of shape {shape}, got {given}."
+        )
+    preempt = action.preempt if isinstance(action, Batch) else None
+    return Batch(found.astype(jnp.int32), preempt)
+
+
+def sound_actions(actions: Any, space: gym.Space[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """The actions of a vector environment as int32, or as float32 where they are scores.
+
+    Args:
+        actions: as they were given, environments first.
+        space: of one environment.
+        shape: of the actions of all.
+
+    Raises:
+        LLMGymError: they are of another shape or type, or out of range; NaN is.
+    """
+    scores = isinstance(space, gym.spaces.Box)
+    try:
+        found = np.asarray(actions)
+    except (TypeError, ValueError):  # rows of several lengths
+        raise LLMGymError(f"Actions must be an array, got {shown(actions)}.") from None
+    if found.shape != shape:
+        raise LLMGymError(f"Actions have shape {found.shape}; {shape} is needed.")
+    if isinstance(space, gym.spaces.Box):
+        low, high = space.low, space.high
+    else:
+        low = np.zeros((), np.int32)
+        high = space.n - 1 if isinstance(space, gym.spaces.Discrete) else space.nvec - 1  # type: ignore[attr-defined]
+    fits = found.dtype.kind in ("iuf" if scores else "iu")
+    if not fits or not ((found >= low) & (found <= high)).all():
+        what = "numbers" if scores else "whole numbers"
+        raise LLMGymError(f"Actions must be {what} inside {space}.")
+    return found.astype(np.float32 if scores else np.int32)
+
+
+def check_rewards(rewards: np.ndarray) -> None:
+    """Refuse rewards that are not finite: learning on them fails without a word."""
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if bad.size:
+        where = f" in environment {bad[0]}" if rewards.ndim else ""
+        raise LLMGymError(
+            f"The reward is {rewards.flat[bad[0]]}{where}: a reward function must give finite numbers. "
+            "Guard its divisions and logarithms."
+        )
