@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
-from llmgym.agents.checkpoint import load_agent
+from llmgym.agents.checkpoint import MOST_OF_AN_AGENT, load_agent
 from llmgym.baselines.policy import Policy
 from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.reading import digest
 from llmgym.evaluation.policies import register_trained
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -24,10 +25,10 @@ def load(name: str | Path) -> Policy:
     Raises LLMGymError for an unknown name, with the nearest match, or a file that holds no policy.
     """
     if is_path(name):
-        return _read(Path(name).resolve(), None)
+        return _read(*_version(Path(name)), None)
     if name not in names():
         raise unknown("trained policy", name, names())
-    return _read(CHECKPOINTS / f"{name}.npz", str(name))
+    return _read(*_version(CHECKPOINTS / f"{name}.npz"), str(name))
 
 
 def is_path(name: str | Path) -> bool:
@@ -35,8 +36,13 @@ def is_path(name: str | Path) -> bool:
     return isinstance(name, Path) or str(name).endswith(".npz")
 
 
-@cache
-def _read(path: Path, label: str | None) -> Policy:
+def _version(path: Path) -> tuple[Path, str]:
+    """The file, and a digest of what it holds now: one that has changed is read again."""
+    return path.resolve(), digest(path, "checkpoint", MOST_OF_AN_AGENT) if path.exists() else ""
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, version: str, label: str | None) -> Policy:
     return load_agent(path, label)
 
 

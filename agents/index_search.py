@@ -20,6 +20,7 @@ from llmgym.agents.trials import Figures, measure
 from llmgym.baselines.index import PARAMETERS, Index
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.files import to_json, write
+from llmgym.core.reading import read_json
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import toml_writer
 from llmgym.scenario.library import as_scenario
@@ -268,14 +269,18 @@ def _resume(path: str | Path | None, config: dict[str, Any]) -> list[dict[str, A
     """The generations that a file holds; none where there is no file."""
     if path is None or not Path(path).exists():
         return []
-    try:
-        kept = json.loads(Path(path).read_text())
-        same = kept["config"] == json.loads(to_json(config))
-        history = kept["history"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LLMGymError(f"{path} does not hold a search; delete it or name another.") from error
-    if not same:
+    kept = read_json(path, "the file of a search", "Delete it or name another.")
+    history = kept.get("history")
+    if "config" not in kept or not isinstance(history, list):
+        raise LLMGymError(f"{path} does not hold a search; delete it or name another.")
+    if kept["config"] != json.loads(to_json(config)):
         raise LLMGymError(
             f"{path} holds a search with other settings; delete it or name another file."
         )
-    return list(history)
+    for row in history:
+        numbers = [row.get(k) if isinstance(row, dict) else None for k in ("mean", "deviation")]
+        if any(not isinstance(x, list) or len(x) != len(PARAMETERS) for x in numbers):
+            raise LLMGymError(f"{path} is damaged: a generation is cut. Delete it.")
+        for number in (*numbers[0], *numbers[1]):
+            check_number(f"{path}: a parameter", number)
+    return history

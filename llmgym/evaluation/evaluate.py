@@ -23,9 +23,10 @@ from llmgym.core.errors import LLMGymError, check_number
 from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import VERSIONED, Task, slug
 from llmgym.evaluation.capacity import estimate_capacity
+from llmgym.evaluation.configuration import Settings, check_different
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import hot_backlog
-from llmgym.scenario import toml_reader, toml_writer
+from llmgym.scenario import toml_writer
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import capacity, mean_work
 
@@ -73,6 +74,7 @@ class Evaluation:
             raise LLMGymError("evaluate needs a policy, a rate and a token budget at least.")
         for rate in self.rates:
             check_number("rate", rate, above=0)
+        check_different("rates", self.rates)
         for budget in self.budgets:
             check_number("budget", budget, low=1, integer=True)
         check_number("seeds", self.seeds, low=2, integer=True)
@@ -300,13 +302,9 @@ def evaluate(
 
 def from_config(path: Path) -> Evaluation:
     """The evaluation of a result folder. Raises LLMGymError where it holds none."""
-    config = benchmark.read_config(path)
-    try:
-        scenario = toml_reader.loads(config["scenario"], source=str(path))
-        settings: dict[str, Any] = {k: tuple(config[k]) for k in ("policies", "rates", "budgets")}
-        settings |= {k: config[k] for k in ("seeds", "arrivals", "seed", "reference")}
-        return Evaluation(scenario, **settings)
-    except (KeyError, TypeError) as error:
-        raise LLMGymError(
-            f"{path} is not the configuration of an evaluation: {error!r}."
-        ) from error
+    config = Settings(path, "an evaluation")
+    lists = {"policies": str, "rates": float, "budgets": int}
+    single = {"seeds": int, "arrivals": int, "seed": int, "reference": str}
+    settings: dict[str, Any] = {k: config.several(k, kind) for k, kind in lists.items()}
+    settings |= {k: config.one(k, kind) for k, kind in single.items()}
+    return Evaluation(config.scenario(), **settings)

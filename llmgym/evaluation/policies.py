@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import types
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from llmgym import baselines
 from llmgym.baselines.decisions import check_form, compose, decide, remembers
 from llmgym.baselines.policy import RememberingPolicy
 from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.reading import MOST_TEXT, read_bytes
+from llmgym.core.reading import digest as digest_of
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
@@ -101,12 +102,7 @@ def value_of(text: str) -> Any:
 
 def _from_file(path: Path, function: str) -> Policy:
     """The policy ``function`` of a Python file."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise LLMGymError(
-            f"Cannot read {path}: {error.strerror}; name a policy of yours as path/file.py:function."
-        ) from error
+    text = read_bytes(path, "policy", hint="Name a policy of yours as path/file.py:function.")
     found = _defined(str(path), text)
     if function not in found:
         own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
@@ -115,7 +111,7 @@ def _from_file(path: Path, function: str) -> Policy:
 
 
 @cache  # the same function for the same text, so that what is compiled for it is found again
-def _defined(path: str, text: str) -> dict[str, Any]:
+def _defined(path: str, text: bytes) -> dict[str, Any]:
     """What a file of Python defines."""
     module = types.ModuleType(f"_own_{Path(path).stem}")
     sys.modules[module.__name__] = module  # dataclasses look their module up
@@ -132,7 +128,7 @@ def digests(names: tuple[str, ...]) -> dict[str, str]:
     for name in names:
         file, is_python, _ = name.partition(".py:")
         if is_python:
-            found[name] = hashlib.sha256(Path(f"{file}.py").read_bytes()).hexdigest()
+            found[name] = digest_of(f"{file}.py", "policy", MOST_TEXT)
         elif digest := getattr(resolve(name), "digest", ""):
             found[name] = digest
     return found
