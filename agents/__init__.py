@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def is_path(name: str | Path) -> bool:
 
 def _version(path: Path) -> tuple[Path, str]:
     """The file, and a digest of what it holds now: one that has changed is read again."""
-    return path.resolve(), digest(path, "checkpoint", MOST_OF_AN_AGENT) if path.exists() else ""
+    return Path(os.path.abspath(path)), digest(
+        path, "checkpoint", MOST_OF_AN_AGENT
+    ) if path.exists() else ""
 
 
 @lru_cache(maxsize=64)

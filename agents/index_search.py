@@ -278,9 +278,10 @@ def _resume(path: str | Path | None, config: dict[str, Any]) -> list[dict[str, A
             f"{path} holds a search with other settings; delete it or name another file."
         )
     for row in history:
-        numbers = [row.get(k) if isinstance(row, dict) else None for k in ("mean", "deviation")]
-        if any(not isinstance(x, list) or len(x) != len(PARAMETERS) for x in numbers):
-            raise LLMGymError(f"{path} is damaged: a generation is cut. Delete it.")
-        for number in (*numbers[0], *numbers[1]):
-            check_number(f"{path}: a parameter", number)
+        for name in ("mean", "deviation"):
+            numbers = row.get(name) if isinstance(row, dict) else None
+            if not isinstance(numbers, list) or len(numbers) != len(PARAMETERS):
+                raise LLMGymError(f"{path} is damaged: a generation is cut. Delete it.")
+            for number in numbers:
+                check_number(f"{path}: {name}", number)
     return history

@@ -182,7 +182,9 @@ class Run:
         self.learners, rows = program(self.physics, self.learners)
         rows = {name: np.asarray(x) for name, x in rows.items()}
         if self.curve and self.curve.keys() != rows.keys():
-            raise LLMGymError("The learning curve that was read is damaged. Delete its training-*.npz.")
+            raise LLMGymError(
+                "The learning curve that was read is damaged. Delete its training-*.npz."
+            )
         self.curve = {
             name: np.concatenate([self.curve[name], x], axis=1) if self.curve else x
             for name, x in rows.items()

@@ -22,7 +22,7 @@ import pandas as pd
 
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.core.errors import LLMGymError, check_number
-from llmgym.core.reading import BadJSON, parse_json, read_bytes
+from llmgym.core.reading import BadJSONError, parse_json, read_bytes
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.kv_cache import KVCache
@@ -149,7 +149,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     """The engine's settings, as the fields of VLLMRun."""
     try:
         meta = parse_json(read_bytes(path, "settings"))
-    except BadJSON as error:
+    except BadJSONError as error:
         raise LLMGymError(f"{path} is not one whole JSON object: {error}.") from None
     try:
         for name, (places, only) in MODELLED.items():

@@ -69,8 +69,12 @@ def _check_folder(out: Path, scenario: str, trace: Path | None) -> None:
     inputs = [Path(scenario)] if scenario.endswith(".toml") else []
     for path in inputs if trace is None else [*inputs, trace]:
         if path.parent.resolve() == out.resolve():
-            raise LLMGymError(f"{out} is the folder of {path}; choose another --out, such as {out / 'run'}.")
-    kept = [name for name in ("config.json", "meta.json", "requests.jsonl") if (out / name).exists()]
+            raise LLMGymError(
+                f"{out} is the folder of {path}; choose another --out, such as {out / 'run'}."
+            )
+    kept = [
+        name for name in ("config.json", "meta.json", "requests.jsonl") if (out / name).exists()
+    ]
     if kept:
         raise LLMGymError(
             f"{out} holds {kept[0]}, the results of another command or a recorded run; choose another --out."

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import difflib
-import numbers
+import math
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
+MOST_CHARACTERS = 500
+"""Longest message of an error."""
+
+LARGEST = 2**63
+"""Numbers must be below it in size: no setting is, and a whole number may have any number of digits."""
+
 
 class LLMGymError(ValueError):
-    """Bad input to llmgym. The message names the fault and how to fix it."""
+    """Bad input to llmgym. The message names the fault and how to fix it, in one line.
+
+    It has at most MOST_CHARACTERS characters, however long what was given is: of a longer one the
+    beginning, which says what is wrong, and the end, which says what to do, are kept.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(in_short(" ".join(str(message).splitlines())))
 
 
 class TableFullError(LLMGymError):
@@ -19,6 +34,35 @@ class TableFullError(LLMGymError):
 
 class UnservableWarning(UserWarning):
     """The policy can never serve some of the requests (say, a prompt above a whole-prompt budget)."""
+
+
+def in_short(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text, cut in the middle where it has more than ``most`` characters."""
+    if len(text) <= most:
+        return text
+    head = (most - 5) * 2 // 3
+    return f"{text[:head]} ... {text[len(text) - (most - 5 - head) :]}"
+
+
+class _Short(reprlib.Repr):
+    """A repr that looks at the beginning of long values only, and of whole numbers at their size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**40:
+            return repr(x)
+        return f"a whole number of about {int(x.bit_length() * math.log10(2)) + 1} digits"
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its repr, in short, whatever the value is."""
+    try:
+        return in_short(_Short().repr(value), 120)
+    except Exception:  # a repr may fail like any other function of a stranger
+        return f"a {type(value).__name__}"
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
@@ -30,9 +74,32 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
         known: the names that there are.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    given = name[:100] if isinstance(name, str) else shown(name)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return LLMGymError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")
+    listed = in_short(", ".join(known), 320)
+    return LLMGymError(f"Unknown {what} {shown(name)}.{hint} Known: {listed}.")
+
+
+def plain_number(value: Any) -> int | float | None:
+    """A host number as int or float; None for all else.
+
+    That is an int, a float, a NumPy scalar, or an array without axes; not a bool, text, Fraction or
+    Decimal.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
+        try:
+            held = value.item()
+        except Exception:  # traced
+            return None
+        return plain_number(held) if type(held) in (int, float) else None
+    return None
 
 
 def check_number(
@@ -43,8 +110,11 @@ def check_number(
     above: float | None = None,
     high: float | None = None,
     integer: bool = False,
-) -> None:
-    """Refuse a host number that is not finite or out of range; anything else (a traced array) passes.
+    arrays: bool = False,
+) -> Any:
+    """The value as a plain int or float; refused unless it is a finite number in range.
+
+    A number is what ``plain_number`` takes for one. Whole numbers may be written as floats, 128.0.
 
     Args:
         name: what the message calls it.
@@ -52,24 +122,33 @@ def check_number(
         low, high: smallest and largest value allowed.
         above: the value must be greater than this.
         integer: whether it must be whole.
+        arrays: whether arrays, traced ones above all, pass as they are: for what JAX carries.
 
     Raises:
-        LLMGymError: the number is refused, or the value is text, bool or None.
+        LLMGymError: the number is refused, or it is none.
     """
-    if isinstance(value, (str, bytes, bool, type(None))):
-        raise LLMGymError(f"{name} must be a number, got {value!r}.")
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if not isinstance(value, numbers.Real):
-        return
-    number = float(value)
-    if not np.isfinite(number):
-        raise LLMGymError(f"{name} must be finite, got {value!r}.")
+    if arrays and _may_be_traced(value):
+        return value
+    number = plain_number(value)
+    if number is None:
+        raise LLMGymError(f"{name} must be a number, got {shown(value)}.")
+    if isinstance(number, float) and not math.isfinite(number):
+        raise LLMGymError(f"{name} must be finite, got {shown(value)}.")
     if integer and number != int(number):
-        raise LLMGymError(f"{name} must be a whole number, got {value!r}.")
+        raise LLMGymError(f"{name} must be a whole number, got {shown(value)}.")
     if low is not None and number < low:
-        raise LLMGymError(f"{name} must be at least {low:g}, got {value!r}.")
+        raise LLMGymError(f"{name} must be at least {low:g}, got {shown(value)}.")
     if above is not None and number <= above:
-        raise LLMGymError(f"{name} must be greater than {above:g}, got {value!r}.")
+        raise LLMGymError(f"{name} must be greater than {above:g}, got {shown(value)}.")
     if high is not None and number > high:
-        raise LLMGymError(f"{name} must be at most {high:g}, got {value!r}.")
+        raise LLMGymError(f"{name} must be at most {high:g}, got {shown(value)}.")
+    if abs(number) >= LARGEST:
+        raise LLMGymError(f"{name} must be below 2**63 in size, got {shown(value)}.")
+    return int(number) if integer else number
+
+
+def _may_be_traced(value: object) -> bool:
+    """Whether JAX may have put it there: an array, or one of its placeholders (plain ``object()``)."""
+    if isinstance(value, np.generic):
+        return False
+    return type(value) is object or hasattr(value, "dtype")

@@ -1,4 +1,4 @@
-"""Writing results: whole files or none, names that stay in their folder, JSON and CSV that every reader takes."""
+"""Writing results: whole files or none, names that stay in their folder, JSON and CSV for every reader."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def csv_of(frame: pd.DataFrame, **settings: Any) -> str:
         frame: the table; its index is left out.
         settings: of ``DataFrame.to_csv``.
     """
-    texts = {name: _cells(frame[name]) for name in frame.columns if frame[name].dtype.kind not in "biuf"}
+    texts = {
+        name: _cells(frame[name]) for name in frame.columns if frame[name].dtype.kind not in "biuf"
+    }
     return frame.assign(**texts).to_csv(index=False, **settings)
 
 

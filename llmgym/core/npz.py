@@ -40,7 +40,7 @@ FAULTS = (
 """What ``zipfile`` and NumPy raise for files that are damaged, or made to do harm."""
 
 
-class BadArrays(LLMGymError):
+class BadArraysError(LLMGymError):
     """Why a file holds no arrays that llmgym could have written."""
 
 
@@ -52,7 +52,7 @@ def read_npz(path: str | Path, most: int = MOST_BYTES) -> dict[str, np.ndarray]:
         most: bytes that it may unpack to.
 
     Raises:
-        BadArrays: it is no such file, or is damaged, encrypted, larger, or holds objects.
+        BadArraysError: it is no such file, or is damaged, encrypted, larger, or holds objects.
         LLMGymError: it cannot be read.
     """
     with opened(path, "checkpoint", most + 2**20) as file:
@@ -66,33 +66,33 @@ def read_npz(path: str | Path, most: int = MOST_BYTES) -> dict[str, np.ndarray]:
             raise
         except FAULTS as error:
             why = "it asks for too much memory" if isinstance(error, MemoryError) else error
-            raise BadArrays(f"{str(why) or type(error).__name__}") from None
+            raise BadArraysError(f"{str(why) or type(error).__name__}") from None
 
 
 def _check_entries(file: BinaryIO) -> None:
     """Refuse a file that is no zip file, or whose list of contents alone would fill the memory."""
     if file.read(4) != b"PK\x03\x04":
-        raise BadArrays("it is no npz file")
+        raise BadArraysError("it is no npz file")
     count, at = 0, -1
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         while (at := data.find(ENTRY, at + 1)) >= 0:
             count += 1
             if count > MOST_ARRAYS:
-                raise BadArrays(f"it lists more than {MOST_ARRAYS:,} arrays")
+                raise BadArraysError(f"it lists more than {MOST_ARRAYS:,} arrays")
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], most: int) -> None:
     """Refuse what NumPy does not write, two arrays of one name, and more bytes than are allowed."""
     for entry in entries:
         if entry.flag_bits & 1:
-            raise BadArrays(f"{entry.filename[:80]!r} is encrypted")
+            raise BadArraysError(f"{entry.filename[:80]!r} is encrypted")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BadArrays(f"{entry.filename[:80]!r} is packed in an unknown way")
+            raise BadArraysError(f"{entry.filename[:80]!r} is packed in an unknown way")
     if len({entry.filename for entry in entries}) != len(entries):
-        raise BadArrays("two of its arrays have the same name")
+        raise BadArraysError("two of its arrays have the same name")
     size = sum(entry.file_size for entry in entries)
     if size > most:
-        raise BadArrays(f"it unpacks to {size:,} bytes, and at most {most:,} are read")
+        raise BadArraysError(f"it unpacks to {size:,} bytes, and at most {most:,} are read")
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -102,7 +102,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         data = file.read(size + 1) if size <= entry.file_size else b""
         if len(data) != size:
-            raise BadArrays(
+            raise BadArraysError(
                 f"{entry.filename[:80]!r} promises {size:,} bytes and holds {len(data):,} of them"
             )
     return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
@@ -114,10 +114,10 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     width = {(1, 0): 2, (2, 0): 4, (3, 0): 4}[version]
     length = int.from_bytes(file.read(width), "little")
     if length > 10_000:
-        raise BadArrays("an array has a header of unusual length")
+        raise BadArraysError("an array has a header of unusual length")
     header = ast.literal_eval(file.read(length).decode("latin-1" if version < (3, 0) else "utf-8"))
     shape, dtype = header["shape"], np.lib.format.descr_to_dtype(header["descr"])
     whole = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 2**40 for n in shape)
     if not whole or len(shape) > 32 or dtype.kind not in "biufcSU" or not dtype.itemsize:
-        raise BadArrays(f"it holds an array of type {dtype!s:.40} that llmgym does not write")
+        raise BadArraysError(f"it holds an array of type {dtype!s:.40} that llmgym does not write")
     return shape, bool(header["fortran_order"]), dtype

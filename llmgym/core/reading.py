@@ -12,10 +12,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from reprlib import repr as shortened
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 
 MOST_TEXT = 2**25
 """Most bytes of a text that is read whole, such as a scenario."""
@@ -38,7 +38,7 @@ KINDS = {
 @contextmanager
 def opened(
     path: str | os.PathLike[str], what: str, most: int | None, hint: str = ""
-) -> Iterator[BinaryIO]:
+) -> Iterator[BufferedReader]:
     """An ordinary file, open to read its bytes; LLMGymError for whatever else the path leads to.
 
     Args:
@@ -49,7 +49,7 @@ def opened(
     """
     hint = f" {hint}" if hint else ""
     try:
-        if not (mode := stat.S_IFMT(os.stat(path).st_mode)) == stat.S_IFREG:
+        if (mode := stat.S_IFMT(os.stat(path).st_mode)) != stat.S_IFREG:
             kind = KINDS.get(mode, "something else")
             raise LLMGymError(f"Cannot read {what} {path}: it is {kind}, not a file.{hint}")
         # Without waiting: a pipe may have taken its place meanwhile.
@@ -66,7 +66,7 @@ def opened(
         raise LLMGymError(f"Cannot read {what} {path}: it is not UTF-8 text.{hint}") from None
     except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise LLMGymError(f"Cannot read {what} {path!s:.200}: {reason}.{hint}") from None
+        raise LLMGymError(f"Cannot read {what} {path}: {reason}.{hint}") from None
 
 
 def read_bytes(
@@ -109,32 +109,32 @@ def read_json(path: str | os.PathLike[str], what: str, hint: str = "") -> dict[s
     """
     try:
         return parse_json(read_bytes(path, "file", MOST_JSON))
-    except BadJSON as error:
+    except BadJSONError as error:
         raise LLMGymError(
             f"{path} is damaged, or not {what}: {error}.{f' {hint}' if hint else ''}"
         ) from None
 
 
-class BadJSON(ValueError):
+class BadJSONError(ValueError):
     """Why a text is no JSON object that llmgym wrote."""
 
 
 def parse_json(data: bytes | str) -> dict[str, Any]:
-    """The object that a JSON text holds. Raises BadJSON for anything else, also NaN and deep nesting."""
+    """The object that a JSON text holds. Raises BadJSONError for anything else, NaN among it."""
     try:
         found = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise BadJSON(str(why)) from None
+        raise BadJSONError(str(why)) from None
     if not isinstance(found, dict):
-        raise BadJSON(f"it holds {shortened(found)}, not an object")
+        raise BadJSONError(f"it holds {shown(found)}, not an object")
     level: list[Any] = [found]
     for _ in range(MOST_DEPTH):
         inner = (x.values() if isinstance(x, dict) else x for x in level)
         level = [x for values in inner for x in values if isinstance(x, (dict, list))]
         if not level:
             return found
-    raise BadJSON("nested too deeply")
+    raise BadJSONError("nested too deeply")
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def as_written(folder: str | os.PathLike[str]) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise LLMGymError(
             f"The files in {folder} do not hold what this command writes there "
-            f"({type(error).__name__}: {str(error):.100}). Delete the damaged ones and run it again."
+            f"({type(error).__name__}: {error!s:.100}). Delete the damaged ones and run it again."
         ) from error
 
 
@@ -166,4 +166,3 @@ def digest(path: str | os.PathLike[str], what: str, most: int) -> str:
     """
     with opened(path, what, most) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.core.reading import read_json
 from llmgym.scenario import toml_reader
 from llmgym.scenario.scenario import Scenario
@@ -54,6 +53,6 @@ class Settings:
         known = (int, float) if kind is float else kind
         if not isinstance(value, known) or isinstance(value, bool):
             raise LLMGymError(
-                f"{self.path} is not the configuration of {self.what}: {name} is {shortened(value)}."
+                f"{self.path} is not the configuration of {self.what}: {name} is {shown(value)}."
             )
         return value

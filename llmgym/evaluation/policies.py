@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from llmgym import baselines
 from llmgym.baselines.decisions import check_form, compose, decide, remembers
 from llmgym.baselines.policy import RememberingPolicy
 from llmgym.core.errors import LLMGymError, unknown
-from llmgym.core.reading import MOST_TEXT, read_bytes
 from llmgym.core.reading import digest as digest_of
+from llmgym.core.reading import read_bytes
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
+
+MOST_OF_A_POLICY = 2**20
+"""Most bytes of a Python file that holds a policy."""
 
 Policy = Callable[[jax.Array, View], Batch] | RememberingPolicy
 PolicyLike = str | Policy
@@ -69,7 +73,7 @@ def _named(text: str) -> Policy:
         return trained.load(text)
     file, is_python, function = text.partition(".py:")
     if is_python:
-        return _from_file(Path(f"{file}.py").resolve(), function)
+        return _from_file(Path(os.path.abspath(f"{file}.py")), function)
     name, _, settings = text.partition(":")
     if name not in baselines.POLICIES and name not in trained.names():
         raise unknown("policy", name, (*baselines.names(), *trained.names()))
@@ -102,7 +106,9 @@ def value_of(text: str) -> Any:
 
 def _from_file(path: Path, function: str) -> Policy:
     """The policy ``function`` of a Python file."""
-    text = read_bytes(path, "policy", hint="Name a policy of yours as path/file.py:function.")
+    text = read_bytes(
+        path, "policy", MOST_OF_A_POLICY, hint="Name a policy of yours as path/file.py:function."
+    )
     found = _defined(str(path), text)
     if function not in found:
         own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
@@ -128,7 +134,7 @@ def digests(names: tuple[str, ...]) -> dict[str, str]:
     for name in names:
         file, is_python, _ = name.partition(".py:")
         if is_python:
-            found[name] = digest_of(f"{file}.py", "policy", MOST_TEXT)
+            found[name] = digest_of(f"{file}.py", "policy", MOST_OF_A_POLICY)
         elif digest := getattr(resolve(name), "digest", ""):
             found[name] = digest
     return found

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from llmgym import baselines
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.core.errors import LLMGymError
-from llmgym.core.reading import MOST_JSON, BadJSON, opened, parse_json
+from llmgym.core.reading import MOST_JSON, BadJSONError, opened, parse_json
 from llmgym.engine.view import View
 from llmgym.evaluation.stability import stability
 from llmgym.integrations.vllm import schedule
@@ -156,14 +156,14 @@ RECORDED = Path("vllm_scheduler") / "batches.json.gz"
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """What was recorded of vLLM. Raises LLMGymError where the file is no such record, or unpacks to too much."""
+    """What was recorded of vLLM. Raises LLMGymError where the file is no record, or too large unpacked."""
     try:
         with opened(path, "record", MOST_JSON) as file, gzip.open(file) as unpacked:
             data = unpacked.read(MOST_JSON + 1)
         if len(data) > MOST_JSON:
-            raise BadJSON(f"it unpacks to more than {MOST_JSON:,} bytes")
+            raise BadJSONError(f"it unpacks to more than {MOST_JSON:,} bytes")
         return parse_json(data)
-    except (EOFError, zlib.error, BadJSON) as error:
+    except (EOFError, zlib.error, BadJSONError) as error:
         raise LLMGymError(f"{path} is no record of vLLM: {error}.") from None
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.checks import as_list, keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.gap_samplers import (
     FAR,
@@ -45,8 +46,8 @@ class Arrivals:
         raise TypeError("an arrival process must define sampler(ticks_per_s)")
 
 
-def _check_rate(rate_per_s: object) -> None:
-    check_number("rate_per_s", rate_per_s, above=0)
+def _keep_rate(process: Arrivals) -> None:
+    keep_number(process, "rate_per_s", above=0)
 
 
 MOST_TICKS = 2.0**40
@@ -92,7 +93,7 @@ class Poisson(Arrivals):
     kind: ClassVar[str] = "poisson"
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate_per_s)
+        _keep_rate(self)
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
         _check_scale(self.rate_per_s, ticks_per_s)
@@ -107,7 +108,7 @@ class Deterministic(Arrivals):
     kind: ClassVar[str] = "deterministic"
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate_per_s)
+        _keep_rate(self)
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
         _check_scale(self.rate_per_s, ticks_per_s)
@@ -130,8 +131,8 @@ class GammaRenewal(Arrivals):
     kind: ClassVar[str] = "gamma"
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate_per_s)
-        check_number("cv", self.cv, above=0, high=100)
+        _keep_rate(self)
+        keep_number(self, "cv", above=0, high=100)
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
         _check_scale(self.rate_per_s, ticks_per_s)
@@ -153,7 +154,7 @@ class MMPP(Arrivals):
     kind: ClassVar[str] = "mmpp"
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate_per_s)
+        _keep_rate(self)
         _check_states(self, "weights", "sojourn_s")
 
     def sampler(self, ticks_per_s: float) -> GapSampler:
@@ -177,15 +178,12 @@ def _check_states(process: Arrivals, weights: str, sojourn_s: str) -> None:
     """Refuse bad values in the two fields that describe a process of two states; make them tuples."""
     kind = type(process).__name__
     for name in (weights, sojourn_s):
-        pair = tuple(getattr(process, name))
-        object.__setattr__(process, name, pair)
+        pair = as_list(name, getattr(process, name), what="two numbers")
         if len(pair) != 2:
             raise LLMGymError(f"{kind} {name} needs two numbers, one per state, got {len(pair)}.")
-        for i, value in enumerate(pair):
-            if name == weights:
-                check_number(f"{name}[{i}]", value, low=0)
-            else:
-                check_number(f"{name}[{i}]", value, above=0)
+        limits = {"low": 0.0} if name == weights else {"above": 0.0}
+        checked = tuple(check_number(f"{name}[{i}]", x, **limits) for i, x in enumerate(pair))  # type: ignore[arg-type]
+        object.__setattr__(process, name, checked)
     if sum(getattr(process, weights)) <= 0:
         raise LLMGymError(f"{kind} {weights} must not both be 0: nothing would ever arrive.")
 
@@ -210,11 +208,11 @@ class RateCurve(Arrivals):
     kind: ClassVar[str] = "rate_curve"
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate_per_s)
-        check_number("period_s", self.period_s, above=0)
-        object.__setattr__(self, "weights", tuple(self.weights))
-        for i, weight in enumerate(self.weights):
-            check_number(f"weights[{i}]", weight, low=0)
+        _keep_rate(self)
+        keep_number(self, "period_s", above=0)
+        keep_list(self, "weights", what="numbers")
+        checked = [check_number(f"weights[{i}]", w, low=0) for i, w in enumerate(self.weights)]
+        object.__setattr__(self, "weights", tuple(checked))
         if sum(self.weights) <= 0:
             raise LLMGymError("A rate curve needs a weight above 0: nothing would ever arrive.")
         if (self.burst_weights is None) != (self.burst_sojourn_s is None):
@@ -273,7 +271,7 @@ class ListedArrivals(Arrivals):
         return (len(self.arrival_s) - 1) / span if span > 0 else float("inf")
 
     def at_rate(self, rate_per_s: float) -> ListedArrivals:
-        check_number("rate_per_s", rate_per_s, above=0)
+        rate_per_s = check_number("rate_per_s", rate_per_s, above=0)
         if not np.isfinite(self.rate_per_s):
             raise LLMGymError("All requests arrive at one instant: there is no rate to change.")
         return replace(self, arrival_s=self.arrival_s * (self.rate_per_s / rate_per_s))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.checks import as_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
 
@@ -95,9 +95,9 @@ class Staircase(BatchTime):
     kind: ClassVar[str] = "staircase"
 
     def __post_init__(self) -> None:
-        check_number("c_ms", self.c_ms, low=0)
-        check_number("a_ms", self.a_ms, above=0)
-        check_number("tile", self.tile, low=1, integer=True)
+        keep_number(self, "c_ms", low=0, arrays=True)
+        keep_number(self, "a_ms", above=0, arrays=True)
+        keep_number(self, "tile", low=1, integer=True, arrays=True)
 
     def formula(self, tokens: Any, xp: Any, attention: Attention = NO_ATTENTION) -> Any:
         # Half a token less: a compiler may divide by multiplying with 1/tile, which at whole tiles
@@ -120,9 +120,9 @@ class Hinge(BatchTime):
     kind: ClassVar[str] = "hinge"
 
     def __post_init__(self) -> None:
-        check_number("c_ms", self.c_ms, above=0)
-        check_number("a_ms_per_token", self.a_ms_per_token, low=0)
-        check_number("free_tokens", self.free_tokens, low=0, integer=True)
+        keep_number(self, "c_ms", above=0, arrays=True)
+        keep_number(self, "a_ms_per_token", low=0, arrays=True)
+        keep_number(self, "free_tokens", low=0, integer=True, arrays=True)
 
     def formula(self, tokens: Any, xp: Any, attention: Attention = NO_ATTENTION) -> Any:
         return self.c_ms + self.a_ms_per_token * xp.maximum(tokens - self.free_tokens, 0)
@@ -138,8 +138,8 @@ class Affine(BatchTime):
     kind: ClassVar[str] = "affine"
 
     def __post_init__(self) -> None:
-        check_number("c_ms", self.c_ms, low=0)
-        check_number("a_ms_per_token", self.a_ms_per_token, low=0)
+        keep_number(self, "c_ms", low=0, arrays=True)
+        keep_number(self, "a_ms_per_token", low=0, arrays=True)
         if isinstance(self.c_ms, (int, float)):  # numbers, not traced arrays
             check_number("c_ms + a_ms_per_token", self.c_ms + self.a_ms_per_token, above=0)
 
@@ -170,12 +170,12 @@ class Roofline(BatchTime):
     needs_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_number("c_ms", self.c_ms, above=0)
-        check_number("a_ms_per_token", self.a_ms_per_token, low=0)
-        check_number("free_tokens", self.free_tokens, low=0, integer=True)
-        check_number("kv_ms_per_kilotoken", self.kv_ms_per_kilotoken, low=0)
-        check_number("prefill_ms_per_megapair", self.prefill_ms_per_megapair, low=0)
-        check_number("mixed_ms_per_kilotoken", self.mixed_ms_per_kilotoken, low=0)
+        keep_number(self, "c_ms", above=0, arrays=True)
+        keep_number(self, "a_ms_per_token", low=0, arrays=True)
+        keep_number(self, "free_tokens", low=0, integer=True, arrays=True)
+        keep_number(self, "kv_ms_per_kilotoken", low=0, arrays=True)
+        keep_number(self, "prefill_ms_per_megapair", low=0, arrays=True)
+        keep_number(self, "mixed_ms_per_kilotoken", low=0, arrays=True)
 
     def formula(self, tokens: Any, xp: Any, attention: Attention = NO_ATTENTION) -> Any:
         mixed = xp.where(attention.prefill_pairs > 0, self.mixed_ms_per_kilotoken, 0.0)
@@ -206,13 +206,10 @@ class MeasuredTable(BatchTime):
 
     def __post_init__(self) -> None:
         for name, kind in (("tokens", int), ("times_ms", float)):
-            values = getattr(self, name)
-            if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-                raise LLMGymError(f"{name} must be a list of numbers, got {values!r}.")
-            values = tuple(values)
-            for i, value in enumerate(values):
-                check_number(f"{name}[{i}]", value, above=0, integer=kind is int)
-            if all(isinstance(v, numbers.Real) for v in values):  # not when lowered to arrays
+            values = as_list(name, getattr(self, name), what="numbers")
+            limits: Any = {"above": 0, "integer": kind is int, "arrays": True}
+            values = tuple(check_number(f"{name}[{i}]", v, **limits) for i, v in enumerate(values))
+            if all(isinstance(v, (int, float)) for v in values):  # not when lowered to arrays
                 values = tuple(map(kind, values))
             object.__setattr__(self, name, values)
         if len(self.tokens) != len(self.times_ms):

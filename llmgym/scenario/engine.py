@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmgym.core.errors import LLMGymError, check_number, unknown
+import jax
+import numpy as np
+
+from llmgym.core.checks import check_name, check_text, keep_number
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.kv_cache import KVCache
 
@@ -54,22 +58,24 @@ class Engine:
     first_token: str = "decode"
 
     def __post_init__(self) -> None:
-        check_number("replicas", self.replicas, low=1, high=256, integer=True)
+        keep_number(self, "replicas", low=1, high=256, integer=True)
         if not isinstance(self.batch_time, BatchTime):
+            given = shown(self.batch_time)
             raise LLMGymError(
-                f"batch_time must be a batch-time model such as Staircase, got {self.batch_time!r}."
+                f"batch_time must be a batch-time model such as Staircase, got {given}."
             )
-        check_number("token_budget", self.token_budget, low=1, high=2**20, integer=True)
-        object.__setattr__(self, "token_budget", int(self.token_budget))
+        if any(np.ndim(constant) for constant in jax.tree.leaves(self.batch_time)):
+            raise LLMGymError(
+                f"The constants of batch_time must be numbers, got {shown(self.batch_time)}."
+            )
+        keep_number(self, "token_budget", low=1, high=2**20, integer=True)
         if self.max_num_seqs is not None:
-            check_number("max_num_seqs", self.max_num_seqs, low=1, high=2**20, integer=True)
-            object.__setattr__(self, "max_num_seqs", int(self.max_num_seqs))
-        if self.seq_limit not in SEQ_LIMITS:
-            raise unknown("seq_limit", self.seq_limit, SEQ_LIMITS)
-        if self.first_token not in FIRST_TOKENS:
-            raise unknown("first_token", self.first_token, FIRST_TOKENS)
+            keep_number(self, "max_num_seqs", low=1, high=2**20, integer=True)
+        check_name("seq_limit", self.seq_limit, SEQ_LIMITS)
+        check_name("first_token", self.first_token, FIRST_TOKENS)
+        check_text("The name of an engine", self.name)
         if not (self.kv_cache is None or isinstance(self.kv_cache, KVCache)):
-            raise LLMGymError(f"kv_cache must be a KVCache or None, got {self.kv_cache!r}.")
+            raise LLMGymError(f"kv_cache must be a KVCache or None, got {shown(self.kv_cache)}.")
 
     @property
     def prompt_samples(self) -> bool:

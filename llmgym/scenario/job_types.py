@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.checks import as_list
+from llmgym.core.errors import LLMGymError, shown, unknown
 from llmgym.scenario.arrivals import Arrivals, Poisson
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.gap_samplers import GapSampler
@@ -28,9 +29,15 @@ class JobTypes(tuple[JobType, ...], Demand):
         """A job type or several of them. Raises LLMGymError for anything else, or names used twice."""
         found = workload
         if not isinstance(workload, cls):
-            found = cls((workload,) if isinstance(workload, JobType) else workload)
+            several = (workload,) if isinstance(workload, JobType) else workload
+            try:
+                found = cls(as_list("workload", several, JobType, "job types"))
+            except LLMGymError:
+                found = cls()
         if not found or not all(isinstance(job, JobType) for job in found):
-            raise LLMGymError("workload must be a Replay, a JobType, or several job types.")
+            raise LLMGymError(
+                f"workload must be a Replay, a JobType, or several job types, got {shown(workload)}."
+            )
         names = list(found.job_names)
         if len(set(names)) < len(names):
             raise LLMGymError(f"Job types need different names, got {names}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmgym.core.checks import check_flag, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 
 
@@ -31,13 +32,14 @@ class KVCache:
     swap_tokens_per_ms: float | None = None
 
     def __post_init__(self) -> None:
-        check_number("blocks", self.blocks, low=1, high=2**24, integer=True)
-        check_number("block_size", self.block_size, low=1, high=2**16, integer=True)
+        keep_number(self, "blocks", low=1, high=2**24, integer=True)
+        keep_number(self, "block_size", low=1, high=2**16, integer=True)
         check_number("blocks * block_size", self.tokens, high=2**30, integer=True)
-        if not isinstance(self.prefix_caching, bool):
-            raise LLMGymError(f"prefix_caching must be True or False, got {self.prefix_caching!r}.")
+        object.__setattr__(
+            self, "prefix_caching", check_flag("prefix_caching", self.prefix_caching)
+        )
         if self.swap_tokens_per_ms is not None:
-            check_number("swap_tokens_per_ms", self.swap_tokens_per_ms, above=0)
+            keep_number(self, "swap_tokens_per_ms", above=0)
             if self.prefix_caching:
                 raise LLMGymError(
                     "Swapping and prefix caching together are not modelled: choose one."
@@ -70,6 +72,7 @@ class KVCache:
         given = {"memory_gb": memory_gb, "weights_gb": weights_gb}
         for name, value in (given | {"bytes_per_token": bytes_per_token}).items():
             check_number(name, value, above=0)
+        check_number("block_size", block_size, low=1, high=2**16, integer=True)
         blocks = (utilization * memory_gb - weights_gb) * 1e9 // (bytes_per_token * block_size)
         if blocks < 1:
             raise LLMGymError(

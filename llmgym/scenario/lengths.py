@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import MOST_ITEMS, as_list, keep_number
+from llmgym.core.errors import LLMGymError, check_number, plain_number, shown
 from llmgym.core.pytree import register
 
 MAX_TOKENS = 2**20
@@ -63,10 +64,10 @@ def as_length(name: str, value: Any) -> Length:
     """A length distribution, or a whole number as one. Raises LLMGymError for anything else."""
     if isinstance(value, Length):
         return value
-    check_number(name, value, low=0, integer=True)
-    if not isinstance(value, (int, float, np.integer, np.floating)):
-        raise LLMGymError(f"{name} must be a length distribution or a whole number, got {value!r}.")
-    return Fixed(int(value))
+    if plain_number(value) is None:
+        given = shown(value)
+        raise LLMGymError(f"{name} must be a length distribution or a whole number, got {given}.")
+    return Fixed(check_number(name, value, low=0, high=MAX_TOKENS, integer=True))
 
 
 def quantiles(length: Length) -> np.ndarray:
@@ -84,7 +85,7 @@ class Fixed(Length):
     kind: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
-        check_number("tokens", self.tokens, low=0, high=MAX_TOKENS, integer=True)
+        keep_number(self, "tokens", low=0, high=MAX_TOKENS, integer=True, arrays=True)
 
     @property
     def mean(self) -> float:
@@ -107,7 +108,7 @@ class Geometric(Length):
     kind: ClassVar[str] = "geometric"
 
     def __post_init__(self) -> None:
-        check_number("mean_tokens", self.mean_tokens, low=1, high=MAX_TOKENS / 32)
+        keep_number(self, "mean_tokens", low=1, high=MAX_TOKENS / 32, arrays=True)
 
     @property
     def mean(self) -> float:
@@ -128,10 +129,9 @@ class Uniform(Length):
     kind: ClassVar[str] = "uniform"
 
     def __post_init__(self) -> None:
-        check_number("low", self.low, low=0, high=MAX_TOKENS, integer=True)
-        check_number("high", self.high, low=0, high=MAX_TOKENS, integer=True)
-        whole = (int, np.integer)
-        if isinstance(self.low, whole) and isinstance(self.high, whole) and self.low > self.high:
+        keep_number(self, "low", low=0, high=MAX_TOKENS, integer=True, arrays=True)
+        keep_number(self, "high", low=0, high=MAX_TOKENS, integer=True, arrays=True)
+        if isinstance(self.low, int) and isinstance(self.high, int) and self.low > self.high:
             raise LLMGymError(f"Uniform lengths need low <= high, got {self.low} > {self.high}.")
 
     @property
@@ -160,8 +160,8 @@ class LogNormal(Length):
     kind: ClassVar[str] = "lognormal"
 
     def __post_init__(self) -> None:
-        check_number("mean_tokens", self.mean_tokens, low=1, high=MAX_TOKENS / 32)
-        check_number("cv", self.cv, above=0, high=20)
+        keep_number(self, "mean_tokens", low=1, high=MAX_TOKENS / 32, arrays=True)
+        keep_number(self, "cv", above=0, high=20, arrays=True)
 
     def _law(self) -> Any:
         sigma = np.sqrt(np.log1p(self.cv**2))
@@ -214,7 +214,7 @@ class Poisson(Length):
     kind: ClassVar[str] = "poisson"
 
     def __post_init__(self) -> None:
-        check_number("mean_tokens", self.mean_tokens, above=0, high=16_384)
+        keep_number(self, "mean_tokens", above=0, high=16_384, arrays=True)
 
     @property
     def mean(self) -> float:
@@ -256,28 +256,31 @@ class Empirical(Length):
     kind: ClassVar[str] = "empirical"
 
     def __init__(self, quantiles: Sequence[float]) -> None:
-        try:
-            values = tuple(float(q) for q in quantiles)
-        except (TypeError, ValueError):
-            raise LLMGymError(
-                f"quantiles must be a flat list of numbers, got {quantiles!r}."
-            ) from None
-        object.__setattr__(self, "quantiles", values)
-        if len(values) < 2:
+        given = as_list("quantiles", quantiles, what="numbers")
+        if any(plain_number(one) is None for one in given):
+            raise LLMGymError(f"quantiles must be a flat list of numbers, got {shown(quantiles)}.")
+        if len(given) < 2:
             raise LLMGymError(
                 "Empirical lengths need at least two quantiles (minimum and maximum)."
             )
-        for i, value in enumerate(values):
-            check_number(f"quantiles[{i}]", value, low=0, high=MAX_TOKENS)
+        values = tuple(
+            float(check_number(f"quantiles[{i}]", value, low=0, high=MAX_TOKENS))
+            for i, value in enumerate(given)
+        )
+        object.__setattr__(self, "quantiles", values)
         if np.any(np.diff(values) < 0):
             raise LLMGymError("Empirical quantiles must not decrease; sort them.")
 
     @classmethod
     def from_samples(cls, samples: Sequence[float] | np.ndarray, points: int = 257) -> Empirical:
         """Quantile summary of observed lengths at ``points`` equally spaced levels."""
-        observed = np.asarray(samples, float)
-        if observed.ndim != 1 or observed.size == 0:
-            raise LLMGymError("Give at least one sample length, as a flat list.")
+        check_number("points", points, low=2, high=MOST_ITEMS, integer=True)
+        try:
+            observed = np.asarray(samples, float)
+        except (TypeError, ValueError, OverflowError):
+            observed = np.empty(0)
+        if observed.ndim != 1 or observed.size == 0 or not np.isfinite(observed).all():
+            raise LLMGymError("Give at least one sample length, as a flat list of finite numbers.")
         return cls(np.quantile(observed, np.linspace(0, 1, points)).tolist())
 
     @cached_property

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.core.pytree import register
+from llmgym.scenario.stage import flat_column
 
 
 @register
@@ -34,13 +35,11 @@ class ListedLengths:
 
 def time_column(arrival_s: Any) -> np.ndarray:
     """A flat list of seconds as an array. Raises LLMGymError for anything else."""
+    must = "must be a flat list of seconds"
     try:
-        arrival = np.asarray(arrival_s, float)
-    except (TypeError, ValueError):
-        raise LLMGymError("arrival_s must be a flat list of seconds.") from None
-    if arrival.ndim != 1:
-        raise LLMGymError(f"arrival_s must be a flat list, got shape {arrival.shape}.")
-    return arrival
+        return flat_column("arrival_s", arrival_s, must).astype(float)
+    except OverflowError:
+        raise LLMGymError(f"arrival_s {must}, got {shown(arrival_s)}.") from None
 
 
 def check_times(arrival: np.ndarray) -> None:
@@ -66,9 +65,11 @@ def priority_column(priority: Any, requests: int) -> np.ndarray:
         LLMGymError: not one whole number for each request, a priority out of range, or more than 64
             different ones.
     """
-    column = np.asarray(priority)
+    column = flat_column("priority", priority)
+    if column.dtype.kind == "f" and (column == np.rint(column)).all():
+        column = np.clip(column, -(2.0**40), 2.0**40).astype(np.int64)
     if column.shape != (requests,) or not np.issubdtype(column.dtype, np.integer):
         raise LLMGymError("priority must be a list of whole numbers, one for each request.")
-    if np.abs(column).max() > 2**20 or len(np.unique(column)) > 64:
+    if np.abs(column.astype(float)).max() > 2**20 or len(np.unique(column)) > 64:
         raise LLMGymError("A replay has at most 64 different priorities between -2**20 and 2**20.")
     return column

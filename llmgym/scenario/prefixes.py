@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.checks import keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
 from llmgym.scenario.arrivals import uniform
@@ -33,8 +34,9 @@ class SharedPrefix:
     variants: int = 1
 
     def __post_init__(self) -> None:
-        check_number("tokens of a shared prefix", self.tokens, low=1, high=2**24, integer=True)
-        check_number("variants of a shared prefix", self.variants, low=1, high=2**16, integer=True)
+        limits = {"low": 1, "integer": True}
+        keep_number(self, "tokens", "tokens of a shared prefix", high=2**24, **limits)
+        keep_number(self, "variants", "variants of a shared prefix", high=2**16, **limits)
 
     def sampler(self) -> Variants:
         """Its device form."""
@@ -147,19 +149,21 @@ def check_ids(ids: Any, tokens: Any, requests: int) -> np.ndarray:
     else:
         try:
             lists = [list(row) for row in ids]
-            whole = all(isinstance(n, (int, np.integer)) for row in lists for n in row)
+            whole = all(
+                isinstance(n, (int, np.integer)) and -1 <= n < 2**24 for row in lists for n in row
+            )
         except TypeError:
             whole = False
         if not whole:
-            raise LLMGymError("prefix_ids must be a list of whole numbers for each request.")
+            raise LLMGymError(
+                "prefix_ids must be a list of whole numbers from 0 to 2**24 - 1 for each request."
+            )
         width = -(-max(map(len, lists), default=0) // 8) * 8
         if len(lists) * width > MOST_CELLS:
             raise LLMGymError(
                 f"prefix_ids has {len(lists):,} rows and one of {width:,} entries: the table of "
                 f"{MOST_CELLS:,} cells is too small. Cut the long lists, or take fewer requests."
             )
-        if any(not -1 <= n < 2**24 for row in lists for n in row):
-            raise LLMGymError("prefix_ids must be numbers from 0 to 2**24 - 1; renumber them.")
         table = np.full((len(lists), width), -1, np.int32)
         for row, values in zip(table, lists, strict=True):
             row[: len(values)] = values

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.checks import check_text, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.arrivals import Arrivals, ListedArrivals
 from llmgym.scenario.arrivals import Poisson as PoissonArrivals
@@ -71,6 +72,8 @@ class Replay(Demand):
     kind: ClassVar[str] = "replay"
 
     def __post_init__(self) -> None:
+        check_text("The name of a replay", self.name)
+        keep_number(self, "prefix_tokens", low=1, high=2**20, integer=True)
         arrival = time_column(self.arrival_s)
         prefill = token_column("prefill_tokens", self.prefill_tokens)
         decode = token_column("decode_tokens", self.decode_tokens)
@@ -204,6 +207,7 @@ class Replay(Demand):
 
     def first(self, count: int) -> Replay:
         """The first ``count`` requests, or all of them if there are fewer."""
+        count = check_number("count", count, low=1, integer=True)
         return self._part(slice(count))
 
     def window(self, start_s: float, end_s: float) -> Replay:
@@ -212,8 +216,8 @@ class Replay(Demand):
         Raises:
             LLMGymError: bounds that are not numbers or are out of order, or a window without arrivals.
         """
-        check_number("start_s", start_s, low=0)
-        check_number("end_s", end_s, above=start_s)
+        start_s = check_number("start_s", start_s, low=0)
+        end_s = check_number("end_s", end_s, above=start_s)
         arrival = np.asarray(self.arrival_s)
         inside = slice(*np.searchsorted(arrival, [start_s, end_s]))
         if not arrival[inside].size:

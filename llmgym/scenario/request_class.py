@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.checks import as_list, keep_number
+from llmgym.core.errors import LLMGymError, shown, unknown
 
 TARGETS = ("ttft_ms", "tpot_ms", "e2e_ms")
 """The targets of a service level, in milliseconds; None: no target."""
@@ -71,11 +72,11 @@ class RequestClass:
 
 
 def check_service_level(levels: Any) -> None:
-    """Refuse targets (None: no target) or a weight that are not positive numbers."""
+    """Refuse targets (None: no target) or a weight that are not positive; keep them as plain numbers."""
     for name in TARGETS:
         if getattr(levels, name) is not None:
-            check_number(name, getattr(levels, name), above=0)
-    check_number("weight", levels.weight, above=0)
+            keep_number(levels, name, above=0)
+    keep_number(levels, "weight", above=0)
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ class Tenant:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise LLMGymError(f"The name of a tenant must be a string, got {self.name!r}.")
+            raise LLMGymError(f"The name of a tenant must be a string, got {shown(self.name)}.")
         check_service_level(self)
-        check_number("priority", self.priority, low=-(2**20), high=2**20, integer=True)
+        keep_number(self, "priority", low=-(2**20), high=2**20, integer=True)
 
 
 def check_tenants(tenants: Any) -> tuple[Tenant, ...]:
@@ -111,9 +112,7 @@ def check_tenants(tenants: Any) -> tuple[Tenant, ...]:
     Raises:
         LLMGymError: something that is not a Tenant, two of the same name, or more than 64 of them.
     """
-    tenants = tuple(tenants)
-    if not all(isinstance(tenant, Tenant) for tenant in tenants):
-        raise LLMGymError(f"tenants must be a list of Tenant, got {tenants!r:.200}.")
+    tenants = as_list("tenants", tenants, Tenant, "Tenant")
     names = [tenant.name for tenant in tenants]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -139,7 +138,8 @@ def tenant_column(
         LLMGymError: not one name for each request, one that is not among the ``tenants``, or more than
             64 different ones.
     """
-    names = list(values)
+    flat = isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.ndim)
+    names = list(values) if flat else []
     if len(names) != requests or not all(isinstance(name, str) and name for name in names):
         raise LLMGymError(
             f"tenant must be a list of names, one for each of the {requests} requests."

@@ -6,9 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.checks import as_list, check_flag, check_name, check_text, keep_list, keep_number
+from llmgym.core.errors import LLMGymError, check_number, shown, unknown
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.clock_limits import check_clock
 from llmgym.scenario.engine import ROUTERS, Engine
@@ -52,12 +51,15 @@ class Scenario:
     service_weights: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "engines", tuple(self.engines))
+        keep_list(self, "engines", Engine, "engines")
         if not isinstance(self.workload, Demand) or isinstance(self.workload, JobTypes):
             object.__setattr__(self, "workload", JobTypes.of(self.workload))
-        check_number("slots", self.slots, low=1, high=2**15, integer=True)
-        check_number("tick_ms", self.tick_ms, above=0, high=1000)
+        keep_number(self, "slots", low=1, high=2**15, integer=True)
+        keep_number(self, "tick_ms", above=0, high=1000)
         check_number("tick_ms", self.tick_ms, low=1e-9)
+        for name in ("name", "description", "source"):
+            check_text(name, getattr(self, name))
+        object.__setattr__(self, "lengths_known", check_flag("lengths_known", self.lengths_known))
         self._check_engines()
         self._check_service_weights()
         slots = None if self.is_network else self.slots
@@ -66,20 +68,24 @@ class Scenario:
     def _check_service_weights(self) -> None:
         if self.service_weights is None:
             return
-        weights = self.service_weights
-        if np.shape(weights) != (2,):
+        weights = as_list("service_weights", self.service_weights, what="two numbers")
+        if len(weights) != 2:
             raise LLMGymError(
-                f"service_weights are two numbers, of a prompt and of an output token, got {weights!r}."
+                "service_weights are two numbers, of a prompt and of an output token, got "
+                f"{shown(weights)}."
             )
-        for name, weight in zip(("w_p", "w_q"), weights, strict=True):
-            check_number(f"service_weights: {name}", weight, low=0, high=MOST_WEIGHT, integer=True)
-        object.__setattr__(self, "service_weights", tuple(int(weight) for weight in weights))
-        if not any(self.service_weights):
+        limits: Any = {"low": 0, "high": MOST_WEIGHT, "integer": True}
+        checked = tuple(
+            check_number(f"service_weights: {name}", weight, **limits)
+            for name, weight in zip(("w_p", "w_q"), weights, strict=True)
+        )
+        object.__setattr__(self, "service_weights", checked)
+        if not any(checked):
             raise LLMGymError("service_weights must not both be 0.")
 
     def _check_engines(self) -> None:
-        if not self.engines or not all(isinstance(e, Engine) for e in self.engines):
-            raise LLMGymError(f"engines must be one Engine or more, got {self.engines!r}.")
+        if not self.engines:
+            raise LLMGymError("engines must be one Engine or more, got none.")
         known = [engine.name for engine in self.engines]
         if len(set(known)) < len(known):
             raise LLMGymError(f"Engines need different names, got {known}.")
@@ -90,8 +96,7 @@ class Scenario:
             raise LLMGymError("All engines must use the same first_token.")
         if len({e.kv_cache.block_size for e in self.engines if e.kv_cache is not None}) > 1:
             raise LLMGymError("All KV caches must have the same block_size.")
-        if self.router not in ROUTERS:
-            raise unknown("router", self.router, ROUTERS)
+        check_name("router", self.router, ROUTERS)
         self.demand.check(self.engines)
 
     @property
@@ -203,8 +208,8 @@ class Scenario:
 
     def at_rate(self, rate_per_s: float) -> Scenario:
         """The same scenario with all arrivals sped up or slowed down to ``rate_per_s`` in total."""
-        check_number("arrival_rate_per_s", rate_per_s, above=0)
-        return replace(self, workload=self.demand.at_rate(rate_per_s))
+        rate = check_number("arrival_rate_per_s", rate_per_s, above=0)
+        return replace(self, workload=self.demand.at_rate(rate))
 
     def override(self, **changes: Any) -> Scenario:
         """A copy with changed settings.

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import as_list, check_flag, check_text, keep_number
+from llmgym.core.errors import LLMGymError, plain_number, shown
 from llmgym.core.pytree import register
 from llmgym.scenario.arrivals import uniform
-from llmgym.scenario.lengths import MAX_TOKENS, Empirical, Fixed, Length, as_length, quantiles
+from llmgym.scenario.lengths import MAX_TOKENS, Empirical, Length, as_length, quantiles
 from llmgym.scenario.prefixes import SharedPrefix
 
 
@@ -61,13 +62,11 @@ class Delays:
 
 def token_column(name: str, values: Any) -> np.ndarray:
     """Token counts as int32 (requests,). Raises LLMGymError where one is not a count."""
-    column = np.asarray(values)
-    if column.ndim != 1:
-        raise LLMGymError(f"{name} must be a flat list, got an array of shape {column.shape}.")
+    column = flat_column(name, values)
     try:
         numbers = column.astype(float)
-    except (TypeError, ValueError):
-        raise LLMGymError(f"{name} must hold numbers, got {column.dtype}.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise LLMGymError(f"{name} must hold numbers, got {shown(values)}.") from None
     bad = np.flatnonzero(~np.isfinite(numbers) | (numbers < 0) | (numbers != np.rint(numbers)))
     if bad.size:
         at = bad[0]
@@ -78,6 +77,29 @@ def token_column(name: str, values: Any) -> np.ndarray:
     if long.size:
         raise LLMGymError(f"{name}[{long[0]}] is {values[long[0]]!r}, above {MAX_TOKENS} tokens.")
     return numbers.astype(np.int32)
+
+
+def flat_column(name: str, values: Any, must: str = "must hold numbers") -> np.ndarray:
+    """A flat list of numbers as an array of any type.
+
+    Args:
+        name: what the message calls it.
+        values: the list.
+        must: what the message says of it where it holds text, bools or lists.
+
+    Raises:
+        LLMGymError: it is no flat list of numbers.
+    """
+    try:
+        column = np.asarray(values)
+    except (TypeError, ValueError):  # rows of several lengths
+        raise LLMGymError(f"{name} {must}, got {shown(values)}.") from None
+    if column.ndim != 1:
+        raise LLMGymError(f"{name} must be a flat list, got an array of shape {column.shape}.")
+    plain = column.dtype != object or all(plain_number(one) is not None for one in column)
+    if column.dtype.kind not in "iufO" or not plain:
+        raise LLMGymError(f"{name} {must}, got {shown(values)}.")
+    return column
 
 
 def check_pairs(prefill: np.ndarray, decode: np.ndarray) -> None:
@@ -109,6 +131,10 @@ class Paired:
         object.__setattr__(self, "decode_tokens", decode)
 
 
+MOST_ROUNDS = 1024
+"""Most rounds of a loop."""
+
+
 @dataclass(frozen=True)
 class Repeat:
     """A loop: when the stage that has it ends, the job goes back to stage ``to``, for another round.
@@ -122,19 +148,20 @@ class Repeat:
     rounds: int | None = None
 
     def __post_init__(self) -> None:
+        check_text("to", self.to)
         if (self.probability is None) == (self.rounds is None):
             raise LLMGymError(
                 "A loop needs either the probability to repeat or a number of rounds."
             )
         if self.probability is not None:
-            check_number("probability to repeat", self.probability, low=0)
+            keep_number(self, "probability", "probability to repeat", low=0)
             if self.probability >= 1:
                 raise LLMGymError(
                     f"The loop back to {self.to!r} repeats with probability {self.probability:g} and "
                     "never ends; use a probability below 1, or rounds."
                 )
         else:
-            check_number("rounds", self.rounds, low=1, integer=True)
+            keep_number(self, "rounds", low=1, high=MOST_ROUNDS, integer=True)
 
     @property
     def mean_rounds(self) -> float:
@@ -183,19 +210,16 @@ class Stage:
     def __post_init__(self) -> None:
         for name in ("prefill", "decode", "delay_ms"):
             length = getattr(self, name)
-            if isinstance(length, (int, np.integer)) and not isinstance(length, bool):
-                object.__setattr__(self, name, Fixed(int(length)))
-            elif length is not None and not isinstance(length, Length):
-                raise LLMGymError(
-                    f"{name} must be a length distribution or a whole number, got {length!r}."
-                )
+            if length is not None:
+                object.__setattr__(self, name, as_length(name, length))
+        self._check_parts()
         if isinstance(self.after, str):
             object.__setattr__(self, "after", (self.after,))
         elif self.after is not None:
-            object.__setattr__(self, "after", tuple(self.after))
+            object.__setattr__(self, "after", as_list("after", self.after, str, "names of stages"))
         if self.probability is not None:
-            check_number("probability", self.probability, low=0, high=1)
-        check_number("priority", self.priority, low=-(2**20), high=2**20, integer=True)
+            keep_number(self, "probability", low=0, high=1)
+        keep_number(self, "priority", low=-(2**20), high=2**20, integer=True)
         lengths = (self.prefill, self.decode, self.paired)
         if self.delay_ms is not None:
             if any(length is not None for length in lengths):
@@ -210,6 +234,18 @@ class Stage:
             raise LLMGymError(
                 "A stage with neither prefill nor decode tokens has nothing to serve."
             )
+
+    def _check_parts(self) -> None:
+        """Refuse fields of another kind than they must be."""
+        for name, kind in (("paired", Paired), ("repeat", Repeat), ("shared_prefix", SharedPrefix)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise LLMGymError(
+                    f"{name} of a stage must be a {kind.__name__} or None, got {shown(value)}."
+                )
+        check_text("The name of a stage", self.name)
+        check_text("The engine of a stage", self.engine)
+        object.__setattr__(self, "inherits", check_flag("inherits", self.inherits))
 
     @property
     def is_delay(self) -> bool:

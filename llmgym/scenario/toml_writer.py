@@ -50,7 +50,9 @@ def save(scenario: Scenario, path: str | Path) -> None:
     except (TypeError, ValueError) as error:  # half a character in a name
         raise LLMGymError(f"Cannot write {path!s:.200}: {error}. Give another name.") from None
     if not target.parent.is_dir():
-        raise LLMGymError(f"Cannot write {target}: there is no folder {target.parent}. Make it first.")
+        raise LLMGymError(
+            f"Cannot write {target}: there is no folder {target.parent}. Make it first."
+        )
     write(target, data)
 
 

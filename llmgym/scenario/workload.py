@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.checks import check_text, keep_list
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.scenario.arrivals import Arrivals
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.gap_samplers import GapSampler
@@ -48,9 +49,10 @@ class JobType:
     e2e_ms: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
+        keep_list(self, "stages", Stage, "stages")
+        check_text("The name of a job type", self.name)
         if not isinstance(self.arrivals, Arrivals):
-            raise LLMGymError(f"arrivals must be an arrival process, got {self.arrivals!r}.")
+            raise LLMGymError(f"arrivals must be an arrival process, got {shown(self.arrivals)}.")
         if not self.stages:
             raise LLMGymError(
                 f"Job type {self.name!r} has no stage: give it at least one LLM call."

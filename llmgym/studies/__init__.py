@@ -39,7 +39,7 @@ def publish(study: Study, out: Path, policy: str) -> list[Path]:
         raise
     except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise LLMGymError(
-            f"{out} holds damaged results ({type(error).__name__}: {str(error):.100}). Delete them and run "
+            f"{out} holds damaged results ({type(error).__name__}: {error!s:.100}). Delete them and run "
             "the study without --page."
         ) from error
     except KeyError as error:

@@ -62,7 +62,9 @@ def ship(agent: Path, results: Path, name: str, out: Path | None = None) -> tupl
     Raises LLMGymError where a file is missing, or the folder is about another policy.
     """
     if slug(name) != name:
-        raise LLMGymError(f"A policy that ships is named by small letters, digits and _.-, not {name!r}.")
+        raise LLMGymError(
+            f"A policy that ships is named by small letters, digits and _.-, not {name!r}."
+        )
     policy = load_agent(agent)
     try:
         if isinstance(policy.choice, NetworkChoice):
