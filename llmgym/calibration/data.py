@@ -88,7 +88,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _numbers(source: str, name: str, column: pd.Series) -> np.ndarray:
     """The column as float64; LLMGymError names the first bad row, counted from 1."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+    try:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+    except OverflowError:  # a whole number of hundreds of digits
+        values = np.array([x if isinstance(x, float) else _float(x) for x in column])
     low, high = RANGE[name]
     good = (values >= low) & (values <= high)
     if name == "tokens":
@@ -101,6 +104,14 @@ def _numbers(source: str, name: str, column: pd.Series) -> np.ndarray:
             f"it must be {kind} from {low:g} to {high:g}."
         )
     return values
+
+
+def _float(cell: object) -> float:
+    """A cell as a float; NaN where it is none."""
+    try:
+        return float(str(cell))
+    except ValueError:
+        return np.nan
 
 
 def _check_enough(source: str, data: pd.DataFrame) -> None:

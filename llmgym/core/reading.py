@@ -17,7 +17,7 @@ from typing import Any
 
 from llmgym.core.errors import LLMGymError, shown
 
-MOST_TEXT = 2**25
+MOST_TEXT = 2**24
 """Most bytes of a text that is read whole, such as a scenario."""
 
 MOST_JSON = 2**26

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -18,6 +19,8 @@ from llmgym.scenario.lengths import LENGTHS, Length
 
 KINDS: dict[Any, dict[str, Any]] = {BatchTime: BATCH_TIMES, Arrivals: ARRIVALS, Length: LENGTHS}
 """What comes in kinds, and the class of each kind."""
+
+LONG_KEY = re.compile(r"(?<![\w\"'.-])(?:[\w\"'-]++[ \t]*+\.[ \t]*+){64}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def read_text(what: str, path: str | Path) -> str:
 
 def parse(place: Place, text: str) -> dict[str, Any]:
     """The tables of a TOML text. Raises LLMGymError if it is not TOML."""
+    if LONG_KEY.search(text):  # the time to read one grows with the square of its length
+        raise place.error("a key has more than 64 parts with dots between; write tables instead.")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
