@@ -41,7 +41,7 @@ def _version(path: Path) -> tuple[Path, str]:
     """The file, and a digest of what it holds now: one that has changed is read again."""
     return Path(os.path.abspath(path)), digest(
         path, "checkpoint", MOST_OF_AN_AGENT
-    ) if path.exists() else ""
+    ) if os.path.exists(path) else ""
 
 
 @lru_cache(maxsize=64)

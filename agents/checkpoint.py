@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_arrays(path: Path, most: int = MOST_BYTES) -> tuple[dict[str, np.ndarra
 
     Raises LLMGymError where it is missing, damaged, of another format or not a checkpoint of llmgym.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise LLMGymError(f"There is no checkpoint {path}.")
     try:
         arrays = read_npz(path, most)

@@ -8,6 +8,7 @@ and Kroese, The Cross-Entropy Method, 2004).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -267,7 +268,7 @@ def _checked(
 
 def _resume(path: str | Path | None, config: dict[str, Any]) -> list[dict[str, Any]]:
     """The generations that a file holds; none where there is no file."""
-    if path is None or not Path(path).exists():
+    if path is None or not os.path.exists(path):
         return []
     kept = read_json(path, "the file of a search", "Delete it or name another.")
     history = kept.get("history")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,7 @@ def fit_trace(
     from llmgym.traces import arrival_fits
     from llmgym.traces import fits as trace_fits
 
-    if out is not None and out.exists() and file.exists() and out.samefile(file):
+    if out is not None and os.path.realpath(out) == os.path.realpath(file):
         raise LLMGymError(f"--out {out} is the trace itself; name another file.")
     replay, engine = cli.read_replay(file, window), cli.scenario(scenario, settings, None)
     kinds = tuple(arrival_fits.FITS) if kind is None else (kind,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -68,12 +69,14 @@ def _check_folder(out: Path, scenario: str, trace: Path | None) -> None:
     """Refuse a folder whose files another command needs: what is read here, and results of other kinds."""
     inputs = [Path(scenario)] if scenario.endswith(".toml") else []
     for path in inputs if trace is None else [*inputs, trace]:
-        if path.parent.resolve() == out.resolve():
+        if os.path.realpath(path.parent) == os.path.realpath(out):
             raise LLMGymError(
                 f"{out} is the folder of {path}; choose another --out, such as {out / 'run'}."
             )
     kept = [
-        name for name in ("config.json", "meta.json", "requests.jsonl") if (out / name).exists()
+        name
+        for name in ("config.json", "meta.json", "requests.jsonl")
+        if os.path.exists(out / name)
     ]
     if kept:
         raise LLMGymError(

@@ -8,6 +8,7 @@ repeats its numbers bit for bit.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -267,9 +268,11 @@ def measure(
     """
     text = to_json(config)
     existing, raw = out / "config.json", out / "raw"
-    if raw.is_symlink():
+    if os.path.islink(raw):
         raise LLMGymError(f"{raw} is a link that leads out of the result folder; remove it.")
-    kept = read_bytes(existing, "file", 4 * MOST_JSON) if existing.exists() else text.encode()
+    kept = (
+        read_bytes(existing, "file", 4 * MOST_JSON) if os.path.exists(existing) else text.encode()
+    )
     if kept != text.encode():
         raise LLMGymError(
             f"{out} holds a benchmark with another configuration or other versions; choose another "
@@ -278,7 +281,7 @@ def measure(
     check_number("jobs", jobs, low=1, integer=True)
     write(existing, text)
     files = {task.name: raw / f"{task.name}.json" for task in todo}
-    results = {name: read_result(path) for name, path in files.items() if path.exists()}
+    results = {name: read_result(path) for name, path in files.items() if os.path.exists(path)}
     left = [task for task in todo if task.name not in results]
     show = progress or (lambda done, total, label: None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises LLMGymError where it cannot be read or is not JSON.
     """
-    path = path / "config.json" if path.is_dir() else path
+    path = path / "config.json" if os.path.isdir(path) else path
     return read_json(path, "the configuration of a run")
 
 

@@ -9,6 +9,7 @@ holds ``config.json`` and one file for each run under ``raw/``; runs that exist 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -138,7 +139,7 @@ def horizon_s(evaluation: Evaluation, rate: float) -> float:
 def members(name: str) -> list[str]:
     """The policies of a row: those of a folder of checkpoints, else the name itself."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return [name]
     found = sorted(folder.glob("agent-*.npz"), key=lambda p: (len(p.name), p.name))
     if not found:

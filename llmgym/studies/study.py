@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def measure(rows: Sequence[Row], out: Path, progress: Progress) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The rows of a file; none where there is no file. Raises LLMGymError where it is damaged."""
-    if not path.exists():
+    if not os.path.exists(path):
         return {}
     found = read_json(path, "a file of measurements", "Delete it: its rows are measured again.")
     if not all(isinstance(row, dict) for row in found.values()):

@@ -19,7 +19,7 @@ import llmgym
 from llmgym import agents
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import csv_cell, csv_of, slug, write
-from llmgym.evaluation import benchmark, policies, traffic
+from llmgym.evaluation import benchmark, evaluate, policies, traffic
 from llmgym.reporting import benchmark_report, evaluation_report, traffic_tables
 from llmgym.reporting.table import csv_text
 from llmgym.studies.ship import ship
@@ -129,6 +129,28 @@ def test_a_policy_that_was_edited_is_run_again(
     mine.write_text(POLICY + "# edited\n")
     assert traffic.run(chosen, names, tmp_path / "out") == [first[0], {"n": 3}]
     assert made == [*names, names[1]]
+
+
+LONG = "n" * 5000
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: agents.load(f"{LONG}.npz"),
+        lambda: agents.load("a\0b.npz"),
+        lambda: policies.resolve(f"{LONG}.py:rule"),
+        lambda: policies.resolve("a\0b.py:rule"),
+        lambda: benchmark.from_config(Path(LONG)),
+        lambda: benchmark.measure({}, [], Path(LONG)),
+        lambda: traffic.read_trace(LONG),
+        lambda: evaluate.members(LONG) and policies.resolve(LONG),
+    ],
+)
+def test_paths_that_no_file_can_have_are_refused(read: Any) -> None:
+    with pytest.raises(LLMGymError) as refused:
+        read()
+    assert len(str(refused.value)) <= 500
 
 
 def test_policy_files_in_other_encodings(tmp_path: Path) -> None:
