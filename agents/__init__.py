@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+import os
+from functools import lru_cache
 from pathlib import Path
 
-from llmgym.agents.checkpoint import load_agent
+from llmgym.agents.checkpoint import MOST_OF_AN_AGENT, load_agent
 from llmgym.baselines.policy import Policy
 from llmgym.core.checks import check_name
-from llmgym.core.errors import LLMGymError, shown
+from llmgym.core.reading import digest
 from llmgym.evaluation.policies import register_trained
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -25,9 +26,9 @@ def load(name: str | Path) -> Policy:
     Raises LLMGymError for an unknown name, with the nearest match, or a file that holds no policy.
     """
     if is_path(name):
-        return _read_now(Path(name), None)
+        return _read(*_version(Path(name)), None)
     check_name("trained policy", name, names())
-    return _read_now(CHECKPOINTS / f"{name}.npz", str(name))
+    return _read(*_version(CHECKPOINTS / f"{name}.npz"), str(name))
 
 
 def is_path(name: str | Path) -> bool:
@@ -35,20 +36,15 @@ def is_path(name: str | Path) -> bool:
     return isinstance(name, Path) or str(name).endswith(".npz")
 
 
-def _read_now(path: Path, label: str | None) -> Policy:
-    """The policy that the file holds now; the same object while the file stays as it is."""
-    try:
-        path = path.resolve()
-        seen = path.stat()
-    except FileNotFoundError:
-        return load_agent(path, label)  # which says so
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LLMGymError(f"Cannot read {shown(str(path))}: {error}.") from None
-    return _read(path, label, (seen.st_mtime_ns, seen.st_size, seen.st_ino, seen.st_ctime_ns))
+def _version(path: Path) -> tuple[Path, str]:
+    """The file, and a digest of what it holds now: one that has changed is read again."""
+    return Path(os.path.abspath(path)), digest(
+        path, "checkpoint", MOST_OF_AN_AGENT
+    ) if os.path.exists(path) else ""
 
 
-@cache
-def _read(path: Path, label: str | None, version: tuple[int, ...]) -> Policy:
+@lru_cache(maxsize=64)
+def _read(path: Path, version: str, label: str | None) -> Policy:
     return load_agent(path, label)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -22,6 +22,8 @@ from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import to_json, write
+from llmgym.core.npz import MOST_BYTES, BadArraysError, read_npz
+from llmgym.core.reading import BadJSONError, parse_json
 
 FORMAT = 1
 CHOICES: dict[str, type[Choice]] = {
@@ -31,6 +33,9 @@ CHOICES: dict[str, type[Choice]] = {
 
 ACTOR = "actor"
 HEADER = "header"
+MOST_OF_AN_AGENT = 2**28
+"""Most bytes of a trained policy."""
+
 VERSIONED = ("llmgym", "jax", "jaxlib", "numpy", "optax")
 
 
@@ -49,20 +54,19 @@ def write_arrays(path: Path, arrays: dict[str, Any], header: dict[str, Any]) -> 
     write(path, data.getvalue())
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the header of a file.
+def read_arrays(path: Path, most: int = MOST_BYTES) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the header of a file of at most ``most`` bytes.
 
     Raises LLMGymError where it is missing, damaged, of another format or not a checkpoint of llmgym.
     """
+    if not os.path.exists(path):
+        raise LLMGymError(f"There is no checkpoint {path}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(arrays.pop(HEADER).tobytes())
-    except FileNotFoundError as error:
-        raise LLMGymError(f"There is no checkpoint {path}.") from error
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
+        arrays = read_npz(path, most)
+        header = parse_json(arrays.pop(HEADER).tobytes())
+    except (BadArraysError, BadJSONError, KeyError) as error:
         raise LLMGymError(f"{path} is no checkpoint of llmgym, or is damaged: {error}.") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise LLMGymError(
             f"{path} is no checkpoint of format {FORMAT}; train it anew with this version of llmgym."
         )
@@ -113,15 +117,18 @@ def save_agent(path: Path, policy: TrainedPolicy) -> None:
 
 def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
     """The policy of a file. Raises LLMGymError where it holds none."""
-    arrays, header = read_arrays(path)
-    if header.get("kind") not in CHOICES:
+    arrays, header = read_arrays(path, MOST_OF_AN_AGENT)
+    kind, masks = header.get("kind"), header.get("masks", True)
+    if not isinstance(kind, str) or kind not in CHOICES or not isinstance(masks, bool):
         raise LLMGymError(f"{path} holds no trained policy; name a file agent-SEED.npz.")
+    _check_weights(path, arrays)
     try:
-        choice = CHOICES[header["kind"]](**header["choice"])
+        choice = CHOICES[kind](**header["choice"])
+        hash(choice)  # a setting may be a list
         actor = _nested({tuple(name.split("/")[1:]): x for name, x in arrays.items()})
         seen = jax.ShapeDtypeStruct((choice.inputs,), np.float32)
         outputs = jax.eval_shape(choice.logits, actor, seen).shape
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
         raise LLMGymError(f"{path} holds no trained policy: {error!r}.") from error
     weak = [
         name for name, x in arrays.items() if x.dtype.kind not in "fiu" or not np.isfinite(x).all()
@@ -135,7 +142,16 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
             f"{path} has {outputs} outputs where this version of llmgym has {sum(choice.parts)}; "
             "train it anew."
         )
-    return policy_of(choice, actor, header, label or path.stem, header.get("masks", True))
+    return policy_of(choice, actor, header, label or path.stem, masks)
+
+
+def _check_weights(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse what cannot be the weights of a policy: other types than floats, deep trees."""
+    for name, x in arrays.items():
+        if not np.issubdtype(x.dtype, np.floating) or name.count("/") > 8:
+            raise LLMGymError(
+                f"{path} holds no trained policy: {name[:80]!r} is no array of weights."
+            )
 
 
 def _nested(arrays: dict[tuple[str, ...], np.ndarray]) -> Any:

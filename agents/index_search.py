@@ -8,6 +8,7 @@ and Kroese, The Cross-Entropy Method, 2004).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,8 +20,9 @@ import numpy as np
 from llmgym.agents.trials import Figures, measure
 from llmgym.baselines.index import PARAMETERS, Index
 from llmgym.core.checks import keep_number
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.files import to_json, write
+from llmgym.core.reading import read_json
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import toml_writer
 from llmgym.scenario.library import as_scenario
@@ -267,16 +269,21 @@ def _checked(
 
 def _resume(path: str | Path | None, config: dict[str, Any]) -> list[dict[str, Any]]:
     """The generations that a file holds; none where there is no file."""
-    if path is None or not Path(path).exists():
+    if path is None or not os.path.exists(path):
         return []
-    try:
-        kept = json.loads(Path(path).read_text())
-        same = kept["config"] == json.loads(to_json(config))
-        history = kept["history"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LLMGymError(f"{path} does not hold a search; delete it or name another.") from error
-    if not same:
+    kept = read_json(path, "the file of a search", "Delete it or name another.")
+    history = kept.get("history")
+    if "config" not in kept or not isinstance(history, list):
+        raise LLMGymError(f"{path} does not hold a search; delete it or name another.")
+    if kept["config"] != json.loads(to_json(config)):
         raise LLMGymError(
             f"{path} holds a search with other settings; delete it or name another file."
         )
-    return list(history)
+    for row in history:
+        for name in ("mean", "deviation"):
+            numbers = row.get(name) if isinstance(row, dict) else None
+            if not isinstance(numbers, list) or len(numbers) != len(PARAMETERS):
+                raise LLMGymError(f"{path} is damaged: a generation is cut. Delete it.")
+            for number in numbers:
+                check_number(f"{path}: {name}", number)
+    return history

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +16,8 @@ from llmgym.baselines.tiles import TilePolicy, tokens_waiting
 from llmgym.core.checks import keep_number
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import to_json, write
+from llmgym.core.npz import read_npz
+from llmgym.core.reading import parse_json
 from llmgym.engine.view import View
 
 
@@ -99,14 +99,16 @@ def save(optimum: Optimum, path: str | Path) -> None:
 def load(path: str | Path) -> Optimum:
     """Read what ``save`` wrote. Raises LLMGymError for any other file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            table, header = file["table"], json.loads(str(file["header"]))
+        arrays = read_npz(path)
+        table, header = arrays["table"], parse_json(str(arrays["header"]))
         given: Any = {
             k: tuple(v) if isinstance(v, list) else v for k, v in header["problem"].items()
         }
         problem = DecodeFirst(**given)
+        if table.dtype != np.uint8 or table.shape != problem.shape:
+            raise ValueError(f"its table has the shape {table.shape}, its problem {problem.shape}")
         policy = policy_of(problem, table)
         bounds = {name: header[name] for name in ("low", "high", "exact", "truncation")}
         return Optimum(policy, problem=problem, **bounds)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise LLMGymError(f"{path} holds no optimum that llmgym wrote: {error}.") from error

@@ -186,6 +186,10 @@ class Run:
         """CHUNK more iterations. Raises LLMGymError where a seed diverges."""
         self.learners, rows = program(self.physics, self.learners)
         rows = {name: np.asarray(x) for name, x in rows.items()}
+        if self.curve and self.curve.keys() != rows.keys():
+            raise LLMGymError(
+                "The learning curve that was read is damaged. Delete its training-*.npz."
+            )
         self.curve = {
             name: np.concatenate([self.curve[name], x], axis=1) if self.curve else x
             for name, x in rows.items()
@@ -206,20 +210,27 @@ class Run:
 
     def resume(self, path: Path) -> None:
         """Go on from a file of ``save``. Raises LLMGymError where it is of another training run."""
-        arrays, header = checkpoint.read_arrays(path)
+        leaves, structure = jax.tree.flatten(self.learners)
+        most = checkpoint.MOST_OF_AN_AGENT + 2 * sum(x.nbytes for x in leaves)
+        arrays, header = checkpoint.read_arrays(path, most)
         if header != json.loads(to_json(self._header())):
             raise LLMGymError(
                 f"{path} belongs to a training run with other settings, scenarios or versions; "
                 "choose another --out folder, or delete it."
             )
-        leaves, structure = jax.tree.flatten(self.learners)
-        found = [jnp.asarray(arrays[f"state/{n}"]) for n in range(len(leaves))]
-        self.learners = jax.tree.unflatten(structure, found)
+        found = [arrays.get(f"state/{n}") for n in range(len(leaves))]
+        for x, leaf in zip(found, leaves, strict=True):
+            if x is None or x.shape != leaf.shape or x.dtype != leaf.dtype:
+                raise LLMGymError(f"{path} is damaged: a part of its state is missing. Delete it.")
+        self.learners = jax.tree.unflatten(structure, list(map(jnp.asarray, found)))
         self.curve = {
             name.removeprefix("curve/"): x
             for name, x in arrays.items()
             if name.startswith("curve/")
         }
+        done = {x.shape[:2] for x in self.curve.values()}
+        if done != {(len(self.seeds), int(self.learners.iteration[0]))}:
+            raise LLMGymError(f"{path} is damaged: its learning curve is cut. Delete it.")
 
     def _header(self) -> dict[str, Any]:
         return {"format": checkpoint.FORMAT, "kind": "training"} | self.training.header(

@@ -106,6 +106,7 @@ FRONT = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
 }
 """Pages that lie at the top of the repository, and their names here."""
 
@@ -269,6 +270,7 @@ def main() -> None:
     results = entries("reproduction.md", "results/*/README.md", "speed.md")
     lines += ["* [Results](results/README.md)", *results]
     lines += [*api_pages(), "* [Contributing](contributing.md)", "* [Changes](changelog.md)"]
+    lines += ["* [Security](security.md)"]
     lines += ["* [How to cite](cite.md)"]
     page("SUMMARY.md", "\n".join(lines))
 

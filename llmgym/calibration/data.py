@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from llmgym.core import reading
 from llmgym.core.errors import LLMGymError
 from llmgym.scenario.batch_time import Attention, BatchTime
 
 NEEDED = ("tokens", "ms")
 OPTIONAL = ("decode_context", "prefill_pairs")
 COLUMNS = (*NEEDED, *OPTIONAL)
+
+MOST_BYTES, MOST_COLUMNS = 2**24, 1000
+"""Largest file of measurements that is read."""
 
 LEAST_ROWS, LEAST_SIZES = 8, 3
 """Measurements, and different batch sizes among them, that a fit needs."""
@@ -66,21 +71,27 @@ def predict(model: BatchTime, data: pd.DataFrame) -> np.ndarray:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    hint = f"Give a CSV file with the columns {', '.join(NEEDED)}."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            return pd.read_csv(path, index_col=False, low_memory=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        reason = str(getattr(error, "strerror", None) or error).strip().split("\n")[0]
-        raise LLMGymError(
-            f"Cannot read measurements {path}: {reason}. "
-            f"Give a CSV file with the columns {', '.join(NEEDED)}."
-        ) from None
+            data = reading.read_bytes(path, "measurements", MOST_BYTES, hint)
+            if data.count(b",", 0, data.find(b"\n")) > MOST_COLUMNS:
+                raise ValueError(f"its header has more than {MOST_COLUMNS} columns")
+            return pd.read_csv(io.BytesIO(data), index_col=False, low_memory=False)
+    except LLMGymError:
+        raise
+    except (ValueError, OverflowError, pd.errors.ParserWarning) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LLMGymError(f"Cannot read measurements {path}: {reason}. {hint}") from None
 
 
 def _numbers(source: str, name: str, column: pd.Series) -> np.ndarray:
     """The column as float64; LLMGymError names the first bad row, counted from 1."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+    try:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+    except OverflowError:  # a whole number of hundreds of digits
+        values = np.array([x if isinstance(x, float) else _float(x) for x in column])
     low, high = RANGE[name]
     good = (values >= low) & (values <= high)
     if name == "tokens":
@@ -93,6 +104,14 @@ def _numbers(source: str, name: str, column: pd.Series) -> np.ndarray:
             f"it must be {kind} from {low:g} to {high:g}."
         )
     return values
+
+
+def _float(cell: object) -> float:
+    """A cell as a float; NaN where it is none."""
+    try:
+        return float(str(cell))
+    except ValueError:
+        return np.nan
 
 
 def _check_enough(source: str, data: pd.DataFrame) -> None:

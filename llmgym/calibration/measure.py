@@ -27,12 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from llmgym.calibration.batches import Pass, Settings, Shape, grid
+from llmgym.calibration.data import MOST_BYTES
 from llmgym.core.errors import LLMGymError
+from llmgym.core.files import write
+from llmgym.core.reading import read_text
 
 COLUMNS = (
     "tokens", "ms", "decode_context", "prefill_pairs",
     "decodes", "context", "chunk", "prefix", "model", "device",
 )  # fmt: skip
+SHAPE = ("decodes", "context", "chunk", "prefix")
 
 Progress = Callable[[int, int, str], None]
 """Called with how many batches are done, how many there are, and what comes next."""
@@ -141,16 +145,17 @@ def _time_ms(run: Pass, device: str, warmup: int, repeats: int) -> float:
 def _rows_there(path: Path, model: str, device: str) -> set[Shape]:
     """The batches that the file holds. A new file is started; a damaged last row is cut off."""
     header = ",".join(COLUMNS) + "\n"
-    text = path.read_text() if path.exists() else ""
+    text = read_text(path, "measurements", MOST_BYTES) if path.exists() else ""
     whole = text[: text.rfind("\n") + 1] or header
-    rows = list(csv.DictReader(whole.splitlines()))
+    try:
+        rows = list(csv.DictReader(whole.splitlines()))
+        there = {Shape(*(int(row[k]) for k in SHAPE)) for row in rows}
+    except (csv.Error, KeyError, TypeError, ValueError):
+        rows, whole = [], ""
     if not whole.startswith(header) or any(None in row.values() for row in rows):
         raise LLMGymError(f"{path} is damaged, or not a file of measured batches. Name a new file.")
     if {(row["model"], row["device"]) for row in rows} - {(model, device)}:
         raise LLMGymError(f"{path} holds times of another model or device. Name a new file.")
     if whole != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(whole)
-    return {
-        Shape(*(int(row[k]) for k in ("decodes", "context", "chunk", "prefix"))) for row in rows
-    }
+        write(path, whole)
+    return there

@@ -12,7 +12,6 @@ plans one iteration ahead (asynchronous scheduling) or shares equal prompt prefi
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import pandas as pd
 
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.reading import BadJSONError, parse_json, read_bytes
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.kv_cache import KVCache
@@ -147,13 +147,10 @@ def _peak(start: np.ndarray, end: np.ndarray) -> int:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     """The engine's settings, as the fields of VLLMRun."""
-    with opened(path) as file:
-        try:
-            meta = json.load(file)
-        except (ValueError, RecursionError):
-            meta = None
-    if not isinstance(meta, dict):
-        raise LLMGymError(f"{path} is not one whole JSON object.")
+    try:
+        meta = parse_json(read_bytes(path, "settings"))
+    except BadJSONError as error:
+        raise LLMGymError(f"{path} is not one whole JSON object: {error}.") from None
     try:
         for name, (places, only) in MODELLED.items():
             value = _setting(meta, name, places, only)

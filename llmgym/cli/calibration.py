@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from llmgym.cli import common as cli
 from llmgym.cli import tables
-from llmgym.core.errors import UnservableWarning
+from llmgym.core.errors import LLMGymError, UnservableWarning
 
 app = typer.Typer()
 
@@ -39,6 +40,8 @@ def fit_trace(
     from llmgym.traces import arrival_fits
     from llmgym.traces import fits as trace_fits
 
+    if out is not None and os.path.realpath(out) == os.path.realpath(file):
+        raise LLMGymError(f"--out {out} is the trace itself; name another file.")
     replay, engine = cli.read_replay(file, window), cli.scenario(scenario, settings, None)
     kinds = tuple(arrival_fits.FITS) if kind is None else (kind,)
     found = arrival_fits.compare_fits(replay, kinds, seed)

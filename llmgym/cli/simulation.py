@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from llmgym.cli import common as cli
 from llmgym.cli import tables
-from llmgym.core.errors import UnservableWarning
+from llmgym.core.errors import LLMGymError, UnservableWarning
 
 app = typer.Typer()
 
@@ -37,6 +38,8 @@ def simulate(
     """Run one policy and print its summary. --out writes requests.csv, batches.csv and summary.json."""
     from llmgym.evaluation.simulate import simulate as run_simulation
 
+    if out is not None:
+        _check_folder(out, scenario, trace)
     chosen = cli.scenario(scenario, settings, trace, window)
     if duration_s is None and chosen.demand.end_s is None:
         duration_s = 600.0
@@ -62,14 +65,33 @@ def simulate(
     cli.show(*tables.run_tables(run))
 
 
+def _check_folder(out: Path, scenario: str, trace: Path | None) -> None:
+    """Refuse a folder whose files another command needs: what is read here, and results of other kinds."""
+    inputs = [Path(scenario)] if scenario.endswith(".toml") else []
+    for path in inputs if trace is None else [*inputs, trace]:
+        if os.path.realpath(path.parent) == os.path.realpath(out):
+            raise LLMGymError(
+                f"{out} is the folder of {path}; choose another --out, such as {out / 'run'}."
+            )
+    kept = [
+        name
+        for name in ("config.json", "meta.json", "requests.jsonl")
+        if os.path.exists(out / name)
+    ]
+    if kept:
+        raise LLMGymError(
+            f"{out} holds {kept[0]}, the results of another command or a recorded run; choose another --out."
+        )
+
+
 def _write(run: Any, out: Path) -> None:
     """The summary and the tables of a run as files."""
-    from llmgym.core.files import to_json, write
+    from llmgym.core.files import csv_of, to_json, write
 
     write(out / "summary.json", to_json(run.summary))
     names = ("requests", "batches", *(("jobs", "stages") if run.scenario.is_network else ()))
     for name in names:
-        write(out / f"{name}.csv", getattr(run, name).to_csv(index=False))
+        write(out / f"{name}.csv", csv_of(getattr(run, name)))
 
 
 @app.command()

@@ -8,7 +8,7 @@ repeats its numbers bit for bit.
 
 from __future__ import annotations
 
-import json
+import os
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,13 +22,15 @@ from typing import Any
 from llmgym import baselines
 from llmgym.core.checks import keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
-from llmgym.core.files import to_json, write
+from llmgym.core.files import slug, to_json, write
+from llmgym.core.reading import MOST_JSON, read_bytes, read_json
 from llmgym.evaluation import policies
 from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
+from llmgym.evaluation.configuration import Settings, check_different
 from llmgym.evaluation.limits import check_scenario
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import stability
-from llmgym.scenario import toml_reader, toml_writer
+from llmgym.scenario import toml_writer
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import MOST_LOAD, capacity
 
@@ -76,6 +78,7 @@ class Benchmark:
             raise LLMGymError("A benchmark needs at least one load.")
         loads = tuple(check_number("load", x, above=0, high=MOST_LOAD) for x in self.loads)
         object.__setattr__(self, "loads", loads)
+        check_different("loads", self.loads)
         keep_number(self, "replications", low=2, high=2**20, integer=True)
         keep_number(self, "arrivals", low=30, high=MOST_REQUESTS, integer=True)
         keep_number(self, "capacity_requests", low=10, high=MOST_REQUESTS, integer=True)
@@ -122,38 +125,19 @@ def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
     return tuple(rows)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """What a result folder's ``config.json`` holds; ``path`` is the folder or the file itself.
-
-    Raises LLMGymError where it cannot be read or is not JSON.
-    """
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise LLMGymError(f"Cannot read {path}: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        raise LLMGymError(f"{path} is not the configuration of a run: {error}.") from error
-    return dict(config)
-
-
 def from_config(path: Path) -> Benchmark:
     """The benchmark of a result folder or of its ``config.json``.
 
     Raises LLMGymError where there is none.
     """
-    config = read_config(path)
-    try:
-        scenario = toml_reader.loads(config["scenario"], source=str(path))
-        fields = ("replications", "arrivals", "capacity_requests", "seed")
-        return Benchmark(
-            scenario,
-            tuple(config["policies"]),
-            tuple(config["loads"]),
-            **{name: config[name] for name in fields},
-        )
-    except (KeyError, TypeError) as error:
-        raise LLMGymError(f"{path} is not the configuration of a benchmark: {error!r}.") from error
+    config = Settings(path, "a benchmark")
+    whole = ("replications", "arrivals", "capacity_requests", "seed")
+    return Benchmark(
+        config.scenario(),
+        config.several("policies", str),
+        config.several("loads", float),
+        **{name: config.one(name, int) for name in whole},
+    )
 
 
 @dataclass(frozen=True)
@@ -180,11 +164,6 @@ def tasks(benchmark: Benchmark) -> Iterator[Task]:
                     f"{name} at load {load:g}: {kind}",
                     partial(measure, benchmark, name, load),
                 )
-
-
-def slug(name: str) -> str:
-    """The name of a policy as part of a file name."""
-    return "".join(c if c.isalnum() or c in "_.-" else "-" for c in name)
 
 
 def _limit(benchmark: Benchmark) -> dict[str, Any]:
@@ -294,16 +273,21 @@ def measure(
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
     """
     text = to_json(config)
-    existing = out / "config.json"
-    if existing.exists() and existing.read_text() != text:
+    existing, raw = out / "config.json", out / "raw"
+    if os.path.islink(raw):
+        raise LLMGymError(f"{raw} is a link that leads out of the result folder; remove it.")
+    kept = (
+        read_bytes(existing, "file", 4 * MOST_JSON) if os.path.exists(existing) else text.encode()
+    )
+    if kept != text.encode():
         raise LLMGymError(
             f"{out} holds a benchmark with another configuration or other versions; choose another "
             "--out folder, or delete it."
         )
     check_number("jobs", jobs, low=1, integer=True)
     write(existing, text)
-    files = {task.name: out / "raw" / f"{task.name}.json" for task in todo}
-    results = {name: read_result(path) for name, path in files.items() if path.exists()}
+    files = {task.name: raw / f"{task.name}.json" for task in todo}
+    results = {name: read_result(path) for name, path in files.items() if os.path.exists(path)}
     left = [task for task in todo if task.name not in results]
     show = progress or (lambda done, total, label: None)
 
@@ -319,10 +303,7 @@ def measure(
 
 def read_result(path: Path) -> dict[str, Any]:
     """What a raw file holds. Raises LLMGymError where it is damaged."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise LLMGymError(f"{path} is damaged ({error}); delete it and run again.") from error
+    return read_json(path, "a measurement", "Delete it and run again.")
 
 
 def _made(

@@ -9,6 +9,7 @@ holds ``config.json`` and one file for each run under ``raw/``; runs that exist 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,10 +25,11 @@ from llmgym.core.errors import LLMGymError, check_number
 from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import VERSIONED, Task, slug
 from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
+from llmgym.evaluation.configuration import Settings, check_different
 from llmgym.evaluation.limits import check_scenario
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import hot_backlog
-from llmgym.scenario import toml_reader, toml_writer
+from llmgym.scenario import toml_writer
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import capacity, mean_work
 
@@ -83,6 +85,7 @@ class Evaluation:
         budgets = tuple(check_number("budget", budget, **limits) for budget in self.budgets)
         object.__setattr__(self, "rates", rates)
         object.__setattr__(self, "budgets", budgets)
+        check_different("rates", self.rates)
         keep_number(self, "seeds", low=2, high=2**20, integer=True)
         keep_number(self, "arrivals", low=40, high=MOST_REQUESTS, integer=True)
         keep_number(self, "seed", low=0, high=2**32 - 1, integer=True)
@@ -144,10 +147,7 @@ def horizon_s(evaluation: Evaluation, rate: float) -> float:
 def members(name: str) -> list[str]:
     """The policies of a row: those of a folder of checkpoints, else the name itself."""
     folder = Path(name)
-    try:
-        if not folder.is_dir():
-            return [name]
-    except OSError:  # too long a name for a file is still no policy
+    if not os.path.isdir(folder):
         return [name]
     found = sorted(folder.glob("agent-*.npz"), key=lambda p: (len(p.name), p.name))
     if not found:
@@ -311,13 +311,9 @@ def evaluate(
 
 def from_config(path: Path) -> Evaluation:
     """The evaluation of a result folder. Raises LLMGymError where it holds none."""
-    config = benchmark.read_config(path)
-    try:
-        scenario = toml_reader.loads(config["scenario"], source=str(path))
-        settings: dict[str, Any] = {k: tuple(config[k]) for k in ("policies", "rates", "budgets")}
-        settings |= {k: config[k] for k in ("seeds", "arrivals", "seed", "reference")}
-        return Evaluation(scenario, **settings)
-    except (KeyError, TypeError) as error:
-        raise LLMGymError(
-            f"{path} is not the configuration of an evaluation: {error!r}."
-        ) from error
+    config = Settings(path, "an evaluation")
+    lists = {"policies": str, "rates": float, "budgets": int}
+    single = {"seeds": int, "arrivals": int, "seed": int, "reference": str}
+    settings: dict[str, Any] = {k: config.several(k, kind) for k, kind in lists.items()}
+    settings |= {k: config.one(k, kind) for k, kind in single.items()}
+    return Evaluation(config.scenario(), **settings)

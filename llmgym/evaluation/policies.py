@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import sys
@@ -22,16 +21,17 @@ from llmgym import baselines
 from llmgym.baselines.decisions import check_form, compose, decide, remembers
 from llmgym.baselines.policy import RememberingPolicy
 from llmgym.core.errors import LLMGymError, shown, unknown
+from llmgym.core.reading import digest as digest_of
+from llmgym.core.reading import read_bytes
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
 
+MOST_OF_A_POLICY = 2**20
+"""Most bytes of a Python file that holds a policy."""
+
 Policy = Callable[[jax.Array, View], Batch] | RememberingPolicy
 PolicyLike = str | Policy
-
-
-MOST_BYTES = 2**22
-"""Largest policy file."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _named(text: str) -> Policy:
         return trained.load(text)
     file, is_python, function = text.partition(".py:")
     if is_python:
-        return _from_file(_path_of(f"{file}.py"), function)
+        return _from_file(Path(os.path.abspath(f"{file}.py")), function)
     name, _, settings = text.partition(":")
     if name not in baselines.POLICIES and name not in trained.names():
         raise unknown("policy", name, (*baselines.names(), *trained.names()))
@@ -111,7 +111,10 @@ def value_of(text: str) -> Any:
 
 def _from_file(path: Path, function: str) -> Policy:
     """The policy ``function`` of a Python file."""
-    found = _defined(str(path), _source(path))
+    data = read_bytes(
+        path, "policy", MOST_OF_A_POLICY, hint="Name a policy of yours as path/file.py:function."
+    )
+    found = _defined(str(path), _decoded(path, data))
     if function not in found:
         own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
         raise unknown(f"policy of {path.name}:", function, own)
@@ -122,27 +125,11 @@ def _from_file(path: Path, function: str) -> Policy:
     return resolve(found[function])
 
 
-def _path_of(name: str) -> Path:
-    try:
-        return Path(name).resolve()
-    except (OSError, ValueError, RuntimeError):  # a NUL, or links in a circle
-        raise LLMGymError(f"{name!r} is not the path of a file.") from None
-
-
-def _source(path: Path) -> str:
+def _decoded(path: Path, data: bytes) -> str:
     """The text of a Python file, in the encoding that it declares."""
-    if path.exists() and not path.is_file():
-        raise LLMGymError(f"Cannot read {path}: it is not an ordinary file.")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise LLMGymError(f"{path} has more than {MOST_BYTES} bytes; a policy needs few.")
-        data = path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         text = data.decode(encoding)
-    except OSError as error:
-        raise LLMGymError(
-            f"Cannot read {path}: {error.strerror}; name a policy of yours as path/file.py:function."
-        ) from error
     except (UnicodeDecodeError, SyntaxError):
         raise LLMGymError(
             f"{path} is not UTF-8 text: save it as UTF-8, or say what it is on its first line, "
@@ -177,8 +164,7 @@ def digests(names: tuple[str, ...]) -> dict[str, str]:
     for name in names:
         file, is_python, _ = name.partition(".py:")
         if is_python:
-            text = _source(_path_of(f"{file}.py"))
-            found[name] = hashlib.sha256(text.encode()).hexdigest()
+            found[name] = digest_of(f"{file}.py", "policy", MOST_OF_A_POLICY)
         elif digest := getattr(resolve(name), "digest", ""):
             found[name] = digest
     return found

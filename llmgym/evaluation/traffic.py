@@ -2,12 +2,12 @@
 
 A result folder holds ``config.json``, one file for each policy under ``raw/``, and the table made from
 them as ``results.csv`` and ``results.md``. Policies whose files exist are not run again: a run that was
-stopped resumes, and policies can be added. The trace itself is not kept, only its name and digest.
+stopped resumes, and policies can be added. A policy of one's own is run again when its file has changed.
+The trace itself is not kept, only its name and digest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -21,6 +21,7 @@ import jax
 from llmgym.baselines import decisions
 from llmgym.core.checks import keep_number
 from llmgym.core.errors import LLMGymError, TableFullError
+from llmgym.core.reading import digest
 from llmgym.engine import simulator
 from llmgym.engine.view import View
 from llmgym.evaluation import policies
@@ -31,6 +32,7 @@ from llmgym.scenario import toml_writer
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
 from llmgym.traces.readers import read_trace
+from llmgym.traces.rows import MOST_BYTES
 
 TTFT_MS, TPOT_MS = 2000.0, 100.0
 """Default targets: those of MLPerf Inference 5.1 for Llama-3.1-8B, server scenario. There they are 99th
@@ -104,11 +106,10 @@ class Traffic:
         settings = {
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("engine", "trace")
         }
-        digest = hashlib.sha256(self.trace.read_bytes()).hexdigest()
         return {
             **settings,
             "engine": toml_writer.dumps(self.engine),
-            "trace": {"file": self.trace.name, "sha256": digest},
+            "trace": {"file": self.trace.name, "sha256": digest(self.trace, "trace", MOST_BYTES)},
             "versions": {name: metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(),
         }
@@ -135,7 +136,10 @@ def run(
     """
     for name in names:
         policies.resolve(name)
-    todo = [Task(slug(name), name, partial(_record, traffic, name)) for name in names]
+    digests = policies.digests(names)
+    # Runs are added to a folder one by one: the name of each says what was in the policy's file.
+    files = {n: f"{slug(n)}-{digests[n][:12]}" if n in digests else slug(n) for n in names}
+    todo = [Task(files[name], name, partial(_record, traffic, name)) for name in names]
     results = measure(traffic.config(), todo, out, progress)
     return [results[task.name] for task in todo]
 

@@ -9,9 +9,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from llmgym.core.files import write
+from llmgym.core.reading import as_written
 from llmgym.evaluation.benchmark import Benchmark, slug
 from llmgym.reporting import charts
-from llmgym.reporting.benchmark_tables import label
+from llmgym.reporting.benchmark_tables import label, tables
 from llmgym.reporting.table import csv_text
 
 
@@ -152,10 +153,14 @@ def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Pa
     Raises:
         LLMGymError: a file cannot be written.
     """
-    records = rows(benchmark, results)
     paths = [out / "results.csv", out / "benchmark.png", out / "benchmark.svg"]
-    write(paths[0], csv_text(records))
-    save_picture(picture(benchmark, results), paths[1:])
+    with as_written(out / "raw"):
+        text = csv_text(rows(benchmark, results))
+        for table in tables(benchmark, results):
+            table.to_text()
+        figure = picture(benchmark, results)
+        write(paths[0], text)
+        save_picture(figure, paths[1:])
     return paths
 
 

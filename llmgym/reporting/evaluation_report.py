@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogFormatter
 
-from llmgym.core.files import write
+from llmgym.core.files import csv_of, write
+from llmgym.core.reading import as_written
 from llmgym.evaluation import comparison
 from llmgym.evaluation.benchmark import slug
 from llmgym.evaluation.evaluate import STARTS, Evaluation, latency_name, members, tested_budgets
@@ -226,15 +227,17 @@ def publish(evaluation: Evaluation, results: dict[str, Any], out: Path) -> list[
     Raises:
         LLMGymError: a file cannot be written.
     """
-    tabular = {
-        "results.csv": rows(evaluation, results),
-        "summary.csv": summary(evaluation, results),
-        "capacity.csv": capacities(evaluation, results),
-    }
-    for name, frame in tabular.items():
-        write(out / name, frame.to_csv(index=False))
     pictures = [out / "evaluation.png", out / "evaluation.svg"]
-    save_picture(picture(evaluation, results), pictures)
+    with as_written(out / "raw"):
+        tabular = {
+            "results.csv": rows(evaluation, results),
+            "summary.csv": summary(evaluation, results),
+            "capacity.csv": capacities(evaluation, results),
+        }
+        figure = picture(evaluation, results)
+        for name, frame in tabular.items():
+            write(out / name, csv_of(frame))
+        save_picture(figure, pictures)
     return [*(out / name for name in tabular), *pictures]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmgym.core.files import csv_cell
 from llmgym.reporting import table_markup
 from llmgym.reporting.table_parts import (
     Cell,
@@ -151,11 +152,11 @@ class Table:
 
 
 def csv_text(records: Sequence[dict[str, Any]], names: Sequence[str] | None = None) -> str:
-    """Records as CSV, by default with the columns of the first one."""
+    """Records as CSV, by default with the columns of the first one; no text is a formula there."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(records[0] if names is None else names))
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in records)
     return text.getvalue()
 
 

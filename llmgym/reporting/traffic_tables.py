@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmgym.core.files import write
+from llmgym.core.reading import as_written
 from llmgym.reporting.table import Column, Table, csv_text
 
 COLUMNS = (
@@ -92,6 +93,9 @@ def _row(group: list[dict[str, Any]]) -> tuple[Any, ...]:
 def publish(records: list[dict[str, Any]], out: Path) -> list[Path]:
     """Write results.csv and results.md into ``out``; their paths."""
     paths = [out / "results.csv", out / "results.md"]
-    write(paths[0], csv_text([flat(record) for record in records], COLUMNS))
-    write(paths[1], table(records).to_markdown() + "\n")
+    with as_written(out / "raw"):
+        text = csv_text([flat(record) for record in records], COLUMNS)
+        page = table(records).to_markdown() + "\n"
+    write(paths[0], text)
+    write(paths[1], page)
     return paths

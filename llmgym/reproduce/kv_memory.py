@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import json
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from llmgym import baselines
 from llmgym.baselines.vllm_v1 import VLLMV1
+from llmgym.core.errors import LLMGymError
+from llmgym.core.reading import MOST_JSON, BadJSONError, opened, parse_json
 from llmgym.engine.view import View
 from llmgym.evaluation.stability import stability
 from llmgym.integrations.vllm import schedule
@@ -153,11 +155,22 @@ QUICK_CASES = (
 RECORDED = Path("vllm_scheduler") / "batches.json.gz"
 
 
+def _recorded(path: Path) -> dict[str, Any]:
+    """What was recorded of vLLM. Raises LLMGymError where the file is no record, or too large unpacked."""
+    try:
+        with opened(path, "record", MOST_JSON) as file, gzip.open(file) as unpacked:
+            data = unpacked.read(MOST_JSON + 1)
+        if len(data) > MOST_JSON:
+            raise BadJSONError(f"it unpacks to more than {MOST_JSON:,} bytes")
+        return parse_json(data)
+    except (EOFError, zlib.error, BadJSONError) as error:
+        raise LLMGymError(f"{path} is no record of vLLM: {error}.") from None
+
+
 def _batches(effort: Effort) -> Data:
     """How many cases of vLLM's scheduler are recorded, and which of them differ here in any step."""
     assert effort.data is not None
-    with gzip.open(effort.data / RECORDED) as file:
-        recorded = json.load(file)
+    recorded = _recorded(effort.data / RECORDED)
     cases = [
         case for case in recorded["cases"]
         if not effort.quick or case["name"].startswith(QUICK_CASES)

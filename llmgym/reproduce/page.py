@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmgym.core.files import to_json, write
+from llmgym.core.reading import as_written
 from llmgym.reporting.benchmark_report import save_picture
 from llmgym.reporting.html import Page, inline_svg
 from llmgym.reporting.table import Column, Table, csv_text
@@ -55,7 +56,8 @@ def publish(results: Sequence[Result], config: dict[str, Any], out: Path) -> lis
         page.heading(f"{result.item.name}: {result.item.title}", _told(result))
         page.table(Table(CHECKS, tuple(_row(check) for check in result.checks)))
         for picture in result.item.pictures if result.data else ():
-            figure = picture.draw(result.data)
+            with as_written(out / "raw"):
+                figure = picture.draw(result.data)
             page.picture(inline_svg(figure, picture.name), picture.name, picture.caption)
             files = [out / f"{picture.name}.{kind}" for kind in ("png", "svg")]
             save_picture(figure, files)

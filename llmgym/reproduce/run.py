@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from llmgym.core.reading import as_written
 from llmgym.evaluation.benchmark import VERSIONED, Progress, Task, measure, read_result, slug
 from llmgym.reporting.table import Cell, Column, Emphasis, Section, Table
 from llmgym.reproduce.items import FAIL, Check, Data, Effort, Item, verdict_of
@@ -118,9 +119,10 @@ def _timed(part: Callable[[], Any], first: bool) -> dict[str, Any]:
 
 
 def _result(item: Item, raw: dict[str, Any]) -> Result:
-    data = {part: found["data"] for part, found in raw.items()}
-    seconds, cpu = (sum(f[k] for f in raw.values()) for k in ("seconds", "cpu_seconds"))
-    return Result(item, data, item.judge(data), seconds, cpu)
+    with as_written(f"raw of {item.name}"):
+        data = {part: found["data"] for part, found in raw.items()}
+        seconds, cpu = (sum(f[k] for f in raw.values()) for k in ("seconds", "cpu_seconds"))
+        return Result(item, data, item.judge(data), float(seconds), float(cpu))
 
 
 def failed(results: Sequence[Result]) -> bool:

@@ -19,6 +19,9 @@ from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.pytree import register
 from llmgym.scenario.arrivals import uniform
 
+MOST_CELLS = 2**25
+"""Largest table of what prompts begin with: requests times the longest list."""
+
 
 @dataclass(frozen=True)
 class SharedPrefix:
@@ -155,8 +158,13 @@ def check_ids(ids: Any, tokens: Any, requests: int) -> np.ndarray:
             raise LLMGymError(
                 "prefix_ids must be a list of whole numbers from 0 to 2**24 - 1 for each request."
             )
-        longest = max(map(len, lists), default=0)
-        table = np.full((len(lists), -(-longest // 8) * 8), -1, np.int64)
+        width = -(-max(map(len, lists), default=0) // 8) * 8
+        if len(lists) * width > MOST_CELLS:
+            raise LLMGymError(
+                f"prefix_ids has {len(lists):,} rows and one of {width:,} entries: the table of "
+                f"{MOST_CELLS:,} cells is too small. Cut the long lists, or take fewer requests."
+            )
+        table = np.full((len(lists), width), -1, np.int32)
         for row, values in zip(table, lists, strict=True):
             row[: len(values)] = values
     if len(table) != requests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -9,7 +10,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core import reading
+from llmgym.core.errors import LLMGymError, check_number, shown, unknown
 from llmgym.scenario.arrivals import ARRIVALS, Arrivals
 from llmgym.scenario.batch_time import BATCH_TIMES, BatchTime
 from llmgym.scenario.batch_time_library import PRESETS
@@ -17,6 +19,8 @@ from llmgym.scenario.lengths import LENGTHS, Length
 
 KINDS: dict[Any, dict[str, Any]] = {BatchTime: BATCH_TIMES, Arrivals: ARRIVALS, Length: LENGTHS}
 """What comes in kinds, and the class of each kind."""
+
+LONG_KEY = re.compile(r"(?<![\w\"'.-])(?:[\w\"'-]++[ \t]*+\.[ \t]*+){64}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Place:
             needed: those that it must have.
         """
         if not isinstance(table, dict):
-            raise self.error(f"this must be a table, got {table!r}.")
+            raise self.error(f"this must be a table, got {shown(table)}.")
         for key in table:
             if key not in known:
                 raise self.error(unknown("key", key, known))
@@ -77,15 +81,13 @@ def load_batch_time(name_or_path: str | Path) -> BatchTime:
 
 def read_text(what: str, path: str | Path) -> str:
     """The text of a file. Raises LLMGymError, which says ``what`` the file holds, if it is unreadable."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, TypeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LLMGymError(f"Cannot read {what} {path}: {reason}. Give a TOML file.") from None
+    return reading.read_text(path, what, hint="Give a TOML file.")
 
 
 def parse(place: Place, text: str) -> dict[str, Any]:
     """The tables of a TOML text. Raises LLMGymError if it is not TOML."""
+    if LONG_KEY.search(text):  # the time to read one grows with the square of its length
+        raise place.error("a key has more than 64 parts with dots between; write tables instead.")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -130,7 +132,7 @@ def _value_of(place: Place, key: str, hint: Any, value: Any) -> Any:
     if get_origin(hint) is None:
         return scalar(place, key, hint, value)
     if not isinstance(value, list):
-        raise place.error(f"{key} must be a list, got {value!r}.")
+        raise place.error(f"{key} must be a list, got {shown(value)}.")
     item = get_args(hint)[0]
     if is_dataclass(item):
         return tuple(read(inside, item, one) for inside, one in rows(place, key, value))
@@ -166,12 +168,12 @@ def scalar(place: Place, key: str, wanted: type, value: Any) -> Any:
     """
     if wanted in (int, float):
         if not isinstance(value, (int, float)):
-            raise place.error(f"{key} must be a number, got {value!r}.")
+            raise place.error(f"{key} must be a number, got {shown(value)}.")
         if abs(value) >= 2**63:
-            raise place.error(f"{key} must be a number below 2**63 in size, got {value!r:.40}.")
+            raise place.error(f"{key} must be a number below 2**63 in size, got {shown(value)}.")
         place.make(check_number, key, value, integer=wanted is int)
         return int(value) if wanted is int else value
     if not isinstance(value, wanted):
         what = {str: "a string in quotes", bool: "true or false"}[wanted]
-        raise place.error(f"{key} must be {what}, got {value!r}.")
+        raise place.error(f"{key} must be {what}, got {shown(value)}.")
     return value

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import tomli_w
 
 from llmgym.core.errors import LLMGymError
+from llmgym.core.files import write
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.replay import Replay
 from llmgym.scenario.scenario import Scenario
@@ -45,17 +44,16 @@ def save(scenario: Scenario, path: str | Path) -> None:
         LLMGymError: the file cannot be written, or see ``dumps``.
     """
     text = dumps(scenario)
-    temporary = Path(f"{path}.{os.getpid()}.part")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    except (OSError, TypeError, ValueError) as error:
-        with suppress(OSError, ValueError):
-            temporary.unlink()
-        reason = getattr(error, "strerror", None) or error
+        data = text.encode()
+        target = Path(path)
+    except (TypeError, ValueError) as error:  # half a character in a name
+        raise LLMGymError(f"Cannot write {path!s:.200}: {error}. Give another name.") from None
+    if not target.parent.is_dir():
         raise LLMGymError(
-            f"Cannot write {path}: {reason}. Give a file name in a folder that you may write to."
-        ) from None
+            f"Cannot write {target}: there is no folder {target.parent}. Make it first."
+        )
+    write(target, data)
 
 
 def dumps(scenario: Scenario) -> str:

@@ -35,6 +35,13 @@ def publish(study: Study, out: Path, policy: str) -> list[Path]:
     """
     try:
         pages = study.pages(out, policy)
+    except LLMGymError:
+        raise
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        raise LLMGymError(
+            f"{out} holds damaged results ({type(error).__name__}: {error!s:.100}). Delete them and run "
+            "the study without --page."
+        ) from error
     except KeyError as error:
         raise LLMGymError(
             f"{out} lacks results for the page, {error} first. Run the study without --page."

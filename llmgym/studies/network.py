@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from llmgym import baselines
+from llmgym.core.files import csv_of
 from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import Task
 from llmgym.evaluation.simulate import simulate
@@ -64,7 +65,7 @@ class Network:
         raw = {p.stem: benchmark.read_result(p) for p in sorted((out / "raw").glob("*.json"))}
         frame = rows(raw)
         return {
-            "results.csv": frame.to_csv(index=False, float_format="%.6g"),
+            "results.csv": csv_of(frame, float_format="%.6g"),
             "README.md": page(frame, raw["verdict"]),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import to_json, write
+from llmgym.core.reading import read_json
 
 Progress = Callable[[int, int, str], None]
 """Called with how many measurements are done, how many there are, and which comes next."""
@@ -80,7 +81,9 @@ def measure(rows: Sequence[Row], out: Path, progress: Progress) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """The rows of a file; none where there is no file. Raises LLMGymError where it is damaged."""
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except ValueError:
-        raise LLMGymError(f"{path} is damaged. Delete it: its rows are measured again.") from None
+    if not os.path.exists(path):
+        return {}
+    found = read_json(path, "a file of measurements", "Delete it: its rows are measured again.")
+    if not all(isinstance(row, dict) for row in found.values()):
+        raise LLMGymError(f"{path} is damaged. Delete it: its rows are measured again.")
+    return found

@@ -75,7 +75,7 @@ def read_trace(path: str | Path, format: str | None = None, limit: int | None = 
         raise unknown("trace format", format, FORMATS)
     if limit is not None:
         check_number("limit", limit, low=1, integer=True)
-    with opened(path) as file:
+    with opened(path, whole=limit is None) as file:
         return _read(Path(path), format, limit, file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -17,8 +18,18 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
+from llmgym.core import reading
 from llmgym.core.errors import LLMGymError
 from llmgym.scenario.lengths import MAX_TOKENS
+
+MOST_BYTES, MOST_ROWS = 2**28, 2**22
+"""Largest trace that is read in full, in bytes and in requests: it takes about a gigabyte of memory."""
+
+MOST_OF_A_LINE = 2**20
+"""Most characters of a line."""
+
+MOST_PREFIXES = 2**23
+"""Most entries that all lists of what prompts begin with may have together."""
 
 DATE = re.compile(r"(19|20)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d")
 
@@ -130,27 +141,31 @@ def _number(cell: Any) -> float:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[TextIO]:
-    """The request file, open to read. Raises LLMGymError on a missing, unreadable or binary file."""
+def opened(path: str | Path, whole: bool = True) -> Iterator[TextIO]:
+    """The request file, open to read.
+
+    Args:
+        path: of the file.
+        whole: whether all of it will be read, so that it must not be too large.
+
+    Raises:
+        LLMGymError: a missing, unreadable or binary file, or one that is no ordinary file or too large.
+    """
     if not isinstance(path, (str, os.PathLike)):
-        raise LLMGymError(f"path must name a trace file, got {path!r}.")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            yield file
-    except LLMGymError:
-        raise
-    except UnicodeDecodeError:
-        raise LLMGymError(f"{path} is not UTF-8 text; if it is compressed, unpack it.") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LLMGymError(
-            f"Cannot read trace {path!s}: {reason}. Give one readable file."
-        ) from None
+        raise LLMGymError(f"path must name a trace file, got {shortened(path)}.")
+    hint = "Give one readable file, or a part of it."
+    with reading.opened(path, "trace", MOST_BYTES if whole else None, hint) as file:
+        try:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        except UnicodeDecodeError:
+            raise LLMGymError(
+                f"{path} is not UTF-8 text; if it is compressed, unpack it."
+            ) from None
 
 
 def first_line(path: Path, file: TextIO) -> str:
     """The first line, which must not be empty."""
-    first = file.readline()
+    first = next(_lines(path, file), "")
     if not first.strip():
         raise LLMGymError(
             f"{path} is empty or starts with an empty line; a trace starts on line 1."
@@ -174,13 +189,34 @@ def read_rows(
         LLMGymError: a missing column, a damaged row, or no row at all.
     """
     read = _read_json_lines if wanted.json_lines else _read_csv
-    rows = read(path, wanted, chain([first], file), limit)
+    rows = read(path, wanted, chain([first], _lines(path, file, 2)), limit or MOST_ROWS + 1)
+    if len(rows.lines) > MOST_ROWS:
+        raise LLMGymError(
+            f"{path} has more than {MOST_ROWS:,} requests; give a part of it, or a limit."
+        )
     if not rows.lines:
         raise LLMGymError(f"{path} has a header but no request.")
     return rows
 
 
-def _read_csv(path: Path, wanted: Format, lines: Iterable[str], limit: int | None) -> Rows:
+def _lines(path: Path, file: TextIO, start: int = 1) -> Iterator[str]:
+    """The lines of a file from where it stands, which is line ``start``; none may be endless."""
+    number, length = start, 0
+    while line := file.readline(MOST_OF_A_LINE + 1):
+        length += len(line)
+        if len(line) > MOST_OF_A_LINE:
+            raise LLMGymError(
+                f"{path}, line {number}: more than {MOST_OF_A_LINE:,} characters; this is no trace."
+            )
+        if length > MOST_BYTES:
+            raise LLMGymError(
+                f"{path}, line {number}: {MOST_BYTES:,} characters are read at most; give a lower limit."
+            )
+        yield line
+        number += 1
+
+
+def _read_csv(path: Path, wanted: Format, lines: Iterable[str], limit: int) -> Rows:
     reader = csv.reader(lines, strict=True)
     try:
         header = [cell.strip() for cell in next(reader)]
@@ -217,9 +253,9 @@ def _find(path: Path, header: list[str], names: tuple[str, ...], wanted: Format)
     )
 
 
-def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: int | None) -> Rows:
+def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: int) -> Rows:
     rows: Rows | None = None
-    shares = False
+    shares, prefixes = False, 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -240,9 +276,17 @@ def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: in
         if missing:
             names = " or ".join(wanted.columns[missing[0]])
             raise LLMGymError(f"{path}, line {number}: {names} is missing. Needed: {wanted}.")
-        rows.add(number, [record[name] for name in rows.names])
+        cells = [record[name] for name in rows.names]
+        # What is no number or text is refused later; until then its beginning is enough.
+        rows.add(number, [shortened(x) if isinstance(x, (dict, list)) else x for x in cells])
         if shares:
             rows.prefixes.append(_prefix(path, number, wanted.prefix, record))
+            prefixes += len(rows.prefixes[-1])
+            if prefixes > MOST_PREFIXES:
+                raise LLMGymError(
+                    f"{path}, line {number}: {MOST_PREFIXES:,} entries of {wanted.prefix} are read at "
+                    "most; give a part of the trace, or a limit."
+                )
         if len(rows.lines) == limit:
             break
     return rows or Rows(path, [])

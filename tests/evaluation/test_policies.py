@@ -50,7 +50,7 @@ def test_a_function_in_a_file(file: Path) -> None:
         ("sarathy", "Did you mean 'sarathi'"),
         ("sarathi:128", "name:setting=value"),
         ("sarathi:budget=128", "token_budget"),
-        ("missing.py:mine", "Cannot read .*missing.py: No such file"),
+        ("missing.py:mine", "Cannot read policy .*missing.py: No such file"),
         ("{file}:decode_only", "Did you mean 'decodes_only'"),
         ("missing.npz", "no checkpoint"),
     ],

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from llmgym.core.files import csv_cell
 from llmgym.reporting.table import Cell, Column, Estimate, Section, Table, percent
 
 TABLE = Table(
@@ -124,7 +125,7 @@ TEXT = st.text(st.sampled_from("ab1 |*_`[]()<>&\\#~!\"'="), min_size=1, max_size
 def test_every_text_survives_html_csv_and_the_terminal(text: str) -> None:
     table = Table((Column("x", text=True), Column("y")), ((text, 1), (Cell(text), 2)))
     assert Cells(table.to_html()).rows[1][0] == text
-    assert next(csv.DictReader(io.StringIO(table.to_csv())))["x"] == text
+    assert next(csv.DictReader(io.StringIO(table.to_csv())))["x"] == csv_cell(text)
     assert text.rstrip() in table.to_text()
     assert text.strip() in terminal(table, 80)
 
