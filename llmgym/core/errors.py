@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from llmgym.core.foreign_names import here
+
 
 class LLMGymError(ValueError):
     """Bad input to llmgym. The message names the fault and how to fix it."""
@@ -24,6 +26,8 @@ class UnservableWarning(UserWarning):
 def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
     """The error for a name that is not in ``known``, with the nearest match.
 
+    Of a setting that vLLM or another server calls so, it gives the name here.
+
     Args:
         what: the kind of thing it should name, as the message says it: "policy", "reward".
         name: as it was given.
@@ -32,6 +36,8 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if any(word in what for word in ("setting", "key", "option")) and here(name):
+        hint = f" Here that is {here(name)}."
     return LLMGymError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")
 
 
