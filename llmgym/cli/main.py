@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -58,7 +59,16 @@ def main() -> None:
                 "Stopped. The same command resumes a benchmark, a training, an evaluation or a reproduction.",
                 soft_wrap=True,
             )
+            _end_at_once(code)
     sys.exit(code)
+
+
+def _end_at_once(code: int) -> None:
+    """End without Python's tidying up, in which XLA, still busy in threads of its own, would crash."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _run() -> int:

@@ -12,7 +12,7 @@ MOST_IN_A_PICTURE = 80
 
 
 def visible(text: str) -> str:
-    """The text with an escape such as ``\\x1b`` for every character that is not seen, but line ends.
+    """The text with an escape (backslash, x1b) for every character that is not seen, but line ends.
 
     A name may hold what moves the cursor of a terminal, turns the direction of writing or ends an XML file.
     """
