@@ -61,10 +61,12 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError as error:
         raise LLMGymError(f"There is no checkpoint {path}.") from error
     except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
-        raise LLMGymError(f"{path} is no checkpoint of llmgym, or is damaged: {error}.") from error
+        raise LLMGymError(
+            f"{path} is not a checkpoint of llmgym, or is damaged: {error}."
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise LLMGymError(
-            f"{path} is no checkpoint of format {FORMAT}; train it anew with this version of llmgym."
+            f"{path} is not a checkpoint of format {FORMAT}; train it again with this version of llmgym."
         )
     return arrays, header
 
@@ -126,7 +128,7 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
     if outputs != (sum(choice.parts),):
         raise LLMGymError(
             f"{path} has {outputs} outputs where this version of llmgym has {sum(choice.parts)}; "
-            "train it anew."
+            "train it again."
         )
     return policy_of(choice, actor, header, label or path.stem, header.get("masks", True))
 

@@ -50,6 +50,22 @@ def best_budget(evaluation: Evaluation, results: dict[str, Any], rate: float, st
     return min(tested_budgets(evaluation, rate), key=latency)
 
 
+def lossy_rates(evaluation: Evaluation, results: dict[str, Any], start: str) -> list[float]:
+    """The rates at which the reference drops requests with every budget, so that none is the best.
+
+    Args:
+        evaluation: what was judged.
+        results: of ``llmgym.evaluation.evaluate.evaluate``, by name.
+        start: ``"cold"`` or ``"hot"``.
+    """
+
+    def dropped(rate: float) -> int:
+        best = best_budget(evaluation, results, rate, start)
+        return int(sum(results[latency_name(evaluation.tuned(best), rate, start)]["dropped"]))
+
+    return [rate for rate in evaluation.rates if dropped(rate)]
+
+
 def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
     """One record for each start, rate and policy: the content of ``results.csv``.
 
