@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from llmgym.core.foreign_names import here
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 class LLMGymError(ValueError):
@@ -39,6 +44,29 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
     if any(word in what for word in ("setting", "key", "option")) and here(name):
         hint = f" Here that is {here(name)}."
     return LLMGymError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")
+
+
+def answers_other_names(function: Callable[P, T]) -> Callable[P, T]:
+    """A function, or a class, that answers an argument named as in vLLM or SGLang with the name here.
+
+    Without it Python would only say that there is no such argument.
+    """
+    known = inspect.signature(function).parameters
+    made: Any = function.__init__ if isinstance(function, type) else function
+
+    @wraps(made)
+    def checked(*values: Any, **named: Any) -> Any:
+        for name in named:
+            if name not in known and here(name):
+                raise LLMGymError(
+                    f"{function.__name__} has no argument {name!r}. Here that is {here(name)}."
+                )
+        return made(*values, **named)
+
+    if not isinstance(function, type):
+        return checked
+    function.__init__ = checked  # type: ignore[misc]
+    return function
 
 
 def check_number(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, answers_other_names, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
@@ -43,6 +43,7 @@ class CapacityEstimate:
 
 
 @in_32_bits
+@answers_other_names
 def estimate_capacity(
     scenario: Scenario | str,
     policy: policies.PolicyLike,

@@ -12,7 +12,13 @@ import jax
 import numpy as np
 import pandas as pd
 
-from llmgym.core.errors import LLMGymError, TableFullError, UnservableWarning, check_number
+from llmgym.core.errors import (
+    LLMGymError,
+    TableFullError,
+    UnservableWarning,
+    answers_other_names,
+    check_number,
+)
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.engine import stream as streams
@@ -115,6 +121,7 @@ class Run(Record):
 
 
 @in_32_bits
+@answers_other_names
 def simulate(
     scenario: Scenario | str,
     policy: policies.PolicyLike,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, answers_other_names, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
@@ -145,6 +145,7 @@ def _window_end(
 
 
 @in_32_bits
+@answers_other_names
 def stability(
     scenario: Scenario | str,
     policy: policies.PolicyLike,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.errors import LLMGymError, answers_other_names, check_number, unknown
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.kv_cache import KVCache
 
@@ -26,6 +26,7 @@ ROUTERS = (
 """How calls choose among replicas; ``"action"``: the one that the agent chose last."""
 
 
+@answers_other_names
 @dataclass(frozen=True)
 class Engine:
     """One inference engine (arXiv:2504.07347v3, section 3).

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.errors import LLMGymError, answers_other_names, check_number, unknown
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.clock_limits import check_clock
 from llmgym.scenario.engine import ROUTERS, Engine
@@ -22,6 +22,7 @@ MOST_WEIGHT = 1024
 """Largest weight of a prompt token or an output token as service to a request class."""
 
 
+@answers_other_names
 @dataclass(frozen=True)
 class Scenario:
     """One engine or more, the workload, and the limits of the simulation.
@@ -107,6 +108,7 @@ class Scenario:
         return several or not self.demand.single_calls
 
     @classmethod
+    @answers_other_names
     def single_engine(
         cls,
         batch_time: BatchTime,

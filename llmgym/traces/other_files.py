@@ -50,7 +50,7 @@ def _folder(path: Path) -> str:
             f"{path} is the folder of a recorded run: `llmgym validate {path} --batch-time NAME` takes "
             f"it. Its requests as a trace: {file}."
         )
-    return f"{path} is a folder; name a trace file."
+    return f"{path} is a directory; name a trace file."
 
 
 def _packed(start: bytes) -> str:
