@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from llmgym.cli.output import messages
 from llmgym.core.text import one_line
@@ -99,15 +106,15 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
 
-    def add_task(self, description: str, total: float | None = None) -> int:
+    def add_task(self, description: str, total: float | None = None) -> TaskID:
         """A task; returns its number."""
         self._latest = Task(description, total)
         self._tasks.append(self._latest)
-        return len(self._tasks) - 1
+        return TaskID(len(self._tasks) - 1)
 
     def update(
         self,
-        task: int,
+        task: TaskID,
         *,
         completed: float | None = None,
         total: float | None = None,

@@ -13,7 +13,8 @@ import numpy as np
 
 from llmgym.core.foreign_names import here
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class LLMGymError(ValueError):
@@ -52,7 +53,7 @@ def answers_other_names(function: Callable[P, T]) -> Callable[P, T]:
     Without it Python would only say that there is no such argument.
     """
     known = inspect.signature(function).parameters
-    made: Any = function.__init__ if isinstance(function, type) else function
+    made: Any = vars(function)["__init__"] if isinstance(function, type) else function
 
     @wraps(made)
     def checked(*values: Any, **named: Any) -> Any:

@@ -227,3 +227,40 @@ def test_output_in_a_narrow_encoding_shows_escapes() -> None:
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert ended.returncode == 0 and "h\\xe9\\xe9" in ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_benchmark_that_is_stopped_leaves_one_line_and_resumes(
+    tmp_path: Path, evil: Path, number: signal.Signals, jobs: str
+) -> None:
+    arguments = (
+        "benchmark",
+        "-s",
+        str(evil),
+        "--load",
+        "0.5",
+        "-p",
+        "sarathi",
+        "--arrivals",
+        "100",
+    )
+    arguments += ("--out", str(tmp_path / "out"), "--jobs", jobs)
+    started = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    limit = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("raw/*.json")) and time.monotonic() < limit:
+        time.sleep(0.1)
+    if number == signal.SIGINT:  # as a terminal does, to all processes
+        os.killpg(started.pid, number)
+    else:
+        started.send_signal(number)
+    out, err = started.communicate(timeout=20)
+    told = [line for line in err.splitlines() if not line.startswith("llmgym: ")]  # the heartbeat
+    assert (started.returncode, out) == (130, "")
+    assert len(told) == 1 and told[0].startswith("Stopped.")
+    again = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and EVIL in again.stdout
