@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from llmgym.baselines.policy import Policy
@@ -16,7 +17,7 @@ def names() -> tuple[str, ...]:
     return tuple(POLICIES)
 
 
-def make(name: str, **settings: Any) -> Policy:
+def make(name: str, /, **settings: Any) -> Policy:
     """The baseline ``name`` with the given settings (fields of its class, such as token_budget).
 
     Raises LLMGymError for an unknown name or setting, with the nearest match.
@@ -24,9 +25,10 @@ def make(name: str, **settings: Any) -> Policy:
     if name not in POLICIES:
         raise unknown("policy", name, POLICIES)
     policy = POLICIES[name]
+    known = [field.name for field in fields(policy)]  # not what all of its class share
     for setting in settings:
-        if setting not in policy.__dataclass_fields__:
-            raise unknown(f"setting of policy {name!r}:", setting, policy.__dataclass_fields__)
+        if setting not in known:
+            raise unknown(f"setting of policy {name!r}:", setting, known)
     try:
         return policy(**settings)
     except TypeError as error:
