@@ -65,10 +65,12 @@ def read_arrays(path: Path, most: int = MOST_BYTES) -> tuple[dict[str, np.ndarra
         arrays = read_npz(path, most)
         header = parse_json(arrays.pop(HEADER).tobytes())
     except (BadArraysError, BadJSONError, KeyError) as error:
-        raise LLMGymError(f"{path} is no checkpoint of llmgym, or is damaged: {error}.") from error
+        raise LLMGymError(
+            f"{path} is not a checkpoint of llmgym, or is damaged: {error}."
+        ) from error
     if header.get("format") != FORMAT:
         raise LLMGymError(
-            f"{path} is no checkpoint of format {FORMAT}; train it anew with this version of llmgym."
+            f"{path} is not a checkpoint of format {FORMAT}; train it again with this version of llmgym."
         )
     return arrays, header
 
@@ -140,7 +142,7 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
     if outputs != (sum(choice.parts),):
         raise LLMGymError(
             f"{path} has {outputs} outputs where this version of llmgym has {sum(choice.parts)}; "
-            "train it anew."
+            "train it again."
         )
     return policy_of(choice, actor, header, label or path.stem, masks)
 

@@ -25,7 +25,7 @@ def make(name: str, /, **settings: Any) -> Policy:
     """
     check_name("policy", name, POLICIES)
     policy = POLICIES[name]
-    known = [field.name for field in fields(policy)]
+    known = [field.name for field in fields(policy)]  # not what all of its class share
     for setting in settings:
         check_name(f"setting of policy {name!r}:", setting, known)
     try:

@@ -14,6 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def benchmark(
+    context: typer.Context,
     scenario: cli.ScenarioName = "paper-figure-1",
     policy: Annotated[
         list[str] | None,
@@ -46,6 +47,7 @@ def benchmark(
     from llmgym.reporting.benchmark_tables import tables
 
     if repeat is not None:
+        out = cli.repeated(context, "benchmark", repeat, ("out", "jobs", "html", "as_json"))
         chosen = benchmarks.from_config(repeat)
     else:
         base = cli.scenario(scenario, settings, trace, window)
@@ -58,7 +60,7 @@ def benchmark(
             seed=seed,
             **{k: v for k, v in given.items() if v is not None},
         )
-    out = out or Path("results") / f"benchmark-{chosen.scenario.name}"
+    out = out or cli.results_folder("benchmark", chosen.scenario.name)
     with cli.counter(as_json) as progress:
         results = benchmarks.run(chosen, out, progress, jobs)
     paths = report.publish(chosen, results, out)
@@ -103,7 +105,7 @@ def replay(
     engine = cli.scenario(scenario, [*(settings or []), *slots], None)
     part = None if window is None else cli.window_of(window)
     chosen = traffic.Traffic(engine, trace, part, load, ttft_ms, tpot_ms, drain_s, seed)
-    out = out or Path("results") / f"replay-{trace.stem}"
+    out = out or cli.results_folder("replay", trace.stem)
     with cli.counter(as_json) as progress:
         records = traffic.run(chosen, tuple(policy or baselines.names()), out, progress)
     paths = traffic_tables.publish(records, out)

@@ -44,7 +44,8 @@ def fit_trace(
         raise LLMGymError(f"--out {out} is the trace itself; name another file.")
     replay, engine = cli.read_replay(file, window), cli.scenario(scenario, settings, None)
     kinds = tuple(arrival_fits.FITS) if kind is None else (kind,)
-    found = arrival_fits.compare_fits(replay, kinds, seed)
+    with cli.busy(as_json, f"fitting arrivals to {file.name}"):
+        found = arrival_fits.compare_fits(replay, kinds, seed)
     source = f"Lengths and arrivals: {file.name}, summarised. Engine: that of {engine.name}."
     fitted = trace_fits.fit_scenario(
         replay,
@@ -79,7 +80,8 @@ def calibrate(
     from llmgym.calibration.calibrate import calibrate as fit_all
     from llmgym.calibration.calibrate import draw
 
-    found = fit_all(file, tile)
+    with cli.busy(as_json, f"fitting batch times to {file.name}"):
+        found = fit_all(file, tile)
     chosen = found.fit(form)
     paths = [] if out is None else [out / "batch_time.toml", out / "calibration.png"]
     if paths:
@@ -109,7 +111,8 @@ def validate(
 
     recorded = read_vllm_run(folder)
     warnings.simplefilter("error", UnservableWarning)
-    run = run_simulation(recorded.scenario(batch_time), recorded.policy)
+    with cli.busy(as_json, f"simulating {recorded.name}"):
+        run = run_simulation(recorded.scenario(batch_time), recorded.policy)
     found = compare(recorded, run)
     if as_json:
         facts = {

@@ -1,22 +1,20 @@
-"""What the commands share: options, scenarios from options, progress bars, JSON."""
+"""What the commands share: options, scenarios from options, folders of results, progress, output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from llmgym.cli.output import print_json, say, show, told
+from llmgym.cli.progress import bar, busy, counter
 from llmgym.core.errors import LLMGymError
+from llmgym.evaluation.benchmark import slug
 from llmgym.evaluation.policies import value_of
-from llmgym.reporting.table import Table
 
-console = Console()
-messages = Console(stderr=True)
+TEXTS = ("name", "description", "source", "batch_time", "router", "seq_limit", "first_token")
+"""Settings of a scenario that are texts, also where they look like numbers or lists."""
 
 ScenarioName = Annotated[
     str, typer.Option("--scenario", "-s", help="A named scenario, or a TOML file.")
@@ -71,7 +69,8 @@ def scenario(
         key, equals, value = pair.partition("=")
         if not equals:
             raise LLMGymError(f"--set {pair}: write name=value.")
-        changes[key.strip()] = parse(value.strip())
+        key = key.strip()
+        changes[key] = value.strip() if key in TEXTS else parse(value.strip())
     if window is not None and trace is None:
         raise LLMGymError("--window is a part of a trace; name the file with --trace.")
     if trace is not None:
@@ -130,50 +129,69 @@ def parse(text: str) -> Any:
     return value_of(text)
 
 
-def bar(quiet: bool, steps: bool = False) -> Progress:
-    """A progress bar on standard error; ``steps`` adds a count such as 3/8."""
-    counter = [MofNCompleteColumn()] if steps else []
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counter,
-        TimeElapsedColumn(),
-        console=messages,
-        disable=quiet,
-        transient=True,
-    )
+def results_folder(what: str, name: str) -> Path:
+    """Where a command writes by default: a folder inside results, whatever the name holds.
+
+    Args:
+        what: the command's word for it, such as "benchmark".
+        name: of the scenario or the trace.
+    """
+    return Path("results") / slug(f"{what}-{name}")
 
 
-@contextmanager
-def counter(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar that counts measurements; yields a function of how many are done, of how many, and a label."""
-    with bar(quiet, steps=True) as shown:
-        task = shown.add_task("starting", total=None)
+def repeated(context: typer.Context, what: str, repeat: Path, goes_with: tuple[str, ...]) -> Path:
+    """Where the repetition of a result folder goes: --out, or a folder in results named after it.
 
-        def progress(done: int, total: int, label: str) -> None:
-            shown.update(task, completed=done, total=total, description=label)
+    Args:
+        context: of the command, which knows what was typed.
+        what: the command, which begins the name of the folder.
+        repeat: the result folder, or its config.json.
+        goes_with: names of the parameters that may stand beside --repeat.
 
-        yield progress
+    Raises:
+        LLMGymError: an option that the configuration of the folder overrules, or --out is that folder,
+            where nothing would be repeated.
+    """
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        typed = source is not None and source.name == "COMMANDLINE"
+        if typed and option.name not in ("repeat", *goes_with):
+            raise LLMGymError(
+                f"{option.opts[0]} does not go with --repeat, which takes every setting from "
+                f"{repeat}: leave one of the two out."
+            )
+    folder = repeat.parent if repeat.name == "config.json" else repeat
+    out: Path = context.params["out"] or results_folder(f"{what}-repeated", folder.resolve().name)
+    if out.resolve() == folder.resolve():
+        raise LLMGymError(
+            f"{out} holds the results that --repeat names, so nothing would be run: give another --out."
+        )
+    return out
 
 
-def print_json(value: Any) -> None:
-    """Print JSON."""
-    from llmgym.core.files import to_json
-
-    typer.echo(to_json(value))
-
-
-def show(*parts: Table | str) -> None:
-    """Print tables and lines of text; tables fit the terminal, and have whole lines where there is none."""
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, markup=False, highlight=False, soft_wrap=True)
-        elif console.is_terminal:
-            console.print(part)
-        else:
-            typer.echo(part.to_text() + "\n")
-
-
-def told(paths: Iterable[Path], raw: Path | None = None) -> str:
-    """What a command wrote, as its last line."""
-    return f"Wrote {', '.join(map(str, paths))}" + (f"; raw numbers in {raw}." if raw else ".")
+__all__ = [
+    "Jobs",
+    "Json",
+    "Load",
+    "Loads",
+    "Out",
+    "Rates",
+    "ScenarioName",
+    "Seed",
+    "Set",
+    "Window",
+    "at_rates",
+    "bar",
+    "busy",
+    "counter",
+    "parse",
+    "print_json",
+    "read_replay",
+    "repeated",
+    "results_folder",
+    "say",
+    "scenario",
+    "show",
+    "told",
+    "window_of",
+]

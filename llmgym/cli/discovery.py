@@ -64,4 +64,4 @@ def show(
         graph.save_graph(chosen, out)
     if as_json:
         return cli.print_json(graph.graph_data(chosen))
-    typer.echo(graph.graph_text(chosen))
+    cli.show(graph.graph_text(chosen))

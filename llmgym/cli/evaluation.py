@@ -17,6 +17,7 @@ EVALUATION_LOADS = (0.6, 0.7, 0.8, 0.9, 0.95)
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     scenario: cli.ScenarioName = "latency",
     policy: Annotated[
         list[str] | None,
@@ -51,6 +52,7 @@ def evaluate(
     from llmgym.reporting import evaluation_report as report
 
     if repeat is not None:
+        out = cli.repeated(context, "evaluation", repeat, ("out", "jobs", "as_json"))
         chosen = evaluations.from_config(repeat)
     else:
         base = cli.scenario(scenario, settings, None)
@@ -65,7 +67,7 @@ def evaluate(
             seed=seed,
             reference=reference,
         )
-    out = out or repeat or Path("results") / f"evaluation-{chosen.scenario.name}"
+    out = out or cli.results_folder("evaluation", chosen.scenario.name)
     with cli.counter(as_json) as progress:
         results = evaluations.evaluate(chosen, out, progress, jobs)
     paths = report.publish(chosen, results, out)

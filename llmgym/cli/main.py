@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import typer
 
@@ -19,8 +25,9 @@ from llmgym.cli import (
     studies,
     training,
 )
-from llmgym.cli.common import messages
+from llmgym.cli.output import any_character, complain, messages
 from llmgym.core.errors import LLMGymError, UnservableWarning
+from llmgym.core.foreign_names import here
 from llmgym.core.precision import in_32_bits
 
 app = typer.Typer(
@@ -37,21 +44,75 @@ for group in (
     app.add_typer(group.app)
 
 
+STOPPED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C or SIGTERM."""
+
+
 @in_32_bits
 def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2."""
+    any_character()
+    with _terminated_as_interrupted():
+        code = _run()
+        if code == STOPPED:
+            messages.print(
+                "Stopped. The same command resumes a benchmark, a training, an evaluation or a reproduction.",
+                soft_wrap=True,
+            )
+            _end_at_once(code)
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> None:
+    """End without Python's tidying up, in which XLA, still busy in threads of its own, would crash."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def _run() -> int:
+    """Run the command that was typed; its exit code."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return STOPPED
     except (LLMGymError, UnservableWarning) as error:
-        messages.print(
-            f"llmgym: {error}", style="red", highlight=False, markup=False, soft_wrap=True
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        messages.print(
-            "Stopped. The same command resumes a benchmark, a training, an evaluation or a reproduction."
-        )
-        sys.exit(130)
+        complain(str(error))
+        return 2
+    except OSError as error:  # the machine's fault, such as a full disk; never a slip of the code
+        complain(f"{error.filename or 'The system'}: {error.strerror or error}.")
+        return 2
+    except MemoryError:
+        complain("There is not enough memory. Use fewer environments, slots or requests.")
+        return 2
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _misused(error)
+    return code if isinstance(code, int) else 0
+
+
+def _misused(error: Any) -> int:
+    """Say what is wrong with the options that were typed, as Typer found it."""
+    error.show()
+    option = getattr(error, "option_name", "")
+    if here(option):
+        complain(f"{option} of other servers is here: {here(option)}; see --set.")
+    return int(error.exit_code)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send, stop a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only there are signals heard
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

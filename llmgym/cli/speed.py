@@ -38,10 +38,11 @@ def speed(
     }
     chosen = {k: v for k, v in given.items() if v is not None}
     if chosen:
-        found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))
+        with cli.busy(as_json, "one measurement of speed"):
+            found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))
     else:
         with cli.counter(as_json) as progress:
-            found = speeds.table(progress=progress)
+            found = speeds.table(progress=progress, seed=seed)
     if out is not None:
         write(out / "speed.json", to_json(found))
     if as_json:

@@ -21,6 +21,8 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
 
 
 def _fact(value: Any) -> Cell:
+    if is_missing(value):
+        return Cell(value)
     return Cell(value, f"{value:,.3f}" if isinstance(value, float) else str(value))
 
 
@@ -158,7 +160,7 @@ def comparison_table(run: Any, batch_time: str, found: Any) -> Table:
             Column("error", "+.1%", key=f"error of {part}"),
         ]
         keys += [f"measured_{part}", f"simulated_{part}", f"{part}_error"]
-    columns.append(Column("correlation", ".3f", missing="nan"))
+    columns.append(Column("correlation", ".3f"))
     rows = ((str(name), *(row[k] for k in keys), row.correlation) for name, row in found.iterrows())
     title = f"{run.name}: {len(run.replay)} requests, {run.policy.name}, {batch_time}"
     return Table(tuple(columns), tuple(rows), title)
@@ -193,6 +195,10 @@ def arrival_fits_table(found: Any) -> Table:
 def _with_range(value: Any) -> str:
     """A number, with its range below it."""
     if isinstance(value, Estimate):
+        if is_missing(value.value):
+            return "-"
+        if is_missing(value.low) or is_missing(value.high):
+            return f"{value.value:.3g}"
         return f"{value.value:.3g}\n{value.low:.3g}-{value.high:.3g}"
     return f"{value:.3g}"
 
@@ -231,8 +237,12 @@ def optimum_table(row: dict[str, Any]) -> Table:
     )
     rows = []
     for found in row["policies"]:
-        _, low, high = found["behind"]
-        behind = Cell(Estimate(*found["behind"]), f"{100 * low:+.1f} .. {100 * high:+.1f} %")
+        value, low, high = found["behind"]
+        ends = None if is_missing(low) or is_missing(high) else (low, high)
+        text = f"{100 * value:+.1f} %"
+        if ends is not None:
+            text = f"{100 * low:+.1f} .. {100 * high:+.1f} %"
+        behind = Cell(Estimate(*found["behind"]), text)
         estimate = Estimate(*found["e2e_s"])
         rows.append((found["policy"], estimate, found["gap"][0], behind, found["good"]))
     where = f"{row['scenario']} at {row['rate_per_s']:g} requests/s"

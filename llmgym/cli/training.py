@@ -70,7 +70,7 @@ def train(
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
     bases = [_scenario(name, settings or []) for name in scenario or ["latency"]]
-    out = out or Path("results") / f"{agent}-{bases[0].name}"
+    out = out or cli.results_folder(agent, bases[0].name)
     if agent.startswith("sb3-"):
         if patience is not None:
             raise LLMGymError(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import reprlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+from llmgym.core.foreign_names import here
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOST_CHARACTERS = 500
 """Longest message of an error."""
@@ -68,6 +75,8 @@ def shown(value: object) -> str:
 def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
     """The error for a name that is not in ``known``, with the nearest match.
 
+    Of a setting that vLLM or another server calls so, it gives the name here.
+
     Args:
         what: the kind of thing it should name, as the message says it: "policy", "reward".
         name: as it was given.
@@ -77,6 +86,8 @@ def unknown(what: str, name: object, known: Iterable[str]) -> LLMGymError:
     given = name[:100] if isinstance(name, str) else shown(name)
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if any(word in what for word in ("setting", "key", "option")) and here(given):
+        hint = f" Here that is {here(given)}."
     listed = in_short(", ".join(known), 320)
     return LLMGymError(f"Unknown {what} {shown(name)}.{hint} Known: {listed}.")
 
@@ -100,6 +111,29 @@ def plain_number(value: Any) -> int | float | None:
             return None
         return plain_number(held) if type(held) in (int, float) else None
     return None
+
+
+def answers_other_names(function: Callable[P, T]) -> Callable[P, T]:
+    """A function, or a class, that answers an argument named as in vLLM or SGLang with the name here.
+
+    Without it Python would only say that there is no such argument.
+    """
+    known = inspect.signature(function).parameters
+    made: Any = vars(function)["__init__"] if isinstance(function, type) else function
+
+    @wraps(made)
+    def checked(*values: Any, **named: Any) -> Any:
+        for name in named:
+            if name not in known and here(name):
+                raise LLMGymError(
+                    f"{function.__name__} has no argument {name!r}. Here that is {here(name)}."
+                )
+        return made(*values, **named)
+
+    if not isinstance(function, type):
+        return checked
+    function.__init__ = checked  # type: ignore[misc]
+    return function
 
 
 def check_number(

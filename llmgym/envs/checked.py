@@ -13,19 +13,19 @@ from gymnasium.vector.utils import batch_space, iterate
 from llmgym.core.errors import LLMGymError
 
 
-def require(condition: bool, broken: str, mend: str) -> None:
+def require(condition: bool, broken: str, fix: str) -> None:
     """Hold a vector environment to a rule.
 
     Args:
         condition: whether it is kept.
         broken: what is wrong if it is not, as a sentence without a full stop.
-        mend: how to fix it, likewise.
+        fix: how to fix it, likewise.
 
     Raises:
         LLMGymError: it is not kept; the message is made of the two sentences.
     """
     if not condition:
-        raise LLMGymError(f"check_vector_env: {broken}; {mend}.")
+        raise LLMGymError(f"check_vector_env: {broken}; {fix}.")
 
 
 class CheckedEnv:
@@ -97,7 +97,7 @@ class CheckedEnv:
         observation, reward, terminated, truncated, info = result
         _check_member(self.observation_space, observation, "the observation of step")
         self._check_array("the reward", reward, np.floating)
-        require(bool(np.isfinite(reward).all()), "a reward is not finite", "mend the reward")
+        require(bool(np.isfinite(reward).all()), "a reward is not finite", "fix the reward")
         self._check_array("terminated", terminated, np.bool_)
         self._check_array("truncated", truncated, np.bool_)
         self._check_info(info)
@@ -208,9 +208,9 @@ def _check_member(space: spaces.Space[Any], value: Any, what: str) -> None:
                 outside.size == 0,
                 f"entry {tuple(map(int, outside[0])) if outside.size else ()} of {what} is outside "
                 "its bounds",
-                "mend the observation, or widen the space",
+                "fix the observation, or widen the space",
             )
-    require(space.contains(value), f"{what} is not in its space", "mend it, or the space")
+    require(space.contains(value), f"{what} is not in its space", "fix it, or the space")
 
 
 def _kind_name(kind: Any) -> str:

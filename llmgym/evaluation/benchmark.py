@@ -11,11 +11,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from llmgym.evaluation.configuration import Settings, check_different
 from llmgym.evaluation.limits import check_scenario
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import stability
+from llmgym.evaluation.workers import in_processes
 from llmgym.scenario import toml_writer
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import MOST_LOAD, capacity
@@ -315,12 +314,7 @@ def _made(
             tell(task, ended)
             yield task, task.measure()
         return
-    # A forked process would hang: the threads of XLA are not in it.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(task.measure): task for task in todo}
-        try:
-            for ended, future in enumerate(as_completed(waiting), 1):
-                yield waiting[future], future.result()
-                tell(waiting[future], ended)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    measured = in_processes([task.measure for task in todo], jobs)
+    for ended, (n, made) in enumerate(measured, 1):
+        yield todo[n], made
+        tell(todo[n], ended)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llmgym.core.checks import check_callable, check_name, check_seed
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, answers_other_names, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
@@ -48,6 +48,7 @@ class CapacityEstimate:
 
 
 @in_32_bits
+@answers_other_names
 def estimate_capacity(
     scenario: Scenario | str,
     policy: policies.PolicyLike,

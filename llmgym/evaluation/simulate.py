@@ -13,7 +13,13 @@ import numpy as np
 import pandas as pd
 
 from llmgym.core.checks import check_callable, check_flag, check_seed
-from llmgym.core.errors import LLMGymError, TableFullError, UnservableWarning, check_number
+from llmgym.core.errors import (
+    LLMGymError,
+    TableFullError,
+    UnservableWarning,
+    answers_other_names,
+    check_number,
+)
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.engine import stream as streams
@@ -117,6 +123,7 @@ class Run(Record):
 
 
 @in_32_bits
+@answers_other_names
 def simulate(
     scenario: Scenario | str,
     policy: policies.PolicyLike,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmgym.core.checks import check_callable, check_seed
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, answers_other_names
 from llmgym.core.precision import in_32_bits
 from llmgym.engine import simulator
 from llmgym.evaluation import policies
@@ -147,6 +147,7 @@ def _window_end(
 
 
 @in_32_bits
+@answers_other_names
 def stability(
     scenario: Scenario | str,
     policy: policies.PolicyLike,

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 
 from llmgym.core.files import write
 from llmgym.core.reading import as_written
+from llmgym.core.text import drawn
 from llmgym.evaluation.benchmark import Benchmark, slug
 from llmgym.reporting import charts
 from llmgym.reporting.benchmark_tables import label, tables
@@ -59,7 +60,7 @@ def picture(benchmark: Benchmark, results: dict[str, Any]) -> plt.Figure:
     _trajectories(axes[0, 1], benchmark, results)
     _against_load(axes[1, 0], benchmark, results, "e2e_ms", "mean", "mean E2E latency (s)")
     _against_load(axes[1, 1], benchmark, results, "ttft_ms", "p99", "p99 TTFT (s)")
-    figure.suptitle(f"{benchmark.scenario.name}: scheduling policies against the limit")
+    figure.suptitle(f"{drawn(benchmark.scenario.name)}: scheduling policies against the limit")
     handles = charts.handles(benchmark.policies, label)
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
     return figure

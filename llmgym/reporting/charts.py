@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from llmgym.core.text import drawn
 from llmgym.reporting.palette import style
 
 
@@ -39,7 +40,7 @@ def capacity_bars(
 
     Args:
         axis: is drawn on.
-        estimates: by policy, each with requests_per_s, low and high.
+        estimates: by policy, each with requests_per_s, low and high; None without an interval.
         limit: requests/s that no policy exceeds.
         label: the text that stands for a policy's name.
         fontsize: of labels and numbers, in points.
@@ -48,14 +49,16 @@ def capacity_bars(
     for n, name in enumerate(names):
         value, low, high = (estimates[name][k] for k in ("requests_per_s", "low", "high"))
         axis.barh(n, value, color=style(name).colour, height=0.72)
-        error = [[max(value - low, 0)], [max(high - value, 0)]]
-        axis.errorbar(value, n, xerr=error, fmt="none", ecolor="black", capsize=2.5, lw=1)
-        end = max(value, high)
+        end = value
+        if low is not None and high is not None:
+            error = [[max(value - low, 0)], [max(high - value, 0)]]
+            axis.errorbar(value, n, xerr=error, fmt="none", ecolor="black", capsize=2.5, lw=1)
+            end = max(value, high)
         axis.annotate(
             f"{value:.2f}", (end, n), va="center", xytext=(4, 0), textcoords="offset points",
             fontsize=fontsize,
         )  # fmt: skip
-    axis.set_yticks(range(len(names)), [label(n) for n in names], fontsize=fontsize)
+    axis.set_yticks(range(len(names)), [drawn(label(n)) for n in names], fontsize=fontsize)
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.axvline(limit, color="black", ls="--", lw=1)
     axis.set_xlim(0, 1.18 * limit)
@@ -81,7 +84,7 @@ def curves(axis: plt.Axes, points: Mapping[str, Sequence[Point]], label: Label =
         line = [p.y if p.stable else float("nan") for p in found]
         axis.plot(
             [p.x for p in found], line, color=look.colour, ls=look.line, marker=look.marker, lw=1.4,
-            ms=5, label=label(name),
+            ms=5, label=drawn(label(name)),
         )  # fmt: skip
         for p in found:
             if not p.stable:
@@ -100,6 +103,6 @@ def handles(names: Sequence[str], label: Label = str) -> list[plt.Line2D]:
     """Entries of a legend: the line and marker of each policy."""
     return [
         plt.Line2D([], [], color=style(n).colour, ls=style(n).line, marker=style(n).marker, lw=1.6,
-                   ms=5, label=label(n))
+                   ms=5, label=drawn(label(n)))
         for n in names
     ]  # fmt: skip

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from llmgym.core.text import one_line
 from llmgym.evaluation.evaluate import STARTS, Evaluation
 from llmgym.reporting import evaluation_tables as tables
 from llmgym.reporting.table import Table
+from llmgym.reporting.table_markup import markdown_code, markdown_text
 
 
 def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
     """The page with its tables: the content of ``README.md``."""
-    name, rival = evaluation.scenario.name, evaluation.reference
+    name, rival = evaluation.scenario.name, markdown_code(evaluation.reference)
     lines = [
-        f"# {name}: judged against {rival}",
+        f"# {markdown_text(one_line(name))}: judged against {markdown_text(evaluation.reference)}",
         "",
         "`llmgym evaluate --repeat FOLDER` repeats this evaluation.",
         f"{evaluation.seeds} evaluation seeds, the same requests for every policy, at least",
@@ -22,7 +24,7 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
         "its 95 % interval over training seeds (with two seeds: the lower and the higher mean), or over",
         "evaluation seeds for a single policy. Latencies are those of finished requests. Present: the mean",
         "number of requests in the system, including those that never finish.",
-        f"Fixed: `{rival}` with the token budget of the scenario; best: with the budget that is",
+        f"Fixed: {rival} with the token budget of the scenario; best: with the budget that is",
         f"best for the rate, out of {', '.join(map(str, evaluation.budgets))}, chosen in hindsight.",
         "",
         "![Latency of every policy at every rate](evaluation.svg)",
@@ -35,7 +37,7 @@ def page(evaluation: Evaluation, results: dict[str, Any]) -> str:
         "",
         "## Over all rates",
         "",
-        f"Share of the latency of `{rival}` with its best budget that is saved: interquartile mean, its 95 %",
+        f"Share of the latency of {rival} with its best budget that is saved: interquartile mean, its 95 %",
         "interval by stratified bootstrap, and the probability of an improvement.",
         "",
         _bare(tables.score_table(evaluation, results)),

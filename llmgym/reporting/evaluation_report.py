@@ -12,6 +12,7 @@ from matplotlib.ticker import LogFormatter
 
 from llmgym.core.files import csv_of, write
 from llmgym.core.reading import as_written
+from llmgym.core.text import drawn
 from llmgym.evaluation import comparison
 from llmgym.evaluation.benchmark import slug
 from llmgym.evaluation.evaluate import STARTS, Evaluation, latency_name, members, tested_budgets
@@ -48,6 +49,22 @@ def best_budget(evaluation: Evaluation, results: dict[str, Any], rate: float, st
         return float("inf") if sum(found["dropped"]) else found["pooled"]["e2e_s_mean"]
 
     return min(tested_budgets(evaluation, rate), key=latency)
+
+
+def lossy_rates(evaluation: Evaluation, results: dict[str, Any], start: str) -> list[float]:
+    """The rates at which the reference drops requests with every budget, so that none is the best.
+
+    Args:
+        evaluation: what was judged.
+        results: of ``llmgym.evaluation.evaluate.evaluate``, by name.
+        start: ``"cold"`` or ``"hot"``.
+    """
+
+    def dropped(rate: float) -> int:
+        best = best_budget(evaluation, results, rate, start)
+        return int(sum(results[latency_name(evaluation.tuned(best), rate, start)]["dropped"]))
+
+    return [rate for rate in evaluation.rates if dropped(rate)]
 
 
 def rows(evaluation: Evaluation, results: dict[str, Any]) -> pd.DataFrame:
@@ -173,11 +190,14 @@ def change(gain: float) -> str:
 
 
 def short(name: str) -> str:
-    """A policy's name in tables and pictures: the last part of a path, for a checkpoint its folder too."""
+    """A policy's name in tables and pictures: the last part of a path, for a checkpoint its folder too.
+
+    It depends on the name alone, not on what lies in the folder where a command runs.
+    """
     path = Path(name)
     if name.endswith(".npz"):
-        return f"{path.parent.name}/{path.stem}"
-    return path.name if path.is_dir() else name
+        return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
+    return path.name or name if "/" in name.partition(":")[0] else name
 
 
 def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
@@ -208,11 +228,13 @@ def picture(evaluation: Evaluation, results: dict[str, Any]) -> plt.Figure:
         share = comparison.performance_profile(mine, thresholds)
         axes[1, 1].plot(100 * thresholds, share, ls=looks[name].line, color=looks[name].colour)
     axes[1, 1].axvline(0, color="black", lw=0.8)
-    axes[1, 1].set_xlabel(f"saved, % of the latency of the best {evaluation.reference}")
+    axes[1, 1].set_xlabel(f"saved, % of the latency of the best {drawn(evaluation.reference)}")
     axes[1, 1].set_title("share of runs and rates that save more", fontsize=10)
     handles = charts.handles(names, short)
     figure.legend(handles=handles, loc="outside lower center", ncol=4, frameon=False)
-    figure.suptitle(f"{evaluation.scenario.name}: latency against {evaluation.reference}")
+    figure.suptitle(
+        f"{drawn(evaluation.scenario.name)}: latency against {drawn(evaluation.reference)}"
+    )
     return figure
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from llmgym.evaluation.evaluate import STARTS, Evaluation
-from llmgym.reporting.evaluation_report import capacities, change, rows, short, summary
+from llmgym.reporting.evaluation_report import (
+    capacities,
+    change,
+    lossy_rates,
+    rows,
+    short,
+    summary,
+)
 from llmgym.reporting.palette import TUNED
 from llmgym.reporting.table import Cell, Column, Estimate, Section, Table
 
@@ -34,12 +41,12 @@ def latency_by_rate(evaluation: Evaluation, results: dict[str, Any], start: str)
     for rate, some in frame[frame.start == start].groupby("rate"):
         found.append(Section(f"{rate:g} requests/s"))
         for row in some.itertuples():
-            budget = f" ({row.budget:.0f})" if row.policy.endswith(TUNED) else ""
+            lost = f", {row.dropped} dropped" if row.dropped else ""
             numbers = (
                 row.e2e_s_mean, row.gain_fixed, row.gain_tuned, row.e2e_s_p99, row.ttft_s_mean,
                 row.ttft_s_p99, row.tpot_ms_mean, row.goodput,
             )  # fmt: skip
-            found.append((Cell(row.policy, short(row.policy) + budget), *numbers))
+            found.append((Cell(row.policy, _named(row._asdict()) + lost), *numbers))
     columns = (
         Column("policy", text=True),
         Column("E2E s", ".2f", best="low"),
@@ -55,7 +62,8 @@ def latency_by_rate(evaluation: Evaluation, results: dict[str, Any], start: str)
         "vs fixed, best: mean E2E latency against the reference with the scenario's token budget, and"
         " with the best one for the rate."
     )
-    return Table(columns, tuple(found), f"{start.capitalize()} start", (note,))
+    notes = (note, *_lossy(evaluation, results, (start,)))
+    return Table(columns, tuple(found), f"{start.capitalize()} start", notes)
 
 
 def latency_table(evaluation: Evaluation, results: dict[str, Any], start: str) -> Table:
@@ -83,21 +91,45 @@ def latency_table(evaluation: Evaluation, results: dict[str, Any], start: str) -
     frame = rows(evaluation, results)
     found = []
     for row in frame[frame.start == start].to_dict("records"):
-        budget = f" ({row['budget']:.0f})" if row["policy"].endswith(TUNED) else ""
         seeds = f", {row['runs']} seeds" if row["runs"] > 1 else ""
         lost = f", {row['dropped']} dropped" if row["dropped"] else ""
         latency = Estimate(row["e2e_s_mean"], row["e2e_low"], row["e2e_high"])
         found.append(
             (
                 row["rate"],
-                Cell(row["policy"], short(row["policy"]) + budget + seeds),
+                Cell(row["policy"], _named(row) + seeds),
                 Cell(latency, note=lost),
                 row["gain_fixed"],
                 row["gain_tuned"],
                 *(row[column.name] for column in columns[5:]),
             )
         )
-    return Table(columns, tuple(found))
+    return Table(columns, tuple(found), notes=_lossy(evaluation, results, (start,)))
+
+
+def _named(row: dict[str, Any]) -> str:
+    """The policy of a row; after the tuned reference its budget, with a star where it drops requests."""
+    if not row["policy"].endswith(TUNED):
+        return short(row["policy"])
+    return f"{short(row['policy'])} ({row['budget']:.0f}{'*' if row['dropped'] else ''})"
+
+
+def _lossy(
+    evaluation: Evaluation, results: dict[str, Any], starts: tuple[str, ...]
+) -> tuple[str, ...]:
+    """A note on the rates at which no budget of the reference is good enough to compare with."""
+    found = {start: lossy_rates(evaluation, results, start) for start in starts}
+    told = [
+        f"{', '.join(f'{rate:g}' for rate in rates)} requests/s ({start} start)"
+        for start, rates in found.items()
+        if rates
+    ]
+    if not told:
+        return ()
+    return (
+        f"* At {' and at '.join(told)} {evaluation.reference} drops requests with every budget: the smallest "
+        "stands for the best, and latencies there are those of the requests that were not dropped.",
+    )
 
 
 def score_table(evaluation: Evaluation, results: dict[str, Any]) -> Table:
@@ -118,7 +150,7 @@ def score_table(evaluation: Evaluation, results: dict[str, Any]) -> Table:
         for row in summary(evaluation, results).itertuples()
     )
     title = f"Share of the latency of the best {evaluation.reference} that is saved, over all rates"
-    return Table(columns, found, title)
+    return Table(columns, found, title, _lossy(evaluation, results, STARTS))
 
 
 def capacity_table(evaluation: Evaluation, results: dict[str, Any]) -> Table:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
+from llmgym.core.text import one_line
 from llmgym.reporting.graph_layout import Layout, Point, lay_out
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -40,7 +41,7 @@ def picture(data: dict[str, Any]) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))  # inches, from the top left corner
     axes.axis("off")
-    _text(axes, MARGIN, 0.28, data["name"], 13, weight="bold", ha="left")
+    _text(axes, MARGIN, 0.28, _short(data["name"], 80), 13, weight="bold", ha="left")
     color = {}
     for n, engine in enumerate(data["engines"]):
         color[engine["name"]] = COLORS[n % len(COLORS)]
@@ -199,7 +200,7 @@ def _patch(axes: Axes, path: Path, **style: Any) -> None:
 
 def _text(axes: Axes, x: float, y: float, text: str, size: float, **style: Any) -> None:
     style = {"color": INK, "ha": "center", "va": "center", **style}
-    axes.text(x, y, text, fontsize=size, parse_math=False, **style)
+    axes.text(x, y, one_line(text), fontsize=size, parse_math=False, **style)
 
 
 def _short(text: str, most: int) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from dataclasses import dataclass, field
-from html import escape
 from string import Template
 
 import matplotlib.pyplot as plt
 
+from llmgym.core.text import visible
 from llmgym.reporting.table import Table
 
 PAGE = Template("""<!DOCTYPE html>
@@ -43,6 +44,11 @@ $sections
 </body>
 </html>
 """)
+
+
+def escape(text: str) -> str:
+    """Text as HTML, with an escape for what no reader sees and no file may hold."""
+    return html.escape(visible(text))
 
 
 @dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmgym.core.files import csv_cell
+from llmgym.core.text import visible
 from llmgym.reporting import table_markup
 from llmgym.reporting.table_parts import (
     Cell,
@@ -57,7 +58,7 @@ class Table:
 
     def to_terminal(self) -> Layout:
         """For ``rich``: as wide as the terminal at most, in several parts where it is too narrow."""
-        return Layout(self.columns, self._shown(), self.title, self.notes)
+        return Layout(self.columns, self._shown(), visible(self.title), self._notes())
 
     def to_text(self, width: int | None = None) -> str:
         """Plain text with a line for each row, for pipes and files; or fitted to a width."""
@@ -67,12 +68,12 @@ class Table:
         """GitHub's Markdown; title and notes are paragraphs of their own."""
         above = [f"**{table_markup.markdown_text(self.title)}**"] if self.title else []
         table = table_markup.markdown(self.columns, self._shown())
-        return "\n\n".join([*above, table, *map(table_markup.markdown_text, self.notes)])
+        return "\n\n".join([*above, table, *map(table_markup.markdown_text, self._notes())])
 
     def to_html(self) -> str:
         """A ``table`` element, and a paragraph for each note."""
-        table = table_markup.html(self.columns, self._shown(), self.title)
-        return "\n".join([table, *map(table_markup.html_note, self.notes)])
+        table = table_markup.html(self.columns, self._shown(), visible(self.title))
+        return "\n".join([table, *map(table_markup.html_note, self._notes())])
 
     def to_csv(self) -> str:
         """The values in full, intervals as columns ``..._low`` and ``..._high``, nothing for None."""
@@ -110,20 +111,23 @@ class Table:
             names += _ends(column.name) if wide else [column.name]
         return names
 
+    def _notes(self) -> tuple[str, ...]:
+        return tuple(map(visible, self.notes))
+
     def _shown(self) -> tuple[tuple[Shown, ...], ...]:
-        """All cells as they are drawn."""
+        """All cells as they are drawn, with every character visible."""
         found: list[tuple[Shown, ...]] = []
         best = self._best()
         for n, row in enumerate(self.rows):
             if isinstance(row, Section):
-                found.append((Shown(row.title, "strong"),))
+                found.append((Shown(visible(row.title), "strong"),))
                 continue
             cells = []
             for m, (column, value) in enumerate(zip(self.columns, row, strict=True)):
                 given = value if isinstance(value, Cell) else Cell(value)
                 emphasis: Emphasis = given.emphasis or ("strong" if (n, m) in best else "")
                 code = column.code and not is_missing(given.value)
-                cells.append(Shown(column.shown(value), emphasis, code, given.link))
+                cells.append(Shown(visible(column.shown(value)), emphasis, code, given.link))
             found.append(tuple(cells))
         return tuple(found)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from llmgym.core.text import visible
 from llmgym.reporting.table_parts import Column, Shown
 
 Rows = Sequence[Sequence[Shown]]
@@ -44,11 +45,24 @@ def html(columns: Sequence[Column], rows: Rows, title: str) -> str:
 
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, inside a table and outside."""
+    text = visible(text)
     text = re.sub(r"\\(?=[!-/:-@\[-`{-~])", r"\\\\", text)  # a backslash before punctuation
-    # Marks of cells, emphasis and code; underscores inside words and lone brackets mean nothing.
-    text = re.sub(r"[|*`]|~~|(?<!\w)_|_(?!\w)|\[(?=[^\]]*\][(\[:])", r"\\\g<0>", text)
+    # Marks of cells, emphasis, code and deletion; underscores inside words and brackets that no link
+    # can follow mean nothing.
+    text = re.sub(r"[|*`~]|(?<!\w)_|_(?!\w)|\[(?=.*\][(\[:])", r"\\\g<0>", text, flags=re.DOTALL)
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
-    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text).replace("\n", "<br>")
+    text = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text).replace("\n", "<br>")
+    return text.replace("$", "<span>$</span>")  # GitHub takes dollars for formulas
+
+
+def markdown_code(text: str) -> str:
+    """A name in code, inside a table and outside."""
+    text = visible(text).replace("\n", " ")
+    if re.search(r"\\\||`.*`|^`|`$", text):
+        # A backslash of its own before the mark of cells would undo ours; a fence would end early.
+        return f"<code>{''.join(map(_entity, text))}</code>"
+    fence = "``" if "`" in text else "`"
+    return fence + text.replace("|", "\\|") + fence
 
 
 def html_note(text: str) -> str:
@@ -61,14 +75,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _markdown_cell(cell: Shown) -> str:
-    text = markdown_text(cell.text)
-    if cell.code and cell.text:
-        fence = "``" if "`" in cell.text else "`"
-        text = fence + cell.text.replace("|", "\\|").replace("\n", " ") + fence
-        if (
-            "\\|" in cell.text
-        ):  # the text's own backslash would undo the one that keeps the cell together
-            text = f"<code>{''.join(map(_entity, cell.text))}</code>"
+    text = markdown_code(cell.text) if cell.code and cell.text else markdown_text(cell.text)
     if cell.link:
         text = f"[{text}]({cell.link})"
     return f"**{text}**" if text and cell.emphasis in ("strong", "bad") else text

@@ -88,6 +88,10 @@ class Column:
         if callable(self.format):
             return self.format(value)
         if isinstance(value, Estimate):
+            if is_missing(value.value):
+                return self.missing
+            if is_missing(value.low) or is_missing(value.high):  # one run has no interval
+                return self._number(value.value) + self.unit
             mean, low, high = (self._number(x) for x in (value.value, value.low, value.high))
             return f"{mean} [{low}, {high}]{self.unit}"
         return str(value) if isinstance(value, (str, bool)) else self._number(value) + self.unit

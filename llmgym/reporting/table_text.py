@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
@@ -18,6 +17,9 @@ STYLES = {"": "", "strong": "bold", "good": "green", "bad": "bold red"}
 
 LEAST = 16
 """Columns of text stay at least this wide; where that does not fit, the table is split."""
+
+LEAST_BROKEN = 8
+"""Any column, numbers too, is broken to this width before a line is longer than the terminal."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Layout:
                 yield Text("")
             room = most - gap * (len(part) - 1)
             widths = _shrunk([own[n] for n in part], [floors[n] for n in part], room)
+            # Rather broken than cut: a terminal that is narrower still loses no character.
+            widths = _shrunk(widths, [LEAST_BROKEN] * len(part), room)
             yield from self._lines(part, widths, gap, rule)
 
     def _widths(self, whole: bool = False) -> list[int]:
@@ -151,8 +155,21 @@ def _longest_word(header: str) -> int:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text, each as wide as its column at most."""
+    """The lines of a text, each as wide as its column at most; no character but spaces is lost."""
     lines = []
     for line in text.split("\n"):
-        lines += [line] if cell_len(line) <= width else textwrap.wrap(line, max(width, 1))
+        lines += [line] if cell_len(line) <= width else _broken(line, max(width, 2))
     return lines
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line in several, between words where it can be; ``width`` counts cells of the terminal."""
+    lines, current = [], ""
+    for word in line.split():
+        if current and cell_len(current) + 1 + cell_len(word) > width:
+            lines.append(current)
+            current = ""
+        current = f"{current} {word}" if current else word
+        *whole, current = chop_cells(current, width)
+        lines += whole
+    return [*lines, current]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from llmgym.core.checks import check_name, check_text, keep_number
-from llmgym.core.errors import LLMGymError, shown
+from llmgym.core.errors import LLMGymError, answers_other_names, shown
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.kv_cache import KVCache
 
@@ -30,6 +30,7 @@ ROUTERS = (
 """How calls choose among replicas; ``"action"``: the one that the agent chose last."""
 
 
+@answers_other_names
 @dataclass(frozen=True)
 class Engine:
     """One inference engine (arXiv:2504.07347v3, section 3).

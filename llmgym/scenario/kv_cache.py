@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmgym.core.checks import check_flag, keep_number
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, answers_other_names, check_number
 
 
+@answers_other_names
 @dataclass(frozen=True)
 class KVCache:
     """The KV memory of an engine, in blocks of ``block_size`` tokens.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmgym.core.checks import as_list, check_flag, check_name, check_text, keep_list, keep_number
-from llmgym.core.errors import LLMGymError, check_number, shown, unknown
+from llmgym.core.errors import LLMGymError, answers_other_names, check_number, shown, unknown
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.clock_limits import check_clock
 from llmgym.scenario.engine import ROUTERS, Engine
@@ -21,6 +21,7 @@ MOST_WEIGHT = 1024
 """Largest weight of a prompt token or an output token as service to a request class."""
 
 
+@answers_other_names
 @dataclass(frozen=True)
 class Scenario:
     """One engine or more, the workload, and the limits of the simulation.
@@ -112,6 +113,7 @@ class Scenario:
         return several or not self.demand.single_calls
 
     @classmethod
+    @answers_other_names
     def single_engine(
         cls,
         batch_time: BatchTime,

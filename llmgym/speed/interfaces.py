@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from llmgym import baselines
+from llmgym.core.errors import check_number
 from llmgym.evaluation import policies
 from llmgym.evaluation.fleet import SCENARIO, SpeedResult, cores, measure, rates, speed_scenario
 from llmgym.speed import event_loop as rival
@@ -34,13 +35,20 @@ def as_json(result: SpeedResult) -> dict[str, Any]:
     return asdict(result)
 
 
-def table(quick: bool = False, progress: Progress | None = None) -> list[Row]:
-    """Many measurements, in about two minutes on two cores; ``quick``: a few small ones, for a look.
+def table(quick: bool = False, progress: Progress | None = None, seed: int = 0) -> list[Row]:
+    """Many measurements, in about two minutes on two cores.
 
-    A row has: what, num_envs, slots, policy, steps_per_s (median of repeats; None where something is not
-    installed), compile_s (to the first step; None where nothing is compiled) and a note.
+    Args:
+        quick: a few small ones, for a look.
+        progress: called before each measurement, and at the end.
+        seed: of the arrivals, of random policies and of random actions.
+
+    Returns:
+        A row for each: what, num_envs, slots, policy, steps_per_s (median of repeats; None where something
+        is not installed), compile_s (to the first step; None where nothing is compiled) and a note.
     """
-    jobs, rows = _jobs(quick), []
+    check_number("seed", seed, low=0, high=2**32 - 1, integer=True)
+    jobs, rows = _jobs(quick, seed), []
     for done, (label, job) in enumerate(jobs):
         if progress is not None:
             progress(done, len(jobs), label)
@@ -50,9 +58,9 @@ def table(quick: bool = False, progress: Progress | None = None) -> list[Row]:
     return rows
 
 
-def _jobs(quick: bool) -> list[tuple[str, Job]]:
+def _jobs(quick: bool, seed: int = 0) -> list[tuple[str, Job]]:
     batches, slots, repeats = ((16,), 32, 1) if quick else ((64, 1024), 256, 5)
-    settings = {"steps": 10, "warm_up": 10} if quick else {}
+    settings = {"seed": seed} | ({"steps": 10, "warm_up": 10} if quick else {})
     most = batches[-1]
 
     def rollout(num_envs: int, slots: int, name: str) -> tuple[str, Job]:
@@ -74,12 +82,15 @@ def _jobs(quick: bool) -> list[tuple[str, Job]]:
         *(rollout(most, size, "sarathi") for size in (() if quick else (128, 1024))),
         *(rollout(most, slots, name) for name in others),
         *(network(*of) for of in (("rybko-stolyar-reversed", "priority"), *networks)),
-        ("gym.make", partial(_single, slots, repeats)),
-        *((f"gym.make_vec, {n}", partial(_vector, n, slots, repeats)) for n in batches),
-        *((f"SB3VecEnv, {n}", partial(_sb3, n, slots, repeats)) for n in batches),
-        ("event loop", partial(_event_loop, 1, slots, repeats, 1_000 if quick else 10_000, False)),
+        ("gym.make", partial(_single, slots, repeats, seed)),
+        *((f"gym.make_vec, {n}", partial(_vector, n, slots, repeats, seed)) for n in batches),
+        *((f"SB3VecEnv, {n}", partial(_sb3, n, slots, repeats, seed)) for n in batches),
+        ("event loop", partial(_event_loop, 1, slots, repeats, seed, 1_000 if quick else 10_000)),
         *(
-            (f"compiled event loop, {n}", partial(_event_loop, n, slots, repeats, 10_000, True))
+            (
+                f"compiled event loop, {n}",
+                partial(_event_loop, n, slots, repeats, seed, 10_000, compiled=True),
+            )
             for n in sorted({1, cores()})
         ),
     ]
@@ -118,11 +129,17 @@ def _rollout(num_envs: int, slots: int, policy: policies.PolicyLike, **settings:
 
 
 def _stepped(
-    what: str, num_envs: int, slots: int, repeats: int, env: Any, actions: Sequence[Any]
+    what: str,
+    num_envs: int,
+    slots: int,
+    repeats: int,
+    env: Any,
+    actions: Sequence[Any],
+    seed: int | None = None,
 ) -> Row:
     """Steps from Python with actions made beforehand."""
     began = time.perf_counter()
-    env.reset()
+    env.reset(**({} if seed is None else {"seed": seed}))
     env.step(actions[0])
     compile_s = time.perf_counter() - began
 
@@ -138,40 +155,44 @@ def _stepped(
     return _row(what, num_envs, slots, "random tiles", found, compile_s)
 
 
-def _single(slots: int, repeats: int) -> Row:
+def _single(slots: int, repeats: int, seed: int) -> Row:
     env = gym.make(ENGINE, scenario=speed_scenario(slots))
-    env.action_space.seed(0)
+    env.action_space.seed(seed)
     actions = [env.action_space.sample() for _ in range(200)]
-    return _stepped("gym.make", 1, slots, repeats, env, actions)
+    return _stepped("gym.make", 1, slots, repeats, env, actions, seed)
 
 
-def _vector(num_envs: int, slots: int, repeats: int) -> Row:
+def _vector(num_envs: int, slots: int, repeats: int, seed: int) -> Row:
     env = gym.make_vec(ENGINE, num_envs=num_envs, scenario=speed_scenario(slots))
-    env.action_space.seed(0)
+    env.action_space.seed(seed)
     actions = [env.action_space.sample() for _ in range(20)]
-    return _stepped("gym.make_vec", num_envs, slots, repeats, env, actions)
+    return _stepped("gym.make_vec", num_envs, slots, repeats, env, actions, seed)
 
 
-def _sb3(num_envs: int, slots: int, repeats: int) -> Row:
+def _sb3(num_envs: int, slots: int, repeats: int, seed: int) -> Row:
     try:
         from llmgym.integrations.sb3 import SB3VecEnv
     except ImportError as error:
         return _row("SB3VecEnv", num_envs, slots, "random tiles", note=str(error))
     env = gym.make_vec(ENGINE, num_envs=num_envs, scenario=speed_scenario(slots))
-    env.action_space.seed(0)
+    env.action_space.seed(seed)
     actions = [env.action_space.sample() for _ in range(20)]
-    return _stepped("SB3VecEnv", num_envs, slots, repeats, SB3VecEnv(env), actions)
+    wrapped = SB3VecEnv(env)
+    wrapped.seed(seed)  # its reset takes none
+    return _stepped("SB3VecEnv", num_envs, slots, repeats, wrapped, actions)
 
 
-def _event_loop(num_envs: int, slots: int, repeats: int, requests: int, compiled: bool) -> Row:
+def _event_loop(
+    num_envs: int, slots: int, repeats: int, seed: int, requests: int, compiled: bool = False
+) -> Row:
     """An environment for each thread, drawn and run to the end of its requests."""
     what = "compiled event loop (numba)" if compiled else "event loop in Python"
     if compiled and rival.machine_code() is None:
         return _row(what, num_envs, slots, "sarathi", note="needs numba: pip install 'llmgym[dev]'")
     scenario = speed_scenario(slots)
 
-    def one(seed: int, count: int) -> int:
-        drawn = rival.Requests.draw(scenario, count, seed)
+    def one(thread: int, count: int) -> int:
+        drawn = rival.Requests.draw(scenario, count, seed + thread)
         return rival.simulate(scenario, drawn, 2 * count, compiled).steps
 
     began = time.perf_counter()

@@ -19,6 +19,7 @@ without output.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shortened
@@ -29,6 +30,7 @@ import numpy as np
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.scenario.prefixes import dense
 from llmgym.scenario.replay import Replay
+from llmgym.traces.other_files import what_else
 from llmgym.traces.rows import Format, first_line, opened, read_rows
 
 FORMATS = {
@@ -75,8 +77,12 @@ def read_trace(path: str | Path, format: str | None = None, limit: int | None = 
         raise unknown("trace format", format, FORMATS)
     if limit is not None:
         check_number("limit", limit, low=1, integer=True)
-    with opened(path, whole=limit is None) as file:
-        return _read(Path(path), format, limit, file)
+    try:
+        with opened(path, whole=limit is None) as file:
+            return _read(Path(path), format, limit, file)
+    except LLMGymError as error:
+        other = what_else(Path(path)) if isinstance(path, (str, os.PathLike)) else ""
+        raise (LLMGymError(other) if other else error) from None
 
 
 def _read(path: Path, format: str | None, limit: int | None, file: TextIO) -> Replay:

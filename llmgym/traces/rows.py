@@ -106,7 +106,7 @@ class Rows:
         """A column as finite numbers of 0 or more."""
         values = np.array([_number(cell) for cell in self.cells[column]])
         bad = ~((values >= 0) & (values < np.inf))
-        self.refuse(bad, column, ", not a number of 0 or more; mend or drop the row.")
+        self.refuse(bad, column, ", not a number of 0 or more; fix or drop the row.")
         return values
 
     def tokens(self, column: int, least: int = 0) -> np.ndarray:
@@ -230,7 +230,7 @@ def _read_csv(path: Path, wanted: Format, lines: Iterable[str], limit: int) -> R
             if len(cells) != len(header):
                 raise LLMGymError(
                     f"{path}, line {reader.line_num}: {len(cells)} columns where the header has "
-                    f"{len(header)}; the row is cut or damaged: mend or drop it."
+                    f"{len(header)}; the row is cut or damaged: fix or drop it."
                 )
             rows.add(reader.line_num, [cells[place] for place in places])
             if len(rows.lines) == limit:
@@ -266,7 +266,7 @@ def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: in
         if not isinstance(record, dict):
             raise LLMGymError(
                 f"{path}, line {number}: not one whole JSON object; the line is cut or damaged: "
-                "mend or drop it."
+                "fix or drop it."
             )
         if rows is None:  # the names that the first row has are those of all
             found = [[n for n in names if n in record] or names for names in wanted.columns]
@@ -298,6 +298,6 @@ def _prefix(path: Path, line: int, name: str, record: dict[str, Any]) -> list[An
     if not isinstance(listed, list) or not all(isinstance(x, (int, str)) for x in listed):
         raise LLMGymError(
             f"{path}, line {line}: {name} is {shortened(listed)}, not a list of numbers or strings; "
-            "mend it, or drop the column from all rows."
+            "fix it, or drop the column from all rows."
         )
     return listed

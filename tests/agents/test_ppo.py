@@ -265,10 +265,10 @@ def test_files_that_hold_no_policy_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LLMGymError, match="There is no checkpoint"):
         llmgym.agents.load(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("no zip file")
-    with pytest.raises(LLMGymError, match="is no checkpoint of llmgym, or is damaged"):
+    with pytest.raises(LLMGymError, match="is not a checkpoint of llmgym, or is damaged"):
         llmgym.agents.load(tmp_path / "text.npz")
     np.savez(tmp_path / "pickled.npz", header=np.array([{"format": 1}], object))
-    with pytest.raises(LLMGymError, match="is no checkpoint of llmgym, or is damaged"):
+    with pytest.raises(LLMGymError, match="is not a checkpoint of llmgym, or is damaged"):
         llmgym.agents.load(tmp_path / "pickled.npz")
     checkpoint.write_arrays(tmp_path / "old.npz", {}, {"format": 0})
     with pytest.raises(LLMGymError, match="format 1"):

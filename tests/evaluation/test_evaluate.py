@@ -14,6 +14,7 @@ import llmgym
 from llmgym import LLMGymError, cli
 from llmgym.evaluation import evaluate as evaluations
 from llmgym.evaluation.evaluate import Evaluation
+from llmgym.reporting import evaluation_page, evaluation_tables
 from llmgym.reporting import evaluation_report as report
 
 RATES = (8.0, 11.0)
@@ -117,14 +118,25 @@ def test_what_is_there_is_not_run_again(folder: Path, monkeypatch: pytest.Monkey
         evaluations.evaluate(evaluation(seeds=3), folder)
 
 
-def test_the_command_prints_the_results_of_a_folder(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_command_repeats_a_folder_beside_it(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["llmgym", "evaluate", "--repeat", str(folder), "--json"])
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    monkeypatch.chdir(tmp_path)
+    repeat = ["llmgym", "evaluate", "--repeat", str(folder / "config.json"), "--json"]
+    monkeypatch.setattr(sys, "argv", repeat)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0
     found = json.loads(capsys.readouterr().out)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    (out,) = (tmp_path / "results").iterdir()
+    assert out.name == f"evaluation-repeated-{folder.name}"
+    for raw in (folder / "raw").iterdir():
+        assert (out / "raw" / raw.name).read_bytes() == raw.read_bytes()
     assert len(found["latency"]) == 2 * 2 * 3 and len(found["capacity"]) == 1
 
 
@@ -152,3 +164,45 @@ def test_runs_close_to_capacity_are_longer() -> None:
     relaxation = ((128 / 0.04675 / 241) ** 0.5 - 11**0.5) ** -2
     assert evaluations.horizon_s(judged, 11.0) == pytest.approx(20 * relaxation, rel=1e-3)
     assert evaluations.horizon_s(judged, 11.34) == pytest.approx(8 * 16_000 / 11.34)
+
+
+def test_the_name_in_a_table_does_not_depend_on_the_folder_of_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {
+        "sarathi": "sarathi",
+        "runs/ppo": "ppo",
+        "runs/ppo/": "ppo",
+        "a/b/agent-0.npz": "b/agent-0",
+        "agent-0.npz": "agent-0",
+        "mine/own.py:first": "own.py:first",
+        "sarathi:prompts=split": "sarathi:prompts=split",
+    }
+    before = {name: report.short(name) for name in names}
+    monkeypatch.chdir(tmp_path)
+    for name in ("sarathi", "runs/ppo", "mine/own.py:first"):
+        (tmp_path / name).mkdir(parents=True)
+    assert {name: report.short(name) for name in names} == before == names
+
+
+def test_a_best_budget_that_drops_requests_is_marked(folder: Path) -> None:
+    results = {p.stem: json.loads(p.read_text()) for p in (folder / "raw").glob("*.json")}
+    chosen = evaluation()
+    plain = evaluation_tables.latency_by_rate(chosen, results, "hot").to_text()
+    assert "dropped" not in plain and "*" not in plain
+    assert "*" not in evaluation_tables.score_table(chosen, results).to_text()
+    for name, found in results.items():
+        if name.startswith("latency-sarathi-") and name.endswith("-11-hot"):
+            found["dropped"] = [3, 1]
+    assert report.lossy_rates(chosen, results, "hot") == [11.0]
+    assert report.lossy_rates(chosen, results, "cold") == []
+    told = "At 11 requests/s (hot start) sarathi drops requests with every budget"
+    for table in (
+        evaluation_tables.latency_by_rate(chosen, results, "hot"),
+        evaluation_tables.latency_table(chosen, results, "hot"),
+        evaluation_tables.score_table(chosen, results),
+    ):
+        assert told in table.to_text()
+    text = evaluation_tables.latency_by_rate(chosen, results, "hot").to_text()
+    assert "best budget (128*), 4 dropped" in text
+    assert told in evaluation_page.page(chosen, results).replace("\\", "")

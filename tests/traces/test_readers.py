@@ -144,7 +144,7 @@ J = '{"timestamp": 0, "input_length": 1, "output_length": 1}\n'
         (J.replace(": 1,", ": null,"), "line 1: input_length is None, not a number"),
         (J.replace(": 1,", ": true,"), "line 1: input_length is True, not a number"),
         (J.replace(": 1,", ": NaN,"), "line 1: input_length is nan, not a number"),
-        (b"\x1f\x8b\x08\x00\xff\xfe\x00\x01", "not UTF-8 text; if it is compressed, unpack"),
+        (b"\x1f\x8b\x08\x00\xff\xfe\x00\x01", "is compressed with gzip: unpack it"),
         (b"\x00\x01\x02\x03\n\x00\x01", "no known column"),
         (CSV.encode() + b"\xff\xff", "not UTF-8 text"),
     ],

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from llmgym.core.text import drawn, one_line
 from llmgym.envs.functional import EnvState, FunctionalEngine
 from llmgym.envs.rendering.picture import (
     DECODE,
@@ -77,8 +78,8 @@ class NetworkRenderer:
         decoding = (prefill == 0) & (table.decode[:, :engines] > 0)
         ticks = network.clock.to_numpy()
         return NetworkFrame(
-            name=scenario.name,
-            engines=scenario.engine_names,
+            name=one_line(scenario.name),
+            engines=tuple(map(one_line, scenario.engine_names)),
             budget=np.asarray(self._core.params.token_budget),
             time_s=float(ticks) * scenario.tick_ms / 1000,
             jobs=int(network.present),
@@ -142,7 +143,7 @@ def picture(frame: NetworkFrame) -> np.ndarray:
         label="prefill",
     )
     batch.set(xlim=(0, 100), xlabel="% of the token budget", title="Batch that runs")
-    batch.set_yticks(place, frame.engines)
+    batch.set_yticks(place, list(map(drawn, frame.engines)))
     queue.barh(place, frame.decoding, color=PALE_DECODE, label="decoding")
     queue.barh(place, frame.prompts, left=frame.decoding, color=PALE_PREFILL, label="prompt left")
     most = max(10, int((frame.decoding + frame.prompts).max()))
@@ -164,7 +165,7 @@ def picture(frame: NetworkFrame) -> np.ndarray:
     figure.legend(handles=handles, ncol=4, loc="upper right", fontsize=8, frameon=False)
     delay = f" | in a delay {frame.in_delay:,}" if frame.in_delay else ""
     figure.text(
-        0.015, 0.95, f"{frame.name} | t = {frame.time_s:,.3f} s | jobs {frame.jobs:,}{delay}",
+        0.015, 0.95, f"{drawn(frame.name)} | t = {frame.time_s:,.3f} s | jobs {frame.jobs:,}{delay}",
         size=10, weight="bold", va="center",
     )  # fmt: skip
     canvas.draw()

@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from llmgym.core.text import drawn
 from llmgym.envs.rendering.text import Frame, Ran, round_up
 
 PREFILL, DECODE = "#E69F00", "#0072B2"
@@ -113,7 +114,7 @@ class Picture:
     def __call__(self, frame: Frame) -> np.ndarray:
         """The image of a frame."""
         self._set_limits(frame)
-        self._title.set_text(frame.headline)
+        self._title.set_text(drawn(frame.headline))
         self._clock.set_text(f"t = {frame.time_s:,.2f} s")
         self._state.set_text(frame.state_line)
         self._move_queue(frame)

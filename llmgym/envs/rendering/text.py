@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llmgym.core.text import one_line
 from llmgym.envs.interface.actions import tile_of
 from llmgym.scenario.scenario import Scenario
 
@@ -90,7 +91,7 @@ class Frame:
     def headline(self) -> str:
         """Scenario and load."""
         load = f"load {self.load:.2f}" if math.isfinite(self.load) else "all at once"
-        return f"{self.scenario.name} | {load}"
+        return f"{one_line(self.scenario.name)} | {load}"
 
     @property
     def state_line(self) -> str:
