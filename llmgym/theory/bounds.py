@@ -35,7 +35,7 @@ def rate_bound(
         LLMGymError: a value that is negative or not finite, or a batch time that is not positive and finite.
     """
     for name, value in (("served_tokens", served_tokens), ("elapsed_ms", elapsed_ms)):
-        check_number(name, value)
+        check_number(name, value, arrays=True)
         if not np.all(np.isfinite(value)) or np.any(np.asarray(value) < 0):
             raise LLMGymError(f"{name} must be finite and at least 0.")
     sizes = np.arange(1, engine.token_budget + 1)
