@@ -37,6 +37,25 @@ def functions(path: Path) -> dict[str, int]:
     }
 
 
+def test_dataclasses_are_frozen() -> None:
+    """Values do not change behind the back of those who share them; what runs keeps its state."""
+    with_state = {
+        "agents/training.py::Run",
+        "llmgym/cli/progress.py::Task",
+        "llmgym/reporting/html.py::Page",
+        "llmgym/traces/rows.py::Rows",
+    }
+    found = set()
+    for path in sources():
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            made = [ast.unparse(x) for x in getattr(node, "decorator_list", ())]
+            if any(x.startswith("dataclass") and "frozen=True" not in x for x in made):
+                found.add(f"{path.relative_to(ROOT)}::{node.name}")
+    assert found == with_state
+
+
 def test_files_are_short() -> None:
     lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources()}
     assert len(lines) > 200

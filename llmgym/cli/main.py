@@ -94,11 +94,16 @@ def _run() -> int:
 
 
 def _misused(error: Any) -> int:
-    """Say what is wrong with the options that were typed, as Typer found it."""
-    error.show()
+    """Say in one line what is wrong with the options that were typed, as Typer found it."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
     option = getattr(error, "option_name", "")
+    hint = f"See {context.command_path} --help." if context is not None else ""
     if here(option):
-        complain(f"{option} of other servers is here: {here(option)}; see --set.")
+        hint = f"{option} of other servers is here: {here(option)}; see --set."
+    complain(str(LLMGymError(f"{error.format_message().rstrip('.')}. {hint}".rstrip())))
     return int(error.exit_code)
 
 

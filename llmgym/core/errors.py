@@ -171,14 +171,19 @@ def check_number(
     if integer and number != int(number):
         raise LLMGymError(f"{name} must be a whole number, got {shown(value)}.")
     if low is not None and number < low:
-        raise LLMGymError(f"{name} must be at least {low:g}, got {shown(value)}.")
+        raise LLMGymError(f"{name} must be at least {_limit(low)}, got {shown(value)}.")
     if above is not None and number <= above:
-        raise LLMGymError(f"{name} must be greater than {above:g}, got {shown(value)}.")
+        raise LLMGymError(f"{name} must be greater than {_limit(above)}, got {shown(value)}.")
     if high is not None and number > high:
-        raise LLMGymError(f"{name} must be at most {high:g}, got {shown(value)}.")
+        raise LLMGymError(f"{name} must be at most {_limit(high)}, got {shown(value)}.")
     if abs(number) >= LARGEST:
         raise LLMGymError(f"{name} must be below 2**63 in size, got {shown(value)}.")
     return int(number) if integer else number
+
+
+def _limit(number: float) -> str:
+    """A limit as it may be typed: all digits of a whole number."""
+    return str(int(number)) if number == int(number) and abs(number) < 1e16 else f"{number:g}"
 
 
 def _may_be_traced(value: object) -> bool:

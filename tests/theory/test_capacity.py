@@ -27,7 +27,7 @@ from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.stage import Paired, Stage
 from llmgym.scenario.workload import JobType, Workload
 from llmgym.theory import capacity
-from llmgym.theory.capacity import at_load
+from llmgym.theory.capacity import MOST_LOAD, at_load
 
 
 def scenario(
@@ -210,6 +210,12 @@ def test_load_factor_is_one_at_the_capacity():
     s = scenario()
     assert capacity(at_load(s, 0.7)).load_factor == pytest.approx(0.7, rel=1e-9)
     assert capacity(s.at_rate(capacity(s).requests_per_s)).load_factor == pytest.approx(1)
+
+
+def test_the_largest_load_is_taken_and_a_larger_one_refused():
+    assert capacity(at_load(scenario(), MOST_LOAD)).load_factor == pytest.approx(MOST_LOAD)
+    with pytest.raises(LLMGymError, match=f"Use at most {MOST_LOAD}"):
+        at_load(scenario(), np.nextafter(MOST_LOAD, 200.0))
 
 
 def test_replay_counts_by_its_means_and_may_come_at_once():

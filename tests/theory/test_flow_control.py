@@ -111,6 +111,7 @@ def with_lengths(prompt: Any) -> llmgym.Scenario:
             "'20-outputs' has random lengths",
         ),
         (lambda: flow_control(engine(batch_time=llmgym.Affine(20, 0.1))), "from 20.1 to 122.4 ms"),
+        (lambda: flow_control(engine(batch_time=llmgym.Affine(20, 1e-4))), "from 20.0001 to 20.1"),
         (
             lambda: flow_control(engine(batch_time=Roofline(20, 0, 0, 1.0))),
             "from 20 to 1020 ms",

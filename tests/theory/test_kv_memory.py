@@ -48,6 +48,23 @@ def test_a_request_holds_what_it_holds(prompt: int, output: int, first_token: st
     assert token_iterations(base, CHUNK) == footprint
 
 
+def test_context_that_a_call_inherits_is_held_too() -> None:
+    """The prompt of the second call is all of the first and its own; the third is elsewhere."""
+    stages = (
+        llmgym.Stage(40, 3, engine="a", name="first"),
+        llmgym.Stage(20, 2, engine="a", name="second", after="first", inherits=True),
+        llmgym.Stage(500, 9, engine="b", name="third", after="second"),
+    )
+    engines = tuple(llmgym.Engine(llmgym.Affine(ITERATION_MS, 0.0), 8192, name=n) for n in "ab")
+    network = llmgym.Scenario(engines, (llmgym.JobType(llmgym.Poisson(1), stages, name="job"),))
+    footprint = 0
+    for prompt, output in ((40, 3), (40 + 3 + 20, 2)):
+        held = [min(end, prompt) for end in range(CHUNK, prompt + CHUNK, CHUNK)]
+        footprint += sum(held) + sum(prompt + j for j in range(1, output + 1))
+    assert token_iterations(network, CHUNK, network.engines[0]) == footprint
+    assert token_iterations(network, CHUNK) == footprint
+
+
 def test_mean_over_the_distribution() -> None:
     rng = np.random.default_rng(0)
     prompts, outputs = rng.integers(20, 61, 200_000), rng.integers(20, 61, 200_000)
