@@ -86,7 +86,7 @@ def page(found: dict[str, Any]) -> str:
             "`llmgym study corner-c` writes every file here. Scenario "
             f"`{SCENARIO}`: {scenario.description}",
             "",
-            f"`{AGENT}` was trained at loads of 0.90, 0.96 and 1.00 of the capacity. The table shows how",
+            f"`{AGENT}` was trained at loads of 0.85, 0.92 and 0.97 of the capacity. The table shows how",
             "fast the unprocessed tokens grow, in tokens per ms with a 95 % interval over 8 replications,",
             "from an empty engine and from a backlog.",
             "",
