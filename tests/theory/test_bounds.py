@@ -194,7 +194,8 @@ def test_relaxation_time_formula():
 
 
 @pytest.mark.parametrize(
-    ("rate", "service_ms", "mean"), [(0, 10, 0), (50, 10, 0.75), (80, 10, 2.4), (90, 10, 4.95)]
+    ("rate", "service_ms", "mean"),
+    [(0, 10, 0), (50, 10, 0.75), (80, 10, 2.4), (90, 10, 4.95), (1000, 0.5, 0.75)],
 )
 def test_pollaczek_khinchine(rate, service_ms, mean):
     assert pollaczek_khinchine(rate, service_ms) == pytest.approx(mean, rel=1e-12)
