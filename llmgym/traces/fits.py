@@ -77,7 +77,7 @@ def fit_scenario(
         fit_quantiles(t, points) for t in (trace.prefill_tokens, trace.decode_tokens)
     )
     targets = {name: getattr(trace, name) for name in TARGETS}
-    job = JobType(arrivals, (Stage(prefill, decode),), **targets)
+    job = JobType(arrivals, (Stage(prefill, decode, engine=engine.engine.name),), **targets)
     fitted = replace(engine, workload=(job,), name=name, source=source)
     return replace(fitted, description=_description(trace, fitted, what))
 
