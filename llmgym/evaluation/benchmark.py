@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -97,7 +97,7 @@ class Benchmark:
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
-        settings = asdict(replace(self, scenario=None))  # type: ignore[arg-type]
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scenario"}
         digests = policies.digests(self.policies)
         return {
             **settings,
