@@ -1,4 +1,4 @@
-"""Names with marks of every format that a name is written to, and inputs that bear such a name wherever they can."""
+"""Names with marks of every format that a name is written to, and inputs that bear one wherever they can."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ NAMES: dict[str, str] = {
 }
 """By what they try."""
 
+EVERYTHING = "= [/red]$\\foo$<script>a|b`*_~../..\\\n\u202e👩\u200d🚀\x1b[2J${title}\"';"
+"""Much of it at once."""
+
 
 def file_name(name: str, most: int = 180) -> str:
     """The nearest name that a file can have."""
-    name = name.replace("/", "∕").replace("\0", "0")
+    name = name.replace("/", "\u2215").replace("\0", "0")
     while len(name.encode()) > most:
         name = name[:-1]
     return name if name not in ("..", ".") else f"{name}."
