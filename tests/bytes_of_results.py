@@ -17,8 +17,13 @@ name = "é \\u0131 \\u0130 ß"
 slots = 32
 [engine]
 token_budget = 64
-batch_time = { kind = "roofline", c_ms = 11.0, a_ms_per_token = 0.37, free_tokens = 8,
-    kv_ms_per_kilotoken = 0.3, prefill_ms_per_megapair = 4.1 }
+[engine.batch_time]
+kind = "roofline"
+c_ms = 11.0
+a_ms_per_token = 0.37
+free_tokens = 8
+kv_ms_per_kilotoken = 0.3
+prefill_ms_per_megapair = 4.1
 [[job_types]]
 name = "I"
 ttft_ms = 300.0
