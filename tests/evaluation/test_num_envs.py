@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
     [
         ("geometric", "random", 0.9),
         ("rybko-stolyar", "random", 0.9),  # draws of its own for every call
-        ("react-loop", "vllm_v1", 0.9),
+        ("diamond-dag", "vllm_v1", 0.9),
         ("paper-gpu-memory", "vllm_v1", 1.1),
         ("shared-prefix", "sarathi", 0.9),
     ],
@@ -31,7 +31,7 @@ def test_a_replication_does_not_depend_on_how_many_there_are(
     name: str, policy: str, load: float
 ) -> None:
     scenario = llmgym.scenario(name, slots=32)
-    settings: dict[str, Any] = {"load": load, "duration_s": 1.5, "seed": 3}
+    settings: dict[str, Any] = {"load": load, "duration_s": 2.0, "seed": 3}
     runs = {n: llmgym.simulate(scenario, policy, num_envs=n, **settings) for n in SIZES}
     for table in ("requests", "batches", "trajectory"):
         frames = {n: getattr(run, table) for n, run in runs.items()}
