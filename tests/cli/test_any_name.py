@@ -18,7 +18,7 @@ from llmgym.core.text import one_line
 from llmgym.evaluation import benchmark
 
 Capture = pytest.CaptureFixture[str]
-QUICK = ("rich", "markdown", "lines", "nul")
+QUICK = ("rich", "lines")
 """Names of the default set."""
 
 USER = [pytest.param(k, marks=[pytest.mark.slow] * (k not in QUICK)) for k in NAMES]
@@ -97,17 +97,17 @@ TRAINING = ("--steps", 64, "--option", "num_envs=2", "--option", "steps=16",
 
 def long_commands(of: Inputs, out: Path) -> list[tuple[object, ...]]:
     """The commands that compile, at their smallest, each writing into a folder of its own."""
-    two = ("-p", "sarathi", "-p", of.policy)
+    own = ("-p", of.policy)
     one = ("-s", of.single, "--load", 0.5)
     return [
         ("simulate", "-s", of.single, *SMALL_RUN, "-p", of.policy, "--out", out / "a"),
         ("simulate", "-s", of.network, *SMALL_RUN, "-p", of.policy, "--out", out / "b"),
         ("simulate", "-s", of.single, "--trace", of.trace, "--set", "slots=64", "-p", of.policy,
          "--set", "ttft_ms=100", "--out", out / "c"),
-        ("replay", of.trace, "-s", of.single, "--set", "slots=64", *two, "--out", out / "d"),
-        ("benchmark", *one, *two, "--replications", 2, "--arrivals", 30, "--report",
+        ("replay", of.trace, "-s", of.single, "--set", "slots=64", *own, "--out", out / "d"),
+        ("benchmark", *one, *own, "--replications", 2, "--arrivals", 30, "--report",
          "--out", out / "benchmark"),
-        ("evaluate", *one, *two, "--budget", 32, "--seeds", 2, "--arrivals", 40,
+        ("evaluate", *one, *own, "--budget", 32, "--seeds", 2, "--arrivals", 40,
          "--out", out / "evaluation"),
         ("fit-trace", of.trace, "-s", of.single, "--kind", "poisson", "--points", 5,
          "--out", out / "e.toml"),
@@ -115,7 +115,6 @@ def long_commands(of: Inputs, out: Path) -> list[tuple[object, ...]]:
          "--duration-s", 5, "--out", out / "f"),
         ("tune", *one, "--generations", 1, "--population", 4, "--out", out / "g"),
         ("train", *one, *TRAINING, "--out", out / "h"),
-        ("train", "-s", of.network, "--load", 0.5, *TRAINING, "--out", out / "i"),
         ("calibrate", of.measured, "--out", out / "j"),
         ("validate", of.recorded, "--batch-time", out / "j" / "batch_time.toml"),
         ("speed", "--scenario", of.network, "--num-envs", 2, "--slots", 32, "-p", of.policy,
