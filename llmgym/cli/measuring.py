@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -57,7 +58,7 @@ def measure_batch_time(
     cli.show(f"{file}: {found.before} batches were there, {found.added} were added.")
     if found.left_out:
         cli.show(f"{found.left_out} batches did not fit into the memory of {settings.device}.")
-    cli.show(f"Fit: llmgym calibrate {file} --out calibrated")
+    cli.show(f"Fit: {shlex.join(['llmgym', 'calibrate', str(file), '--out', 'calibrated'])}")
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

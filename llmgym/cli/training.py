@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,8 @@ def train(
 
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
-    bases = [_scenario(name, settings or []) for name in scenario or ["latency"]]
+    typed = scenario or ["latency"]
+    bases = [_scenario(name, settings or []) for name in typed]
     out = out or cli.results_folder(agent, bases[0].name)
     if agent.startswith("sb3-"):
         if patience is not None:
@@ -79,7 +81,7 @@ def train(
         worlds = [s for base in bases for s in cli.at_rates(base, load, rate, TRAINING_LOADS)]
         numbers = _seeds(seed, seeds)
         policies = _sb3(agent, worlds, steps, numbers, option, out, as_json)
-        return _tell(policies, numbers, out, bases[0].name, as_json)
+        return _tell(policies, numbers, out, _again(typed[0], settings or []), as_json)
     training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent)
     with cli.bar(as_json, steps=True) as bar:
         tasks = {
@@ -93,13 +95,13 @@ def train(
                 tasks[s], completed=done, description=f"seed {s}: {_told(row)}"
             ),
         )
-    _tell(policies, training.seeds, out, bases[0].name, as_json)
+    _tell(policies, training.seeds, out, _again(typed[0], settings or []), as_json)
 
 
 def _tell(
-    policies: list[Any], seeds: tuple[int, ...], out: Path, scenario: str, as_json: bool
+    policies: list[Any], seeds: tuple[int, ...], out: Path, scenario: list[str], as_json: bool
 ) -> None:
-    """Say what was written, and how to judge it."""
+    """Say what was written, and the command that judges it: ``scenario`` are its options for the scenario."""
     found = [
         {"seed": s, "file": str(out / f"agent-{s}.npz"), "digest": p.digest}
         | {name: p.header[name] for name in ("iterations", "steps_made") if name in p.header}
@@ -109,7 +111,7 @@ def _tell(
         return cli.print_json(found)
     for record in found:
         cli.show(f"Wrote {record['file']}.")
-    cli.show(f"Judge: llmgym evaluate -s {scenario} -p {found[0]['file']}")
+    cli.show(f"Judge: {shlex.join(['llmgym', 'evaluate', *scenario, '-p', found[0]['file']])}")
 
 
 def _sb3(
@@ -168,9 +170,21 @@ def _seeds(first: int, count: int) -> tuple[int, ...]:
 
 def _scenario(name: str, settings: list[str]) -> Scenario:
     """A scenario from ``name`` or ``name:setting=value,setting=value``, with settings for all on top."""
-    base, _, own = name.partition(":")
-    chosen: Scenario = cli.scenario(base, [*settings, *(own.split(",") if own else [])], None)
+    base, own = _parts(name)
+    chosen: Scenario = cli.scenario(base, [*settings, *own], None)
     return chosen
+
+
+def _parts(name: str) -> tuple[str, list[str]]:
+    """The name or file, and the settings that follow it."""
+    base, _, own = name.partition(":")
+    return base, own.split(",") if own else []
+
+
+def _again(name: str, settings: list[str]) -> list[str]:
+    """The options with which another command has the same scenario."""
+    base, own = _parts(name)
+    return ["-s", base, *(word for pair in (*settings, *own) for word in ("--set", pair))]
 
 
 def _told(row: dict[str, Any]) -> str:

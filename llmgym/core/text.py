@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import cache
 
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories that are not seen: controls, marks of direction, lone surrogates, line separators."""
@@ -33,9 +34,32 @@ def escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def drawable(text: str) -> str:
+    """The text on one line, with an escape for what the fonts of pictures lack; they would draw a box."""
+    seen = one_line(text)
+    if seen.isascii():
+        return seen
+    from matplotlib.font_manager import FontProperties
+
+    families = tuple(FontProperties().get_family())
+    return "".join(c if c.isascii() or _has_glyph(c, families) else escaped(c) for c in seen)
+
+
+@cache
+def _has_glyph(character: str, families: tuple[str, ...]) -> bool:
+    """Whether Matplotlib finds a character in one of these families, plain and bold."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    def has(family: str, weight: str) -> bool:
+        font = get_font(findfont(FontProperties(family=[family], weight=weight)))
+        return bool(font.get_char_index(ord(character)))
+
+    return all(any(has(family, w) for family in families) for w in ("normal", "bold"))
+
+
 def drawn(text: str) -> str:
     """Text that Matplotlib draws as it is: dollar signs begin no formula there; long texts are cut."""
-    seen = one_line(text)
+    seen = drawable(text)
     if len(seen) > MOST_IN_A_PICTURE:
         seen = seen[: MOST_IN_A_PICTURE - 1] + "…"
     return seen.replace("$", r"\$")

@@ -45,6 +45,7 @@ def view(params: Params, state: State) -> View:
         # A lone engine is free at every decision; said as a constant, it costs nothing.
         free=jnp.ones(shape, bool) if params.lone and memory is None else state.busy == 0,
         memory=memory,
+        rows_move=not params.lone,
     )
 
 

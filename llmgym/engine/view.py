@@ -136,6 +136,8 @@ class View:
     job_age: jax.Array  # ticks since the job of the request arrived
     resident_limit: bool = field(default=False, metadata={"static": True})  # what k_max counts
     memory: Memory | None = None  # KV memory, if it is limited
+    # Whether requests move up when any environment beside needs the room, as those of a network do:
+    rows_move: bool = field(default=False, metadata={"static": True})
 
     @property
     def live(self) -> jax.Array:
@@ -159,6 +161,15 @@ class View:
         for k in range(self.classes.count):
             urgency = jnp.where(self.job_class == k, self.classes.priority[k], urgency)
         return urgency
+
+    def in_line(self, values: jax.Array) -> jax.Array:
+        """Values (slots,) by place in line, the first one's first, each moved to the row of who stands there.
+
+        What a policy draws for each request must go by its place where ``rows_move``: by row it would
+        depend on the environments beside it.
+        """
+        place = jnp.cumsum(self.live, axis=0) - 1
+        return jnp.where(self.live, values[jnp.maximum(place, 0)], jnp.zeros((), values.dtype))
 
     def empty(self) -> Batch:
         """The batch with no tokens."""

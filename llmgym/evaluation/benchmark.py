@@ -93,7 +93,9 @@ class Benchmark:
             return self.scenario
         # Verdicts enlarge the table where they need to; the trace's own run needs a large one at once.
         slots = min(self.scenario.slots, 1024)
-        return replace(self.scenario, workload=demand.endless(), slots=slots)
+        return replace(
+            self.scenario, workload=demand.endless(self.scenario.engine.name), slots=slots
+        )
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""

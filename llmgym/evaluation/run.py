@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,7 +47,7 @@ class Record:
         at = (step, engine, env)
         columns: dict[str, Any] = {
             "env": env,
-            "engine": np.array(self.scenario.engine_names)[engine],
+            "engine": _names(self.scenario.engine_names, engine),
             "start_ms": raw["start"][step, 0, env] * self.tick_ms,
             "duration_ms": raw["batch_ticks"][at] * self.tick_ms,
         }
@@ -71,8 +72,8 @@ class Record:
                 "env": raw["request_env"],
                 "job": raw["request_number"],
                 "stage": stage,
-                "engine": np.array([*self.scenario.engine_names, ""])[raw["request_station"]],
-                "job_type": np.array(self.scenario.job_names)[job_type],
+                "engine": _names((*self.scenario.engine_names, ""), raw["request_station"]),
+                "job_type": _names(self.scenario.job_names, job_type),
                 "prefill_tokens": raw["request_prefill"],
                 "decode_tokens": raw["request_decode"],
                 "arrival_ms": raw["request_arrival"] * self.tick_ms,
@@ -102,3 +103,8 @@ class Record:
                 "backlog_tokens": raw["backlog"][step, env],
             }
         )
+
+
+def _names(names: Sequence[str], index: np.ndarray) -> np.ndarray:
+    """The name at each index, as objects: an array of strings would drop NULs at the end."""
+    return np.array(names, dtype=object)[index]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-from llmgym.core.text import one_line
+from llmgym.core.text import drawable
 from llmgym.reporting.graph_layout import Layout, Point, lay_out
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -200,8 +200,9 @@ def _patch(axes: Axes, path: Path, **style: Any) -> None:
 
 def _text(axes: Axes, x: float, y: float, text: str, size: float, **style: Any) -> None:
     style = {"color": INK, "ha": "center", "va": "center", **style}
-    axes.text(x, y, one_line(text), fontsize=size, parse_math=False, **style)
+    axes.text(x, y, drawable(text), fontsize=size, parse_math=False, **style)
 
 
 def _short(text: str, most: int) -> str:
+    text = drawable(text)
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -316,7 +316,7 @@ class Replay(Demand):
     def calls_at(self, engine: str, classes: Sequence[int], share: float) -> Replay:
         return self
 
-    def endless(self) -> JobTypes:
+    def endless(self, engine: str) -> JobTypes:
         """Poisson streams that stand for it: of each class its rate and its lengths, drawn in pairs."""
         which, found = self.request_class, []
         for k, level in enumerate(self.levels):
@@ -324,7 +324,8 @@ class Replay(Demand):
             prefill, decode = (np.asarray(column)[which == k] for column in columns)
             if not prefill.size:
                 continue
-            stage = Stage(paired=Paired(prefill, decode), priority=level.priority)
+            lengths = Paired(prefill, decode)
+            stage = Stage(paired=lengths, engine=engine, priority=level.priority)
             arrivals = PoissonArrivals(self.rate_per_s * (prefill.size / len(self)))
             targets: Any = {name: getattr(level, name) for name in TARGETS}
             found.append(JobType(arrivals, (stage,), level.name, weight=level.weight, **targets))

@@ -90,6 +90,10 @@ class Scenario:
         known = [engine.name for engine in self.engines]
         if len(set(known)) < len(known):
             raise LLMGymError(f"Engines need different names, got {known}.")
+        if len(set(self.engine_names)) < len(self.engine_names):
+            raise LLMGymError(
+                f"Engines need different names, replicas numbered too, got {list(self.engine_names)}."
+            )
         limits = {e.seq_limit for e in self.engines if e.max_num_seqs is not None}
         if len(limits) > 1:
             raise LLMGymError("Engines with max_num_seqs must use the same seq_limit.")

@@ -256,8 +256,8 @@ class Demand(ABC):
             share: the part of their calls that reaches it, as one of several replicas.
         """
 
-    def endless(self) -> Demand:
-        """The same with arrivals that never end: itself, or a stand-in for a list of requests."""
+    def endless(self, engine: str) -> Demand:
+        """Arrivals that never end: its own, or those that stand, at that engine, for a list of requests."""
         return self
 
     def first(self, count: int) -> Demand:

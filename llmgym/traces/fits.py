@@ -77,13 +77,16 @@ def fit_scenario(
         fit_quantiles(t, points) for t in (trace.prefill_tokens, trace.decode_tokens)
     )
     targets = {name: getattr(trace, name) for name in TARGETS}
-    job = JobType(arrivals, (Stage(prefill, decode),), **targets)
+    job = JobType(arrivals, (Stage(prefill, decode, engine=engine.engine.name),), **targets)
     fitted = replace(engine, workload=(job,), name=name, source=source)
     return replace(fitted, description=_description(trace, fitted, what))
 
 
 def _description(trace: Replay, fitted: Scenario, what: str) -> str:
-    rank = spearmanr(trace.prefill_tokens, trace.decode_tokens).statistic
+    rank = ""
+    if min(map(np.ptp, (trace.prefill_tokens, trace.decode_tokens))) > 0:  # else there is none
+        found = spearmanr(trace.prefill_tokens, trace.decode_tokens).statistic
+        rank = f" (rank correlation in the trace: {found:.2f})"
     span = trace.arrival_s[-1] - trace.arrival_s[0]
     limit = capacity(fitted)
     asked = fitted.arrival_rate_per_s * (fitted.mean_prefill + fitted.mean_decode)
@@ -92,7 +95,7 @@ def _description(trace: Replay, fitted: Scenario, what: str) -> str:
     return (
         f"{what}: {len(trace)} requests in {span:.0f} s. Prompts and outputs come from quantile tables "
         "that keep the means of the trace and shorten its few longest requests; they are drawn "
-        f"independently (rank correlation in the trace: {rank:.2f}). "
+        f"independently{rank}. "
         f"{describe(fitted.job_types[0].arrivals)}{_pace(trace, fitted)} Replay the trace for its true "
         "pattern. It asks for "
         f"{asked:.0f} tokens/s, this engine serves at most {serves:.0f}: "

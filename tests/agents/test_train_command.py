@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,17 @@ def test_late_requests_are_charged_where_it_is_asked_for() -> None:
     assert training("multi-tenant", load=[0.5]).settings.levels is None
     with pytest.raises(LLMGymError, match="late_weight needs targets"):
         training("geometric", load=[0.5], option=["late_weight=1"])
+
+
+def test_its_advice_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    policy: Any = SimpleNamespace(digest="", header={})
+    scenario = cli_agents._again("$(my) file.toml:slots=3,tick_ms=1", ["name=a 'b"])
+    cli_agents._tell([policy], (0,), Path("out; dir"), scenario, as_json=False)
+    advice = capsys.readouterr().out.splitlines()[-1].removeprefix("Judge: ")
+    settings = ["--set", "name=a 'b", "--set", "slots=3", "--set", "tick_ms=1"]
+    assert shlex.split(advice) == [
+        "llmgym", "evaluate", "-s", "$(my) file.toml", *settings, "-p", "out; dir/agent-0.npz"
+    ]  # fmt: skip
 
 
 def test_unknown_agent_is_one_line(

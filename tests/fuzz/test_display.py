@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llmgym.core.foreign_names import ELSEWHERE
-from llmgym.core.text import HIDDEN, drawn, one_line, visible
+from llmgym.core.text import HIDDEN, drawable, drawn, one_line, visible
 from llmgym.reporting.charts import handles
 from llmgym.reporting.html import Page, inline_svg
 from llmgym.reporting.table import Column, Estimate, Table
@@ -105,12 +105,12 @@ def test_a_row_of_markdown_stays_a_row(name: str, code: bool) -> None:
 def test_matplotlib_reads_no_formula_in_a_name(name: str) -> None:
     shown, is_formula = Text(0, 0, drawn(name))._preprocess_math(drawn(name))
     assert is_formula is False
-    if len(one_line(name)) <= 80:
-        assert shown == one_line(name)
+    if len(drawable(name)) <= 80:
+        assert shown == drawable(name)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.filterwarnings("error:Glyph")
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(NAMES)
 def test_a_picture_of_any_name_is_drawn(name: str) -> None:
     figure, axes = plt.subplots(figsize=(4, 3))
@@ -131,3 +131,9 @@ def test_an_estimate_without_an_interval_has_no_nan() -> None:
 
 def test_names_elsewhere_lead_somewhere() -> None:
     assert all(name == name.lower() and told for name, told in ELSEWHERE.items())
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_what_a_font_lacks_is_escaped_in_pictures() -> None:
+    assert drawable("é 👩\n") == "é \\U0001f469\\n"
+    assert drawn("中$") == "\\u4e2d\\$"

@@ -162,7 +162,7 @@ def test_another_rate_changes_nothing_else(scenario: Scenario) -> None:
 
 def test_what_ends_has_parts_and_a_stand_in(scenario: Scenario) -> None:
     demand = scenario.demand
-    endless = demand.endless()
+    endless = demand.endless(scenario.engine.name)
     assert endless.end_s is None
     assert endless.rate_per_s == pytest.approx(demand.rate_per_s)
     assert {(c.name, c.priority, c.targets_ms, c.weight) for c in endless.classes} == {
