@@ -148,11 +148,15 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
 
 
 def _check_weights(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse what cannot be the weights of a policy: other types than floats, deep trees."""
+    """Refuse what cannot be the weights of a policy: other types than floats, NaN, infinities, deep trees."""
     for name, x in arrays.items():
         if not np.issubdtype(x.dtype, np.floating) or name.count("/") > 8:
             raise LLMGymError(
                 f"{path} holds no trained policy: {name[:80]!r} is no array of weights."
+            )
+        if not np.isfinite(x).all():
+            raise LLMGymError(
+                f"{path}: {name[:80]!r} has weights that are not finite numbers; train the policy anew."
             )
 
 
