@@ -19,7 +19,7 @@ import numpy as np
 
 from llmgym.agents.trials import Figures, measure
 from llmgym.baselines.index import PARAMETERS, Index
-from llmgym.core.checks import keep_number
+from llmgym.core.checks import check_name, keep_number
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.files import to_json, write
 from llmgym.core.reading import read_json
@@ -79,12 +79,11 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
+        check_name("objective", self.objective, OBJECTIVES)
         for name in ("population", "elites", "generations", "num_envs"):
-            keep_number(self, name, low=1, integer=True)
+            keep_number(self, name, low=1, high=2**20, integer=True)
         keep_number(self, "elites", high=self.population)
-        keep_number(self, "check_envs", low=2, integer=True)
+        keep_number(self, "check_envs", low=2, high=2**20, integer=True)
         keep_number(self, "duration_s", above=0)
         keep_number(self, "smoothing", above=0, high=1)
         for name in ("warmup_s", "late_weight", "goodput_weight"):

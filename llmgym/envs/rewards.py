@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.checks import check_name
+from llmgym.core.checks import check_kind, check_name
 from llmgym.core.errors import LLMGymError, check_number, shown, unknown
 from llmgym.core.pytree import register
 from llmgym.core.user_code import ask, line_of
@@ -234,6 +234,7 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
     ``tardiness`` take the targets and weights of the scenario's classes and need at least one target.
     Raises LLMGymError on an unknown name or setting.
     """
+    check_kind("scenario", scenario, Scenario)
     if callable(reward):
         if settings:
             raise LLMGymError(

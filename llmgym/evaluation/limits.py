@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmgym.core.errors import LLMGymError, check_number, shown
+from llmgym.core.errors import LLMGymError, check_number
 from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
 from llmgym.scenario.scenario import Scenario
 
@@ -16,12 +16,6 @@ MOST_TICKS = 2**48
 
 MOST_ARRIVALS = 2e9
 """Most requests that a run may bring: at a million a second, half an hour."""
-
-
-def check_scenario(scenario: Any) -> None:
-    """Refuse what is no Scenario."""
-    if not isinstance(scenario, Scenario):
-        raise LLMGymError(f"scenario must be a Scenario, got {shown(scenario)}.")
 
 
 def check_envs(name: str, count: Any, low: int = 1) -> int:

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 
 try:
     from stable_baselines3.common.vec_env import VecEnv
@@ -40,7 +40,7 @@ class SB3VecEnv(VecEnv):
     def __init__(self, vector_env: VectorEnv[Any, Any, Any]) -> None:
         if not isinstance(vector_env, VectorEnv):
             raise LLMGymError(
-                f"SB3VecEnv takes a vector environment (gym.make_vec), got {vector_env!r}."
+                f"SB3VecEnv takes a vector environment (gym.make_vec), got {shown(vector_env)}."
             )
         mode = vector_env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:

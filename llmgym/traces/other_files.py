@@ -30,9 +30,9 @@ PACKED = {
 
 def what_else(path: Path) -> str:
     """What a file is that is no trace, as a message; empty where it is nothing that we know."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return ""
     try:
         with open(path, "rb") as file:

@@ -8,8 +8,19 @@ import gymnasium as gym
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.checks import check_kind
 from llmgym.core.errors import LLMGymError, shown
 from llmgym.engine.view import Batch
+from llmgym.scenario.scenario import Scenario
+
+
+class OfScenario:
+    """Base of the encodings of actions: each belongs to a scenario."""
+
+    scenario: Scenario
+
+    def __post_init__(self) -> None:
+        check_kind("scenario", self.scenario, Scenario)
 
 
 def sound_action(action: Any, space: gym.Space[Any] | None, batch: tuple[int, ...]) -> Any:
