@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmgym.core.checks import check_kind
+from llmgym.core.checks import check_kind, check_numbers
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.scenario.batch_time import Staircase
 from llmgym.scenario.engine import Engine
@@ -37,12 +37,19 @@ def rate_bound(
         LLMGymError: a value that is negative or not finite, or a batch time that is not positive and finite.
     """
     check_kind("engine", engine, Engine)
-    for name, value in (("served_tokens", served_tokens), ("elapsed_ms", elapsed_ms)):
-        check_number(name, value)
-        if not np.all(np.isfinite(value)) or np.any(np.asarray(value) < 0):
+    served, elapsed = (
+        check_numbers("served_tokens", served_tokens),
+        check_numbers("elapsed_ms", elapsed_ms),
+    )
+    for name, value in (("served_tokens", served), ("elapsed_ms", elapsed)):
+        if not np.isfinite(value).all() or (value < 0).any():
             raise LLMGymError(f"{name} must be finite and at least 0.")
+    if served.ndim and elapsed.ndim and served.shape != elapsed.shape:
+        raise LLMGymError(
+            f"served_tokens and elapsed_ms must have the same shape, got {served.shape} and {elapsed.shape}."
+        )
     sizes = np.arange(1, engine.token_budget + 1)
-    slack = np.max(sizes / batch_ms(engine, sizes)) * np.asarray(elapsed_ms) - served_tokens
+    slack = np.max(sizes / batch_ms(engine, sizes)) * elapsed - served
     return slack if np.ndim(slack) else float(slack)
 
 
