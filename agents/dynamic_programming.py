@@ -19,6 +19,7 @@ import numpy as np
 
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.agents.optimum import Optimum, policy_of
+from llmgym.core.checks import check_callable
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.arrivals import Poisson
 from llmgym.scenario.batch_time import Staircase
@@ -63,12 +64,15 @@ def solve(
     Raises LLMGymError for a scenario outside the assumptions above, at or above its capacity, or where
     the table would need too many states.
     """
+    tolerance = check_number("tolerance", tolerance, above=0, high=1)
+    sizes = {"residues": residues, "most_waiting": most_waiting, "most_decoding": most_decoding}
+    residues, most_waiting, most_decoding = (
+        None if size is None else check_number(name, size, low=1, high=2**20, integer=True)
+        for name, size in sizes.items()
+    )
+    check_callable("progress", progress)
     scenario = at_load(scenario, load)
     problem = _problem(scenario, residues)
-    check_number("tolerance", tolerance, above=0)
-    for name, size in (("most_waiting", most_waiting), ("most_decoding", most_decoding)):
-        if size is not None:
-            check_number(name, size, low=1, integer=True)
     finest = problem.residues
     problem = replace(
         problem,
@@ -114,8 +118,6 @@ def _problem(scenario: Scenario, residues: int | None) -> DecodeFirst:
             "no policy has a finite mean latency. Lower the load."
         )
     prompt = max(1, round(scenario.mean_prefill))
-    if residues is not None:
-        check_number("residues", residues, low=1, integer=True)
     # As many decodes as the smallest batch that carries the load leads to, and as many again.
     busy = times[int(np.argmax(speeds > demand))]
     return DecodeFirst(

@@ -19,8 +19,16 @@ import numpy as np
 
 from llmgym.agents.trials import Figures, measure
 from llmgym.baselines.index import PARAMETERS, Index
-from llmgym.core.checks import check_name, keep_number
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.checks import (
+    as_list,
+    check_callable,
+    check_kind,
+    check_name,
+    check_path,
+    check_settings,
+    keep_number,
+)
+from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import to_json, write
 from llmgym.core.reading import read_json
 from llmgym.evaluation.statistics import mean_interval
@@ -137,11 +145,16 @@ def search(
     Raises LLMGymError on bad arguments, for a file of another search, and where every vector of a
     generation lets the table overflow.
     """
-    settings = settings or Settings()
-    spread = SPREAD if spread is None else spread
-    for name in spread:
-        if name not in PARAMETERS:
-            raise unknown("parameter", name, PARAMETERS)
+    settings = Settings() if settings is None else settings
+    check_kind("settings", settings, Settings)
+    check_kind("start", start, Index)
+    spread = SPREAD if spread is None else check_settings("spread", spread)
+    for name, width in spread.items():
+        check_name("parameter", name, PARAMETERS)
+        check_number(f"spread of {name}", width, low=0)
+    loads = as_list("loads", loads, what="numbers")
+    path = None if path is None else check_path("path", path)
+    check_callable("progress", progress)
     problems = _problems(as_scenario(scenario), loads, settings)
     config = {
         "scenarios": [toml_writer.dumps(p) for p in problems],

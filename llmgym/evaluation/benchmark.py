@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from llmgym import baselines
-from llmgym.core.checks import as_list, check_kind, check_path, keep_list, keep_number
+from llmgym.core.checks import (
+    as_list,
+    check_kind,
+    check_path,
+    check_settings,
+    keep_list,
+    keep_number,
+)
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import slug, to_json, write
 from llmgym.core.reading import MOST_JSON, read_bytes, read_json
@@ -273,7 +280,7 @@ def measure(
 
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
     """
-    out, text = check_path("out", out), to_json(config)
+    out, text = check_path("out", out), to_json(check_settings("config", config))
     existing, raw = out / "config.json", out / "raw"
     if os.path.islink(raw):
         raise LLMGymError(f"{raw} is a link that leads out of the result folder; remove it.")

@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from odd_values import ENGINE, ONE
+import pytest
+from hypothesis import given, settings
+from odd_values import ENGINE, ONE, VALUES, changed, try_out
 
 import llmgym
-from llmgym import KVCache, Replay, Staircase, agents, theory
-from llmgym.agents import checkpoint, index_search, optimality, optimum
+from llmgym import KVCache, LLMGymError, Replay, Staircase, agents, theory
+from llmgym.agents import checkpoint, dynamic_programming, index_search, optimality, optimum
 from llmgym.agents.budgets import BudgetChoice
 from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.ppo import PPO
 from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.tile_choice import TileChoice
-from llmgym.agents.training import Training
+from llmgym.agents.training import Training, train
+from llmgym.calibration import validate
 from llmgym.calibration.batches import Settings
 from llmgym.calibration.calibrate import calibrate
+from llmgym.core.npz import read_npz
 from llmgym.evaluation import benchmark, comparison, evaluate, policies, statistics, traffic
 from llmgym.integrations import vllm
-from llmgym.scenario import arrivals, batch_time, library, toml_reader
+from llmgym.integrations.sb3 import SB3VecEnv
+from llmgym.integrations.vllm import schedule
+from llmgym.scenario import arrivals, batch_time, library, toml_reader, toml_writer
 from llmgym.theory import bounds, kv_memory, queueing_networks
 from llmgym.theory.capacity import at_load, compositions, mean_work
 from llmgym.traces import arrival_fits, burstiness, fits, readers
@@ -148,6 +154,15 @@ LEARNED: dict[Callable[..., Any], dict[str, Any]] = {
         "check_envs": 2, "seed": 0,
     },
     optimum.load: {"path": NONE},
+    index_search.search: {
+        "scenario": ONE, "loads": (), "settings": None, "start": index_search.START, "spread": None,
+        "path": None, "progress": None,
+    },
+    dynamic_programming.solve: {
+        "scenario": ONE, "load": None, "residues": 16, "tolerance": 1e-3, "most_waiting": None,
+        "most_decoding": None, "progress": None,
+    },
+    train: {"training": None, "out": None, "progress": None, "together": None},
 }  # fmt: skip
 
 STOPPED: dict[Callable[..., Any], dict[str, Any]] = {
@@ -177,5 +192,86 @@ STOPPED: dict[Callable[..., Any], dict[str, Any]] = {
     benchmark.from_config: {"path": NONE},
     evaluate.from_config: {"path": NONE},
     benchmark.read_result: {"path": NONE},
+    benchmark.measure: {"config": {}, "todo": [], "out": NONE, "progress": None, "jobs": 1},
+    validate.read_vllm_run: {"folder": NONE},
+    llmgym.fill: {"view": None, "batch": None, "demand": None, "token_budget": None, "whole": False},
+    llmgym.check_vector_env: {"env": None, "steps": 1, "seed": 0},
+    schedule: {"workload": [ROW], "config": {}},
+    toml_writer.save: {"scenario": ONE, "path": NONE},
+    SB3VecEnv: {"vector_env": None},
+    optimality.optimality_gaps: {
+        "scenario": ONE, "compared": ["none"], "load": 0.5, "optimum": None, "num_envs": 2,
+        "duration_s": 1.0, "warmup_s": 1.0, "seed": 0,
+    },
 }  # fmt: skip
 """Functions that would run or read; what is named stops what no check stops before."""
+
+ALL = THEORY | SUMMARIES | LEARNED | STOPPED
+
+
+def runs(call: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    """Whether nothing stops a function: left out, as what runs takes seconds to compile."""
+    if call is index_search.search:
+        return np.size(arguments["loads"]) > 0
+    named = arguments.get("policy")
+    return isinstance(named, str) and named == "sarathi"
+
+
+@settings(max_examples=400, deadline=None)
+@given(changed(ALL))
+def test_odd_arguments_of_functions_are_right_or_refused(case: Any) -> None:
+    if not runs(*case):
+        try_out(*case)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(changed(ALL))
+def test_ten_thousand_odd_arguments_of_functions_are_right_or_refused(case: Any) -> None:
+    if not runs(*case):
+        try_out(*case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ALL, ids=lambda call: call.__qualname__)
+def test_every_odd_value_in_every_argument(call: Callable[..., Any]) -> None:
+    for name in ALL[call]:
+        for value in VALUES:
+            arguments = ALL[call] | {name: value}
+            if not runs(call, arguments):
+                try_out(call, arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.mean_waiting(0.5, 2**31), "activations must be at most 100000"),
+        (lambda: theory.flow_control(KV, range(10**9)), "activations has 1,000,000,000 entries"),
+        (lambda: theory.theorem2_capacity(None), "A scenario is named by a string or a path"),
+        (lambda: theory.rate_bound([1, 2], [1, 2, 3], ENGINE), "must have the same shape"),
+        (lambda: comparison.iqm(range(10**9)), "scores has 1,000,000,000 entries"),
+        (lambda: comparison.iqm([]), "scores must hold one number or more"),
+        (lambda: comparison.stratified_bootstrap(SCORES, resamples=2**31), "resamples must be at most"),
+        (lambda: burstiness.sample_times(arrivals.Poisson(1.0), 1), "count must be at least 2"),
+        (lambda: agents.load(10**6000), "Unknown trained policy a whole number of about"),
+        (lambda: checkpoint.load_agent(3), "path must be a string or a pathlib.Path, got 3"),
+        (lambda: PPO(warm_up=1.0), "warm_up must be below 1"),
+        (lambda: PPO(control="no"), "control must be True or False"),
+        (lambda: Training((ONE,), PPO(warm_up=0.9), steps=1), "leaves none in which the policy learns"),
+        (lambda: of_row(**ROW | {"prompt_len": None}), "prompt_len of request 'a' must be a number"),
+        (lambda: Settings(layers=float("nan")), "layers must be finite"),
+        (lambda: traffic.Traffic(ONE, NONE, window_s=(1,)), "window_s must be two times"),
+        (lambda: read_npz(7), "The path of the checkpoint must be a string"),
+    ],
+)  # fmt: skip
+def test_what_no_function_takes_is_refused_with_its_reason(
+    call: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(LLMGymError, match=message):
+        call()
+
+
+def test_statistics_of_nan_are_nan() -> None:
+    odd = np.where(SCORES == 0, np.nan, SCORES)
+    assert np.isnan(comparison.probability_of_improvement(odd, SCORES))
+    assert comparison.probability_of_improvement(SCORES + 1, SCORES) == pytest.approx(2 / 3)
