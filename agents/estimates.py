@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.agents.network_choice import jobs_arrived, left_in_network
-from llmgym.agents.neural import mlp
+from llmgym.agents.neural import init_mlp, mlp
 from llmgym.envs.rewards import Transition, came
 
 LEFT, PRODUCTS = 4, 10
@@ -104,22 +104,57 @@ def arrivals(physics: Any, step: Transition) -> jax.Array:
     return jnp.stack([step.info.arrived, prompts, prompts + output], axis=-1)
 
 
+def init_critic(key: jax.Array, sees: int, hidden: int, worlds: int) -> dict[str, Any]:
+    """Initial weights of ``values``: a quadratic form and the last layer of a network are of each world.
+
+    Args:
+        key: random key of the weights.
+        sees: entries of ``critic_inputs``.
+        hidden: units of each of the two hidden layers.
+        worlds: number of worlds, whose values differ.
+    """
+    *layers, last = init_mlp(key, (sees + worlds, hidden, hidden, 1), 1.0)
+    return {
+        "network": layers,
+        "own": {
+            "quadratic": jnp.zeros((worlds, LEFT + PRODUCTS)),
+            "weight": jnp.tile(last["weight"].T, (worlds, 1)),
+            "bias": jnp.zeros(worlds),
+        },
+    }
+
+
 def values(critic: dict[str, Any], x: jax.Array, number: jax.Array) -> jax.Array:
     """Values (worlds, ...), each in units of the scale of its world.
 
-    The sum of a quadratic form, which every world has for itself, and of a network that all share and
-    that is told the world.
+    The sum of a quadratic form, which every world has for itself, and of a network that all share but
+    for its last layer, and that is told the world.
 
     Args:
-        critic: weights, ``PPO.params(...)["critic"]``.
+        critic: weights, of ``init_critic``.
         x: what the critic sees (worlds, ..., entries), of ``critic_inputs``.
         number: of each world (worlds,), int32.
     """
-    axes = (1,) * (x.ndim - 2)
-    own = critic["quadratic"][number].reshape(-1, *axes, LEFT + PRODUCTS)
-    world = jax.nn.one_hot(number, critic["quadratic"].shape[0])
-    world = jnp.broadcast_to(
-        world.reshape(number.size, *axes, -1), (*x.shape[:-1], world.shape[-1])
+    own = jax.tree.map(
+        lambda w: w[number].reshape(number.size, *(1,) * (x.ndim - 2), -1), critic["own"]
     )
-    learned = mlp(critic["network"], jnp.concatenate([x, world], axis=-1))[..., 0]
-    return jnp.sum(own * x[..., : LEFT + PRODUCTS], axis=-1) + learned
+    world = jax.nn.one_hot(number, critic["own"]["bias"].shape[0])
+    world = jnp.broadcast_to(
+        world.reshape(number.size, *(1,) * (x.ndim - 2), -1), (*x.shape[:-1], world.shape[-1])
+    )
+    units = jnp.tanh(mlp(critic["network"], jnp.concatenate([x, world], axis=-1)))
+    learned = jnp.sum(own["weight"] * units, axis=-1) + own["bias"][..., 0]
+    return jnp.sum(own["quadratic"] * x[..., : LEFT + PRODUCTS], axis=-1) + learned
+
+
+def in_new_units(critic: dict[str, Any], ratio: jax.Array) -> dict[str, Any]:
+    """The critic whose values are the same in units that have changed (PopArt, arXiv:1809.04474).
+
+    Without this, values grow with their unit, the unit with the values, and both without end.
+
+    Args:
+        critic: weights, of ``init_critic``.
+        ratio: old unit over new unit of each world, in the order of their numbers (worlds,).
+    """
+    own = jax.tree.map(lambda w: w * ratio.reshape(-1, *(1,) * (w.ndim - 1)), critic["own"])
+    return critic | {"own": own}

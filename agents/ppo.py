@@ -33,12 +33,14 @@ from llmgym.agents.estimates import (
     advantages,
     arrivals,
     critic_inputs,
+    in_new_units,
+    init_critic,
     td_errors,
     values,
     without_surprise,
 )
 from llmgym.agents.learner import Experience, Learner, World
-from llmgym.agents.neural import init_mlp, log_probs
+from llmgym.agents.neural import log_probs
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.core.checks import check_flag, check_kind, keep_number
 from llmgym.core.errors import LLMGymError
@@ -133,15 +135,11 @@ class PPO:
 
     def params(self, key: jax.Array, worlds: int) -> dict[str, Any]:
         """Initial weights: the policy is nearly its prior, and the quadratic forms of values are 0."""
-        features, hidden = len(self.choice.features), (self.hidden, self.hidden)
         keys = jax.random.split(key)
-        sees = LEFT + PRODUCTS + features * self.choice.engines + worlds
+        sees = LEFT + PRODUCTS + len(self.choice.features) * self.choice.engines
         return {
             "actor": self.choice.init_actor(keys[0], self.hidden),
-            "critic": {
-                "quadratic": jnp.zeros((worlds, LEFT + PRODUCTS)),
-                "network": init_mlp(keys[1], (sees, *hidden, 1), 1.0),
-            },
+            "critic": init_critic(keys[1], sees, self.hidden, worlds),
         }
 
 
@@ -310,10 +308,14 @@ def iterate(
     )  # fmt: skip
     memory = jnp.where(learner.iteration == 0, 0.0, MEMORY)
     scale = jnp.sqrt(memory * world.scale**2 + (1 - memory) * spread)
+    ratio = jnp.zeros_like(scale).at[world.number].set(world.scale / scale)
+    params = learner.params | {"critic": in_new_units(learner.params["critic"], ratio)}
     worlds, start = [], 0
     for group, *_ in groups:
         mine = slice(start, start + group.number.shape[0])
         worlds.append(replace(group, cost=cost[mine], seconds=seconds[mine], scale=scale[mine]))
         start = mine.stop
     row = told | {"present": present, "cost": eta, "explained": explained}
-    return replace(learner, worlds=tuple(worlds), iteration=learner.iteration + 1), row
+    return replace(
+        learner, params=params, worlds=tuple(worlds), iteration=learner.iteration + 1
+    ), row

@@ -50,7 +50,7 @@ class ExclusiveBatching(Policy):
                 keep_number(self, name, low=1, integer=True)
         if self.mean_output is not None:
             keep_number(self, "mean_output", above=0)
-        keep_number(self, "alpha_ratio", above=0)
+        keep_number(self, "alpha_ratio", above=0, arrays=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         slots = self._slots(view)

@@ -27,7 +27,7 @@ class Flush(TilePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keep_number(self, "threshold", low=0, integer=True)
+        keep_number(self, "threshold", low=0, integer=True, arrays=True)
 
     def tiles(self, view: View, tile: jax.Array, most: jax.Array) -> jax.Array:
         decodes, prefill = tokens_waiting(view)

@@ -39,7 +39,7 @@ class KFCFS(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k is not None:
-            keep_number(self, "k", low=1, integer=True)
+            keep_number(self, "k", low=1, integer=True, arrays=True)
         if self.order not in ORDERS:
             raise unknown("phase order", self.order, ORDERS)
 

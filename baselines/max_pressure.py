@@ -46,7 +46,7 @@ class MaxPressure(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keep_number(self, "decode_weight", above=0)
+        keep_number(self, "decode_weight", above=0, arrays=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         pressure, mine = self.pressures(view), phases_of(view)

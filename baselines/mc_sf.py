@@ -43,7 +43,7 @@ class MCSF(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keep_number(self, "protection", low=0, high=1)
+        keep_number(self, "protection", low=0, high=1, arrays=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         left = decode_left(self.name, view)

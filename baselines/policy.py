@@ -47,7 +47,7 @@ class Policy:
             if field.type == "bool":
                 check_flag(field.name, getattr(self, field.name))
         if self.token_budget is not None:
-            keep_number(self, "token_budget", low=1, integer=True)
+            keep_number(self, "token_budget", low=1, integer=True, arrays=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         """Compose the next batch of one engine; jit- and vmap-able."""

@@ -71,9 +71,9 @@ class SLAI(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "tbt_ms", by_class("tbt_ms", self.tbt_ms))
-        keep_number(self, "offset", low=0)
-        keep_number(self, "scarce_offset", low=0)
-        keep_number(self, "memory_limit", low=0, high=1)
+        keep_number(self, "offset", low=0, arrays=True)
+        keep_number(self, "scarce_offset", low=0, arrays=True)
+        keep_number(self, "memory_limit", low=0, high=1, arrays=True)
         if self.max_decodes is not None:
             keep_number(self, "max_decodes", low=1, integer=True)
         if self.prefill_order not in PREFILL_ORDERS:

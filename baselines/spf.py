@@ -32,7 +32,7 @@ class ShortestPrefillFirst(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keep_number(self, "ageing", low=0)
+        keep_number(self, "ageing", low=0, arrays=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         budget = own_budget(view, self.token_budget)

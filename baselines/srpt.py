@@ -32,7 +32,7 @@ class SRPT(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keep_number(self, "preemptible", low=0, high=1)
+        keep_number(self, "preemptible", low=0, high=1, arrays=True)
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         left = decode_left(self.name, view)

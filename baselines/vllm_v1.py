@@ -43,7 +43,7 @@ class VLLMV1(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         keep_number(self, "long_prefill_cap", low=0, integer=True)
-        keep_number(self, "watermark", low=0, high=1)
+        keep_number(self, "watermark", low=0, high=1, arrays=True)
 
     def unservable(self, longest_prompt: float, token_budget: int) -> str | None:
         budget = min(token_budget, self.token_budget or token_budget)

@@ -45,15 +45,18 @@ def optimum(
     from llmgym.agents.dynamic_programming import solve
     from llmgym.agents.optimum import save
     from llmgym.core.files import to_json, write
+    from llmgym.evaluation.configuration import check_different
     from llmgym.evaluation.policies import resolve
 
     chosen = [(name, resolve(name)) for name in policy or ()]  # an unknown name fails at once
     simulation = {
         "num_envs": num_envs, "duration_s": duration_s, "warmup_s": duration_s / 10, "seed": seed,
     }  # fmt: skip
+    problems = _problems(scenario, settings, load, rate)
+    check_different("rates", tuple(problem.arrival_rate_per_s for problem in problems))
     rows: list[dict[str, Any]] = []
     with cli.bar(as_json) as bar:
-        for problem in _problems(scenario, settings, load, rate):
+        for problem in problems:
             what = f"{problem.arrival_rate_per_s:g} requests/s"
             task = bar.add_task(what, total=None)
             found = solve(

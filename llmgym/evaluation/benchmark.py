@@ -104,10 +104,9 @@ class Benchmark:
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
-        settings = asdict(replace(self, scenario=None))  # type: ignore[arg-type]
         digests = policies.digests(self.policies)
         return {
-            **settings,
+            **vars(self),
             **({"digests": digests} if digests else {}),
             "scenario": toml_writer.dumps(self.scenario),
             "versions": {name: metadata.version(name) for name in VERSIONED},

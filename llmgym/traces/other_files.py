@@ -6,6 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from llmgym.core.errors import LLMGymError
+from llmgym.core.reading import opened
+
 LOOKED_AT = 2**16
 """Bytes of the beginning of a file that are looked at."""
 
@@ -32,12 +35,10 @@ def what_else(path: Path) -> str:
     """What a file is that is no trace, as a message; empty where it is nothing that we know."""
     if os.path.isdir(path):
         return _folder(path)
-    if not os.path.isfile(path):
-        return ""
     try:
-        with open(path, "rb") as file:
+        with opened(path, "file", None) as file:
             start = file.read(LOOKED_AT)
-    except OSError:
+    except LLMGymError:
         return ""
     found = _packed(start) or _text(path, start.decode("utf-8", errors="ignore"))
     return f"{path} is {found}." if found else ""
