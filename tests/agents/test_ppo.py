@@ -235,6 +235,51 @@ def test_a_run_that_diverges_says_so_and_leaves_its_file(program: Any, tmp_path:
     assert (tmp_path / "training-0.npz").read_bytes() == before
 
 
+def test_weights_that_are_not_finite_are_not_kept(program: Any, tmp_path: Path) -> None:
+    """A policy of NaN takes its first choice and leaves the loss of the critic finite."""
+    run = trainings.Run.start(small(), (0,))
+    actor = jax.tree.map(lambda x: x * np.nan, run.learners.params["actor"])
+    run.learners = replace(run.learners, params=run.learners.params | {"actor": actor})
+    with pytest.raises(LLMGymError, match="Seed 0 diverged by iteration 5"):
+        run.advance(program)
+    assert np.isfinite(run.curve["value_loss"]).all()
+    with pytest.raises(LLMGymError, match="no longer finite"):
+        run.finish(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_environments_whose_table_was_full_start_again(program: Any) -> None:
+    run = trainings.Run.start(small(), (0,))
+    (world,) = run.learners.worlds
+    dropped = np.array(world.engine.totals.dropped)
+    dropped[..., 0] = 10**6  # of the first environment of each world
+    full = replace(world.engine, totals=replace(world.engine.totals, dropped=jnp.asarray(dropped)))
+    run.learners = replace(run.learners, worlds=(replace(world, engine=full),))
+    run.advance(program)
+    assert (np.asarray(run.learners.worlds[0].engine.totals.dropped) < 10**6).all()
+
+
+def test_progress_is_told_of_every_seed() -> None:
+    class Halved:
+        """A run of two seeds that is over after one chunk."""
+
+        seeds, done, over = (3, 5), 5, False
+        curve = {"cost": np.array([[[1.0]], [[2.0]]])}  # noqa: RUF012
+
+        def advance(self, program: Any) -> None:
+            self.over = True
+
+        def finish(self, out: Any) -> list[Any]:
+            return []
+
+    told = []
+    trainings._train(Halved(), None, None, lambda *told_of: told.append(told_of))  # type: ignore[arg-type]
+    assert [(seed, done, float(row["cost"][0])) for seed, done, row in told] == [
+        (3, 5, 1.0),
+        (5, 5, 2.0),
+    ]
+
+
 def test_a_checkpoint_holds_the_policy_and_where_it_comes_from(
     program: Any, tmp_path: Path
 ) -> None:
@@ -303,3 +348,8 @@ def test_bad_runs_are_refused() -> None:
         PPO(average_cost=False, horizon_s=None)
     with pytest.raises(LLMGymError, match="seed must be at least 0"):
         Training((latency,), seeds=(-1,))
+    with pytest.raises(LLMGymError, match="warm_up must be below 1"):
+        PPO(warm_up=1)
+    with pytest.raises(LLMGymError, match=r"Use at most 0\.8"):
+        Training((latency,), PPO(warm_up=0.81), steps=1)
+    assert Training((latency,), PPO(warm_up=0.8), steps=1).iterations == 5
