@@ -65,11 +65,11 @@ def solve(
     the table would need too many states.
     """
     tolerance = check_number("tolerance", tolerance, above=0, high=1)
-    sizes = {"residues": residues, "most_waiting": most_waiting, "most_decoding": most_decoding}
-    residues, most_waiting, most_decoding = (
-        None if size is None else check_number(name, size, low=1, high=2**20, integer=True)
-        for name, size in sizes.items()
-    )
+    residues = _size("residues", residues)
+    given = {
+        "most_waiting": _size("most_waiting", most_waiting),
+        "most_decoding": _size("most_decoding", most_decoding),
+    }
     check_callable("progress", progress)
     scenario = at_load(scenario, load)
     problem = _problem(scenario, residues)
@@ -77,10 +77,8 @@ def solve(
     problem = replace(
         problem,
         residues=min(LEVELS[0], finest),
-        most_waiting=most_waiting or problem.most_waiting,
-        most_decoding=most_decoding or problem.most_decoding,
+        **{name: size for name, size in given.items() if size is not None},
     )
-    given = {"most_waiting": most_waiting, "most_decoding": most_decoding}
     while True:
         solved = _iterate(problem, None, tolerance, progress)
         shares = _truncation(problem, *solved)
@@ -97,6 +95,11 @@ def solve(
         start = problem.refine(solved[0], coarse), solved[1]
         solved = _iterate(problem, start, tolerance, progress)
     return _optimum(scenario, problem, *solved)
+
+
+def _size(name: str, size: int | None) -> int | None:
+    """A number of states, or None."""
+    return None if size is None else check_number(name, size, low=1, high=2**20, integer=True)
 
 
 def _problem(scenario: Scenario, residues: int | None) -> DecodeFirst:
