@@ -66,7 +66,7 @@ def solve(
     """
     tolerance = check_number("tolerance", tolerance, above=0, high=1)
     residues = _size("residues", residues)
-    given = {
+    given: dict[str, Any] = {
         "most_waiting": _size("most_waiting", most_waiting),
         "most_decoding": _size("most_decoding", most_decoding),
     }
