@@ -212,7 +212,9 @@ ALL = THEORY | SUMMARIES | LEARNED | STOPPED
 def runs(call: Callable[..., Any], arguments: dict[str, Any]) -> bool:
     """Whether nothing stops a function: left out, as what runs takes seconds to compile."""
     if call is index_search.search:
-        return np.size(arguments["loads"]) > 0
+        loads = arguments["loads"]
+        listed = isinstance(loads, (list, tuple)) and len(loads) > 0
+        return listed or (isinstance(loads, np.ndarray) and loads.size > 0)
     named = arguments.get("policy")
     return isinstance(named, str) and named == "sarathi"
 
