@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,15 @@ def runs(call: Callable[..., Any], arguments: dict[str, Any]) -> bool:
         return listed or (isinstance(loads, np.ndarray) and loads.size > 0)
     named = arguments.get("policy")
     return isinstance(named, str) and named == "sarathi"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Odd values may be names of files, and some functions write them."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("fuzz"))
+    yield
+    os.chdir(before)
 
 
 @settings(max_examples=400, deadline=None)
