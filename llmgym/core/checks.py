@@ -164,6 +164,8 @@ def check_path(name: str, path: Any) -> Path:
     """A path; only text and ``os.PathLike`` are: Python would take a number for an open file."""
     if not isinstance(path, (str, os.PathLike)):
         raise LLMGymError(f"{name} must be a string or a pathlib.Path, got {shown(path)}.")
+    if path == "":
+        raise LLMGymError(f"{name} is empty; name the current folder as '.'.")
     return Path(path)
 
 
