@@ -25,7 +25,7 @@ def load(name: str | Path) -> Policy:
 
     Raises LLMGymError for an unknown name, with the nearest match, or a file that holds no policy.
     """
-    if is_path(name):
+    if isinstance(name, os.PathLike) or is_path(name):
         return _read(*_version(Path(name)), None)
     check_name("trained policy", name, names())
     return _read(*_version(CHECKPOINTS / f"{name}.npz"), str(name))
@@ -33,7 +33,7 @@ def load(name: str | Path) -> Policy:
 
 def is_path(name: str | Path) -> bool:
     """Whether this names the file of a checkpoint."""
-    return isinstance(name, Path) or str(name).endswith(".npz")
+    return isinstance(name, Path) or (isinstance(name, str) and name.endswith(".npz"))
 
 
 def _version(path: Path) -> tuple[Path, str]:

@@ -20,7 +20,8 @@ from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.trained import TrainedPolicy
-from llmgym.core.errors import LLMGymError
+from llmgym.core.checks import check_path
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.core.files import to_json, write
 from llmgym.core.npz import MOST_BYTES, BadArraysError, read_npz
 from llmgym.core.reading import BadJSONError, parse_json
@@ -59,6 +60,7 @@ def read_arrays(path: Path, most: int = MOST_BYTES) -> tuple[dict[str, np.ndarra
 
     Raises LLMGymError where it is missing, damaged, of another format or not a checkpoint of llmgym.
     """
+    path = check_path("path", path)
     if not os.path.exists(path):
         raise LLMGymError(f"There is no checkpoint {path}.")
     try:
@@ -119,6 +121,7 @@ def save_agent(path: Path, policy: TrainedPolicy) -> None:
 
 def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
     """The policy of a file. Raises LLMGymError where it holds none."""
+    path = check_path("path", path)
     arrays, header = read_arrays(path, MOST_OF_AN_AGENT)
     kind, masks = header.get("kind"), header.get("masks", True)
     if not isinstance(kind, str) or kind not in CHOICES or not isinstance(masks, bool):
@@ -131,14 +134,7 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
         seen = jax.ShapeDtypeStruct((choice.inputs,), np.float32)
         outputs = jax.eval_shape(choice.logits, actor, seen).shape
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
-        raise LLMGymError(f"{path} holds no trained policy: {error!r}.") from error
-    weak = [
-        name for name, x in arrays.items() if x.dtype.kind not in "fiu" or not np.isfinite(x).all()
-    ]
-    if weak:
-        raise LLMGymError(
-            f"{path} holds weights that are not finite numbers ({weak[0]}); train it anew."
-        )
+        raise LLMGymError(f"{path} holds no trained policy: {shown(error)}.") from error
     if outputs != (sum(choice.parts),):
         raise LLMGymError(
             f"{path} has {outputs} outputs where this version of llmgym has {sum(choice.parts)}; "
@@ -148,11 +144,15 @@ def load_agent(path: Path, label: str | None = None) -> TrainedPolicy:
 
 
 def _check_weights(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse what cannot be the weights of a policy: other types than floats, deep trees."""
+    """Refuse what cannot be the weights of a policy: other types than floats, NaN, infinities, deep trees."""
     for name, x in arrays.items():
         if not np.issubdtype(x.dtype, np.floating) or name.count("/") > 8:
             raise LLMGymError(
                 f"{path} holds no trained policy: {name[:80]!r} is no array of weights."
+            )
+        if not np.isfinite(x).all():
+            raise LLMGymError(
+                f"{path}: {name[:80]!r} has weights that are not finite numbers; train the policy anew."
             )
 
 

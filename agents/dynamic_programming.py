@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.agents.optimum import Optimum, policy_of
+from llmgym.core.checks import check_callable
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.arrivals import Poisson
 from llmgym.scenario.batch_time import Staircase
@@ -63,20 +65,21 @@ def solve(
     Raises LLMGymError for a scenario outside the assumptions above, at or above its capacity, or where
     the table would need too many states.
     """
+    tolerance = check_number("tolerance", tolerance, above=0, high=1)
+    residues = _size("residues", residues)
+    given: dict[str, Any] = {
+        "most_waiting": _size("most_waiting", most_waiting),
+        "most_decoding": _size("most_decoding", most_decoding),
+    }
+    check_callable("progress", progress)
     scenario = at_load(scenario, load)
     problem = _problem(scenario, residues)
-    check_number("tolerance", tolerance, above=0)
-    for name, size in (("most_waiting", most_waiting), ("most_decoding", most_decoding)):
-        if size is not None:
-            check_number(name, size, low=1, integer=True)
     finest = problem.residues
     problem = replace(
         problem,
         residues=min(LEVELS[0], finest),
-        most_waiting=most_waiting or problem.most_waiting,
-        most_decoding=most_decoding or problem.most_decoding,
+        **{name: size for name, size in given.items() if size is not None},
     )
-    given = {"most_waiting": most_waiting, "most_decoding": most_decoding}
     while True:
         solved = _iterate(problem, None, tolerance, progress)
         shares = _truncation(problem, *solved)
@@ -93,6 +96,11 @@ def solve(
         start = problem.refine(solved[0], coarse), solved[1]
         solved = _iterate(problem, start, tolerance, progress)
     return _optimum(scenario, problem, *solved)
+
+
+def _size(name: str, size: int | None) -> int | None:
+    """A number of states, or None."""
+    return None if size is None else check_number(name, size, low=1, high=2**20, integer=True)
 
 
 def _problem(scenario: Scenario, residues: int | None) -> DecodeFirst:
@@ -114,8 +122,6 @@ def _problem(scenario: Scenario, residues: int | None) -> DecodeFirst:
             "no policy has a finite mean latency. Lower the load."
         )
     prompt = max(1, round(scenario.mean_prefill))
-    if residues is not None:
-        check_number("residues", residues, low=1, integer=True)
     # As many decodes as the smallest batch that carries the load leads to, and as many again.
     busy = times[int(np.argmax(speeds > demand))]
     return DecodeFirst(

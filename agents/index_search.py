@@ -19,8 +19,16 @@ import numpy as np
 
 from llmgym.agents.trials import Figures, measure
 from llmgym.baselines.index import PARAMETERS, Index
-from llmgym.core.checks import keep_number
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.checks import (
+    as_list,
+    check_callable,
+    check_kind,
+    check_name,
+    check_path,
+    check_settings,
+    keep_number,
+)
+from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import to_json, write
 from llmgym.core.reading import read_json
 from llmgym.evaluation.statistics import mean_interval
@@ -79,12 +87,11 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
+        check_name("objective", self.objective, OBJECTIVES)
         for name in ("population", "elites", "generations", "num_envs"):
-            keep_number(self, name, low=1, integer=True)
+            keep_number(self, name, low=1, high=2**20, integer=True)
         keep_number(self, "elites", high=self.population)
-        keep_number(self, "check_envs", low=2, integer=True)
+        keep_number(self, "check_envs", low=2, high=2**20, integer=True)
         keep_number(self, "duration_s", above=0)
         keep_number(self, "smoothing", above=0, high=1)
         for name in ("warmup_s", "late_weight", "goodput_weight"):
@@ -98,9 +105,9 @@ class SearchResult:
 
     Attributes:
         policy: the rule.
-        figures: one row for each load: ``load``, and ``e2e_s``, ``requests_per_s``, ``late`` and
-            ``good`` (see ``trials.Figures``) as (mean, low, high) with a 95 % interval over
-            environments, on requests that the search has not seen.
+        figures: one row for each load (for throughput: of OVERLOAD alone): ``load``, and ``e2e_s``,
+            ``requests_per_s``, ``late`` and ``good`` (see ``trials.Figures``) as (mean, low, high) with
+            a 95 % interval over environments, on requests that the search has not seen.
         history: one row for each generation: its best objective, 1 being that of the start, and the
             mean and deviation of the parameters after it.
     """
@@ -138,11 +145,16 @@ def search(
     Raises LLMGymError on bad arguments, for a file of another search, and where every vector of a
     generation lets the table overflow.
     """
-    settings = settings or Settings()
-    spread = SPREAD if spread is None else spread
-    for name in spread:
-        if name not in PARAMETERS:
-            raise unknown("parameter", name, PARAMETERS)
+    settings = Settings() if settings is None else settings
+    check_kind("settings", settings, Settings)
+    check_kind("start", start, Index)
+    spread = SPREAD if spread is None else check_settings("spread", spread)
+    for name, width in spread.items():
+        check_name("parameter", name, PARAMETERS)
+        check_number(f"spread of {name}", width, low=0)
+    loads = as_list("loads", loads, what="numbers")
+    path = None if path is None else check_path("path", path)
+    check_callable("progress", progress)
     problems = _problems(as_scenario(scenario), loads, settings)
     config = {
         "scenarios": [toml_writer.dumps(p) for p in problems],
@@ -259,7 +271,8 @@ def _checked(
     tuned = np.round(mean, 4)
     _, found = _scores(problems, settings, start, tuned[None], settings.check_envs, 0)
     rows = []
-    for load, figures in zip(loads, found, strict=False):
+    ran = (OVERLOAD,) if settings.objective == "throughput" else loads
+    for load, figures in zip(ran, found, strict=True):
         names = ("e2e_s", "requests_per_s", "late", "good")
         columns = {n: mean_interval(getattr(figures, n)[1]) for n in names}
         rows.append({"load": load, **columns})

@@ -11,8 +11,10 @@ import numpy as np
 from llmgym.agents.dynamic_programming import solve
 from llmgym.agents.optimum import Optimum
 from llmgym.agents.trials import Figures, measure_policy
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import as_list, check_kind, check_seed
+from llmgym.core.errors import LLMGymError
 from llmgym.evaluation import policies
+from llmgym.evaluation.limits import check_duration, check_envs
 from llmgym.evaluation.policies import PolicyLike
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario.scenario import Scenario
@@ -92,10 +94,13 @@ def optimality_gaps(
         scenario, load, optimum, num_envs, duration_s, warmup_s, seed: as of ``optimality_gap``.
     """
     scenario = at_load(scenario, load)
-    check_number("num_envs", num_envs, low=2, integer=True)
-    check_number("duration_s", duration_s, above=0)
-    check_number("warmup_s", warmup_s, low=0)
+    num_envs, seed = check_envs("num_envs", num_envs, low=2), check_seed(seed)
+    duration_s = check_duration("duration_s", duration_s, scenario)
+    warmup_s = check_duration("warmup_s", warmup_s, scenario, zero=True)
+    compared = as_list("compared", compared, what="policies")
     chosen = [policies.resolve(policy) for policy in compared]
+    if optimum is not None:
+        check_kind("optimum", optimum, Optimum)
     optimum = solve(scenario) if optimum is None else optimum
     if not np.isclose(optimum.problem.rate, scenario.arrival_rate_per_s, rtol=1e-6):
         raise LLMGymError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmgym.agents.decode_first import DecodeFirst
 from llmgym.baselines.tiles import TilePolicy, tokens_waiting
-from llmgym.core.checks import keep_number
+from llmgym.core.checks import check_path, keep_number
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import to_json, write
 from llmgym.core.npz import read_npz
@@ -98,6 +98,7 @@ def save(optimum: Optimum, path: str | Path) -> None:
 
 def load(path: str | Path) -> Optimum:
     """Read what ``save`` wrote. Raises LLMGymError for any other file."""
+    path = check_path("path", path)
     try:
         arrays = read_npz(path)
         table, header = arrays["table"], parse_json(str(arrays["header"]))

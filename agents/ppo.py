@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ from llmgym.agents.estimates import (
     values,
     without_surprise,
 )
+from llmgym.agents.learner import Experience, Learner, World
 from llmgym.agents.neural import log_probs
 from llmgym.agents.tile_choice import TileChoice
-from llmgym.core.checks import keep_number
+from llmgym.core.checks import check_flag, check_kind, keep_number
 from llmgym.core.errors import LLMGymError
-from llmgym.core.pytree import register
 from llmgym.engine import simulator
 from llmgym.engine.epoch import run_epoch
 from llmgym.engine.view import Batch, View
@@ -107,7 +107,17 @@ class PPO:
             keep_number(self, name, above=0)
         for name in ("entropy", "value_weight", "warm_up", "late_weight"):
             keep_number(self, name, low=0)
+        if self.warm_up >= 1:
+            raise LLMGymError(
+                f"warm_up must be below 1, got {self.warm_up:g}: it is the share of the iterations in "
+                "which the policy does not learn."
+            )
         keep_number(self, "trace", low=0, high=1)
+        for name in ("average_cost", "control"):
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
+        check_kind("choice", self.choice, Choice)
+        if self.levels is not None:
+            check_kind("levels", self.levels, ServiceLevels)
         if self.late_weight > 0 and self.levels is None:
             raise LLMGymError("late_weight needs targets: give levels=ServiceLevels.of(scenario).")
         if self.horizon_s is not None:
@@ -131,47 +141,6 @@ class PPO:
             "actor": self.choice.init_actor(keys[0], self.hidden),
             "critic": init_critic(keys[1], sees, self.hidden, worlds),
         }
-
-
-@register
-@dataclass(frozen=True)
-class World:
-    """A block of environments; in a group of worlds their axis stands before all others."""
-
-    number: jax.Array
-    engine: Any  # the state of its environments
-    key: jax.Array  # words of the random key of its decisions
-    rates: jax.Array  # mean per second of what ``arrivals`` counts
-    cost: jax.Array  # fading sum over the iterations so far
-    seconds: jax.Array  # likewise
-    scale: jax.Array  # standard deviation of the values
-    memory: Any = None  # of the choice, if it has one
-
-
-@register
-@dataclass(frozen=True)
-class Learner:
-    """Everything that an iteration changes."""
-
-    params: dict[str, Any]
-    optimizer: Any
-    worlds: tuple[World, ...]  # groups that share a compiled form
-    key: jax.Array  # words
-    iteration: jax.Array
-
-
-class Experience(NamedTuple):
-    """Decisions (worlds, steps, envs, ...)."""
-
-    features: jax.Array
-    mask: jax.Array
-    prior: jax.Array
-    choice: jax.Array  # (..., parts)
-    log_prob: jax.Array
-    critic: jax.Array  # what the critic sees
-    cost: jax.Array
-    seconds: jax.Array
-    surprise: jax.Array  # what arrived, less its mean
 
 
 def cost_of(settings: PPO, step: Transition) -> jax.Array:

@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from llmgym.agents import checkpoint
+from llmgym.agents.learner import Learner
 from llmgym.agents.network_choice import NetworkChoice
-from llmgym.agents.ppo import PPO, Learner, iterate
+from llmgym.agents.ppo import PPO, iterate
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.worlds import worlds_of
-from llmgym.core.checks import keep_list, keep_number
+from llmgym.core.checks import check_callable, check_kind, check_path, keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.files import to_json, write
 from llmgym.envs.rewards import ServiceLevels
@@ -76,6 +77,11 @@ class Training:
             keep_number(self, "patience", low=1, integer=True)
         for scenario in self.scenarios:
             self._check(scenario)
+        if self.settings.warm_up > 1 - 1 / self.iterations:
+            raise LLMGymError(
+                f"warm_up = {self.settings.warm_up:g} of {self.iterations} iterations leaves none in which "
+                f"the policy learns. Use at most {1 - 1 / self.iterations:g}, or more steps."
+            )
 
     def _check(self, scenario: Scenario) -> None:
         if scenario.is_network != isinstance(self.settings.choice, NetworkChoice):
@@ -183,7 +189,7 @@ class Run:
         return all(stalled(cost, patience) for cost in self.curve["cost"])
 
     def advance(self, program: Any) -> None:
-        """CHUNK more iterations. Raises LLMGymError where a seed diverges."""
+        """CHUNK more iterations. Raises LLMGymError where a seed diverges, and before it is saved."""
         self.learners, rows = program(self.physics, self.learners)
         rows = {name: np.asarray(x) for name, x in rows.items()}
         if self.curve and self.curve.keys() != rows.keys():
@@ -194,11 +200,21 @@ class Run:
             name: np.concatenate([self.curve[name], x], axis=1) if self.curve else x
             for name, x in rows.items()
         }
-        for seed, losses in zip(self.seeds, self.curve["value_loss"], strict=True):
-            if not np.isfinite(losses[-CHUNK:]).all():
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Refuse seeds with weights, or numbers of the last chunk, that are not finite.
+
+        Weights as well as losses: a policy of NaN still acts, and leaves the critic's loss finite.
+        """
+        weights = jax.device_get(jax.tree.leaves(self.learners.params))
+        recent = [x[:, -CHUNK:] for x in self.curve.values()]
+        for n, seed in enumerate(self.seeds):
+            if not all(np.isfinite(x[n]).all() for x in (*weights, *recent)):
                 raise LLMGymError(
                     f"Seed {seed} diverged by iteration {self.done}: its numbers are no longer finite. "
-                    "Take lower loads, a shorter horizon_s or a lower learning_rate."
+                    "What was saved before is kept. Take lower loads, a shorter horizon_s or a lower "
+                    "learning_rate."
                 )
 
     def save(self, path: Path) -> None:
@@ -238,7 +254,8 @@ class Run:
         )
 
     def finish(self, out: Path | None) -> list[TrainedPolicy]:
-        """The policies, written to ``out`` with their learning curves."""
+        """The policies, written to ``out`` with their learning curves; none where one has diverged."""
+        self._check_finite()
         found = []
         for n, seed in enumerate(self.seeds):
             actor = jax.device_get(jax.tree.map(lambda x, n=n: x[n], self.learners.params["actor"]))
@@ -293,13 +310,15 @@ def train(
         training: what to do.
         out: folder for agent-SEED.npz, curve-SEED.csv and training-SEED.npz. From the last a run that
             was killed goes on, with the same result to the bit.
-        progress: called after every chunk of iterations.
+        progress: called after every chunk of iterations, for each of its seeds.
         together: run all seeds in one vmapped program; else as many at a time as there are cores, with
             results that do not depend on the other seeds. None: together on an accelerator.
 
     Raises LLMGymError where ``out`` holds another training run or cannot be written, or a seed diverges.
     """
-    out = None if out is None else Path(out)
+    check_kind("training", training, Training)
+    out = None if out is None else check_path("out", out)
+    check_callable("progress", progress)
     if together is None:
         together = jax.default_backend() != "cpu"
     groups = [training.seeds] if together else [(seed,) for seed in training.seeds]
@@ -322,7 +341,8 @@ def _train(run: Run, program: Any, out: Path | None, progress: Progress) -> list
     saved = time.monotonic()
     while not run.over:
         run.advance(program)
-        progress(run.seeds[0], run.done, {k: v[0, -1] for k, v in run.curve.items()})
+        for n, seed in enumerate(run.seeds):
+            progress(seed, run.done, {k: v[n, -1] for k, v in run.curve.items()})
         if path is not None and (run.over or time.monotonic() > saved + SAVE_EVERY_S):
             run.save(path)
             saved = time.monotonic()

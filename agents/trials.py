@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.baselines.decisions import start
+from llmgym.core.checks import check_seed
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
@@ -24,6 +25,7 @@ from llmgym.engine.epoch import Epoch
 from llmgym.engine.state import ticks_since
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import cores
+from llmgym.evaluation.limits import check_duration, check_envs, check_work
 from llmgym.evaluation.policies import Policy
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import mean_work
@@ -90,6 +92,10 @@ def measure(
         duration_s: simulated seconds after them.
         seed: of the requests.
     """
+    num_envs, seed = check_envs("num_envs", num_envs), check_seed(seed, 2**63 - 1)
+    duration_s = check_duration("duration_s", duration_s, scenario)
+    warmup_s = check_duration("warmup_s", warmup_s, scenario, zero=True)
+    check_work(scenario, len(settings) * num_envs, warmup_s + duration_s)
     total, threads = len(settings) * num_envs, cores() if jax.default_backend() == "cpu" else 1
     size = min(BLOCK, -(-total // (threads * GRAIN)) * GRAIN)
     number = np.minimum(np.arange(-(-total // size) * size), total - 1)  # fills up the last block

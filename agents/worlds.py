@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.agents.ppo import PPO, World
+from llmgym.agents.learner import World
+from llmgym.agents.ppo import PPO
 from llmgym.baselines.tiles import DEFAULT_TILE
 from llmgym.engine import simulator
 from llmgym.engine.plan import Plan

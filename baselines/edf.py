@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import MOST, by_class, class_ticks, least_first, progress
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.engine.fill import own_budget
 from llmgym.engine.view import Batch, View
 
@@ -39,7 +39,7 @@ class EDF(Policy):
         object.__setattr__(self, "ttft_ms", by_class("ttft_ms", self.ttft_ms))
         object.__setattr__(self, "tbt_ms", by_class("tbt_ms", self.tbt_ms))
         if not isinstance(self.relegate, bool):
-            raise LLMGymError(f"relegate must be True or False, got {self.relegate!r}.")
+            raise LLMGymError(f"relegate must be True or False, got {shown(self.relegate)}.")
 
     def __call__(self, key: jax.Array, view: View) -> Batch:
         budget = own_budget(view, self.token_budget)

@@ -14,7 +14,7 @@ from llmgym.baselines.policy import Policy
 from llmgym.baselines.ranking import whole
 from llmgym.core.arrays import prefix_sum
 from llmgym.core.checks import keep_number
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.engine.fill import fill, oldest, own_budget
 from llmgym.engine.view import Batch, View
 
@@ -45,7 +45,7 @@ class FlowControlEviction(Policy):
         super().__post_init__()
         if np.ndim(self.activations) > 0:  # type: ignore[arg-type]
             raise LLMGymError(
-                f"activations must be one number, got {self.activations!r}: lengths are unknown, so "
+                f"activations must be one number, got {shown(self.activations)}: lengths are unknown, so "
                 "classes share the activations of a slot."
             )
         if self.activations is not None:

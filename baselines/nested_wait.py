@@ -15,7 +15,7 @@ from llmgym.baselines.ranking import by_class, of_classes, progress
 from llmgym.baselines.thresholds import anyone_late, at_least_one, count, limit_on_requests, shares
 from llmgym.core.arrays import prefix_sum
 from llmgym.core.checks import keep_number
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.engine.fill import fill, own_budget
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.lengths import MAX_TOKENS
@@ -138,7 +138,7 @@ def _numbers(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise LLMGymError(f"{name} must be a list of numbers, got {values!r}.")
+        raise LLMGymError(f"{name} must be a list of numbers, got {shown(values)}.")
     return tuple(values)
 
 
@@ -158,7 +158,8 @@ def _falling(reach: Any, cuts: Sequence[int] | None) -> tuple[float, ...]:
     reach = _numbers("reach", reach)
     if cuts is None or len(reach) != len(cuts):
         raise LLMGymError(
-            f"reach must have one share for each of the cuts, got reach={reach!r} with cuts={cuts!r}."
+            f"reach must have one share for each of the cuts, got reach={shown(reach)} with "
+            f"cuts={shown(cuts)}."
         )
     for i, share in enumerate(reach):
         check_number(f"reach[{i}]", share, above=0, high=1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from llmgym.baselines.decisions import remembers
 from llmgym.baselines.policy import Policy
 from llmgym.baselines.registry import make
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.engine.fill import own_budget
 from llmgym.engine.view import Batch, View
 
@@ -34,7 +34,7 @@ class ClassPriority(Policy):
         if not isinstance(self.base, Policy) or not self.base.batched or remembers(self.base):
             raise LLMGymError(
                 "base must be a policy that takes views with batch axes and has no memory, got "
-                f"{self.base!r}."
+                f"{shown(self.base)}."
             )
 
     @property

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.checks import MOST_SEED, as_list, check_name, check_text, keep_number
+from llmgym.core.errors import LLMGymError, check_number
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+MOST = 2**24
+"""Largest size of a decoder or of a batch."""
 
 Pass = Callable[[], object]
 """Runs one batch; it may be called many times."""
@@ -71,20 +75,30 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("kv_heads", "feed_forward"):
+            keep_number(self, name, low=0, high=MOST, integer=True)
+        for name in ("layers", "width", "heads", "vocabulary", "repeats"):
+            keep_number(self, name, low=1, high=MOST, integer=True)
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "feed_forward", self.feed_forward or 4 * self.width)
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
+        check_name("dtype", self.dtype, DTYPES)
+        check_text("device", self.device)
+        if self.model is not None:
+            check_text("model", self.model)
         for name in ("decodes", "context", "chunk", "prefix"):
-            if min(getattr(self, name), default=-1) < 0:
-                raise LLMGymError(f"{name} must be one number or more, each at least 0.")
-        if self.warmup < 0:
-            raise LLMGymError(f"warmup must be at least 0, got {self.warmup}.")
-        for name in (*self.sizes, "repeats"):
-            if getattr(self, name) < 1:
-                raise LLMGymError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            self._keep_counts(name)
+        keep_number(self, "warmup", low=0, high=MOST, integer=True)
+        keep_number(self, "seed", low=0, high=MOST_SEED, integer=True)
         if self.width % self.heads or self.heads % self.kv_heads:
             raise LLMGymError("heads must divide width, and kv_heads must divide heads.")
+
+    def _keep_counts(self, name: str) -> None:
+        """Check one of the four lists, and keep it as a tuple of whole numbers."""
+        given = as_list(name, getattr(self, name), what="whole numbers")
+        counts = tuple(check_number(name, x, high=MOST, integer=True) for x in given)
+        if min(counts, default=-1) < 0:
+            raise LLMGymError(f"{name} must be one number or more, each at least 0.")
+        object.__setattr__(self, name, counts)
 
     @property
     def sizes(self) -> tuple[str, ...]:

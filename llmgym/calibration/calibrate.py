@@ -56,10 +56,10 @@ def calibrate(
             different batch sizes.
     """
     if tile is not None:
-        check_number("tile", tile, low=1, integer=True)
+        tile = check_number("tile", tile, low=1, high=2**20, integer=True)
     data, source = read_measurements(measurements)
     terms = identifiable_terms(data)
-    tiles = TILES if tile is None else (int(tile),)
+    tiles = TILES if tile is None else (tile,)
     forms: dict[str, tuple[Fitter, int]] = {
         "affine": (fit_affine, 2),
         "hinge": (fit_hinge, 3),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from llmgym.core import reading
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.scenario.batch_time import Attention, BatchTime
 
 NEEDED = ("tokens", "ms")
@@ -46,7 +46,7 @@ def read_measurements(
     elif isinstance(measurements, (str, os.PathLike)):
         frame, source = _read_csv(Path(measurements)), str(measurements)
     else:
-        raise LLMGymError(f"Measurements are a DataFrame or a CSV file, got {measurements!r}.")
+        raise LLMGymError(f"Measurements are a DataFrame or a CSV file, got {shown(measurements)}.")
     names = [str(name).strip() for name in frame.columns]
     for name in COLUMNS:
         if name in NEEDED and name not in names:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from llmgym.baselines.vllm_v1 import VLLMV1
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.reading import BadJSONError, parse_json, read_bytes
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.engine import Engine
@@ -118,7 +118,7 @@ def read_vllm_run(folder: str | Path) -> VLLMRun:
             or a setting of vLLM that is not modelled (such as data parallelism).
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise LLMGymError(f"folder must name a recorded run, got {folder!r}.")
+        raise LLMGymError(f"folder must name a recorded run, got {shown(folder)}.")
     meta, path = _read_meta(Path(folder) / "meta.json"), Path(folder) / "requests.jsonl"
     with opened(path) as file:
         rows = read_rows(path, REQUESTS, first_line(path, file), file)
@@ -189,7 +189,7 @@ def _count(meta: dict[str, Any], name: str, places: tuple[str, ...], low: int = 
     if value is None:
         raise LLMGymError(f"{name} is missing; it belongs in {' or '.join(places)}.")
     if not isinstance(value, (int, float)):
-        raise LLMGymError(f"{name} must be a number, got {value!r}.")
+        raise LLMGymError(f"{name} must be a number, got {shown(value)}.")
     check_number(name, value, low=low, integer=True)
     return int(value)
 

@@ -9,6 +9,7 @@ import typer
 
 from llmgym.cli import common as cli
 from llmgym.cli import tables
+from llmgym.evaluation.configuration import check_different
 from llmgym.theory.capacity import at_load
 
 app = typer.Typer()
@@ -45,7 +46,6 @@ def optimum(
     from llmgym.agents.dynamic_programming import solve
     from llmgym.agents.optimum import save
     from llmgym.core.files import to_json, write
-    from llmgym.evaluation.configuration import check_different
     from llmgym.evaluation.policies import resolve
 
     chosen = [(name, resolve(name)) for name in policy or ()]  # an unknown name fails at once
@@ -53,7 +53,6 @@ def optimum(
         "num_envs": num_envs, "duration_s": duration_s, "warmup_s": duration_s / 10, "seed": seed,
     }  # fmt: skip
     problems = _problems(scenario, settings, load, rate)
-    check_different("rates", tuple(problem.arrival_rate_per_s for problem in problems))
     rows: list[dict[str, Any]] = []
     with cli.bar(as_json) as bar:
         for problem in problems:
@@ -104,6 +103,7 @@ def _problems(
     base = cli.scenario(name, settings, None)
     found = [at_load(base, load) for load in loads or ()]
     found += [base.at_rate(rate) for rate in rates or ()]
+    check_different("rates", tuple(problem.arrival_rate_per_s for problem in found))
     return found or [base]
 
 

@@ -7,13 +7,15 @@ refused with one LLMGymError that says what was found and what is allowed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Set
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number, shown, unknown
+from llmgym.core.errors import LLMGymError, check_number, plain_number, shown, unknown
 
 MOST_SEED = 2**32 - 1
 
@@ -143,3 +145,56 @@ def check_callable(name: str, function: Any) -> Any:
     if function is not None and not callable(function):
         raise LLMGymError(f"{name} must be a function or None, got {shown(function)}.")
     return function
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Refuse what is of another class.
+
+    Args:
+        name: what the message calls it.
+        value: what was given.
+        kind: the class.
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise LLMGymError(f"{name} must be {article} {kind.__name__}, got {shown(value)}.")
+
+
+def check_path(name: str, path: Any) -> Path:
+    """A path; only text and ``os.PathLike`` are: Python would take a number for an open file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise LLMGymError(f"{name} must be a string or a pathlib.Path, got {shown(path)}.")
+    if path == "":
+        raise LLMGymError(f"{name} is empty; name the current folder as '.'.")
+    return Path(path)
+
+
+def check_numbers(name: str, values: Any, axes: int | None = None) -> np.ndarray:
+    """Numbers as an array of float64; NaN and infinities may be among them.
+
+    Args:
+        name: what the message calls them.
+        values: a number, a list of numbers, or an array of any type of number.
+        axes: that it must have; None: any.
+
+    Raises:
+        LLMGymError: it is something else, or has other axes.
+    """
+    check_size(name, values)
+    try:
+        found = np.asarray(values)
+        plain = found.dtype != object or all(plain_number(one) is not None for one in found.flat)
+        wrong = found.dtype.kind not in "iufO" or not plain
+        numbers = found if wrong else found.astype(float)
+    except (TypeError, ValueError, OverflowError):  # rows of several lengths, huge whole numbers
+        raise LLMGymError(f"{name} must hold numbers, got {shown(values)}.") from None
+    if wrong or (axes is not None and numbers.ndim != axes):
+        of = (
+            ""
+            if axes is None
+            else " in a flat list"
+            if axes == 1
+            else f" in an array of {axes} axes"
+        )
+        raise LLMGymError(f"{name} must hold numbers{of}, got {shown(values)}.")
+    return numbers

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any
 
+from llmgym.core.checks import check_path
 from llmgym.core.errors import LLMGymError, shown
 
 MOST_TEXT = 2**24
@@ -47,6 +48,7 @@ def opened(
         most: bytes that it may have; None: any number, as its reader stops by itself.
         hint: a sentence that says what to give instead.
     """
+    check_path(f"The path of the {what}", path)
     hint = f" {hint}" if hint else ""
     try:
         if (mode := stat.S_IFMT(os.stat(path).st_mode)) != stat.S_IFREG:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.core.arrays import once, prefix_sum
+from llmgym.core.checks import check_flag, check_kind
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.memory.paged import secure
 from llmgym.engine.view import Batch, View
@@ -32,6 +33,9 @@ def fill(
         token_budget: tokens of the whole batch; the engine's own budget holds all the same.
         whole: give a slot all of its demand or nothing; the first that does not fit blocks the rest.
     """
+    check_kind("view", view, View)
+    check_kind("batch", batch, Batch)
+    check_flag("whole", whole)
     room = jnp.maximum(own_budget(view, token_budget) - batch.size, 0)
     demand = jnp.minimum(demand, room + 1)  # more cannot matter, and the sums stay inside 32 bits
     if view.max_num_seqs is not None:

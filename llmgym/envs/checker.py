@@ -17,7 +17,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import check_seed
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.envs.checked import CheckedEnv, require
 
 START_SAMPLES = 128
@@ -64,9 +65,9 @@ def check_vector_env(env: VectorEnv[Any, Any, Any], steps: int = 200, seed: int 
     Raises:
         LLMGymError: a rule is broken; the message says which and how to fix it.
     """
-    check_number("steps", steps, low=1, integer=True)
+    steps, seed = check_number("steps", steps, low=1, integer=True), check_seed(seed, 2**63 - 2)
     if not isinstance(env, VectorEnv):
-        raise LLMGymError(f"check_vector_env takes a gymnasium.vector.VectorEnv, got {env!r}.")
+        raise LLMGymError(f"check_vector_env takes a gymnasium.vector.VectorEnv, got {shown(env)}.")
     checked = CheckedEnv(env)
     run = _run(checked, seed, steps)
     _check_seeding(checked, run, seed, steps)

@@ -157,7 +157,8 @@ class FunctionalEngine:
         Args:
             state: at the decision, of one environment or of a batch.
             action: an element of ``action_space``; of a batch (dimensions, num_envs), or (num_envs,)
-                where it is a single choice. With ``action="batch"`` a Batch.
+                where it is a single choice. With ``action="batch"`` a Batch. Under jit its values cannot
+                be looked at: one out of range, or NaN, then stands for some feasible batch.
             params: to use in place of ``self.params``, say those of another load.
 
         Returns:
@@ -220,6 +221,7 @@ class FunctionalEngine:
         Args:
             state, action, params: as ``step`` takes them.
         """
+        action = sound_action(action, self.action_space, state.engine.present.shape)
         return self._decide(action, self.view(state, params), state.memory)[0]
 
 

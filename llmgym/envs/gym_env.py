@@ -8,11 +8,11 @@ import gymnasium as gym
 import jax
 import numpy as np
 
-from llmgym.core.checks import check_name, check_seed
-from llmgym.core.errors import LLMGymError, shown
+from llmgym.core.checks import check_name, check_seed, check_settings
+from llmgym.core.errors import LLMGymError
 from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState, TimeStep
-from llmgym.envs.interface.sound import check_rewards
+from llmgym.envs.interface.sound import check_rewards, sound_actions
 from llmgym.envs.registration import array_form
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
@@ -64,6 +64,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """An empty engine. No options are known."""
+        check_settings("options", options)
         super().reset(seed=None if seed is None else check_seed(seed, 2**63 - 1))
         key = jax.random.key(int(self.np_random.integers(2**31)), impl="threefry2x32")
         self._state = self._init(key, self.core.params)
@@ -78,9 +79,9 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one batch."""
         before = self.state
-        if not _contains(self.action_space, action):
-            raise LLMGymError(f"Action {shown(action)} is not in {self.action_space}.")
-        self._state, outcome = self._step(before, np.asarray(action), self.core.params)
+        assert self.action_space.shape is not None
+        chosen = sound_actions(action, self.action_space, self.action_space.shape)
+        self._state, outcome = self._step(before, chosen, self.core.params)
         result: TimeStep = jax.device_get(outcome)
         info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
         check_rewards(np.asarray(result.reward))
@@ -104,14 +105,6 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def render(self) -> Any:
         """Text ("ansi") or a uint8 image (height, width, 3) ("rgb_array"); None without a mode."""
         return None if self._renderer is None else self._renderer.render(self.state)
-
-
-def _contains(space: gym.Space[Any], action: Any) -> bool:
-    """Whether an action is in a space; whatever the space cannot look at is not."""
-    try:
-        return bool(space.contains(action))
-    except (TypeError, ValueError, OverflowError):
-        return False
 
 
 class NetworkEnv(EngineEnv):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from llmgym.core.checks import check_name
 from llmgym.core.errors import LLMGymError, unknown
 from llmgym.envs.functional import FunctionalEngine
 from llmgym.envs.network import FunctionalNetwork
@@ -21,8 +22,7 @@ def functional(env_id: str, **settings: Any) -> FunctionalEngine:
     Settings are those of ``gym.make``. Raises LLMGymError for an unknown id or setting.
     """
     known_ids = ids()
-    if env_id not in known_ids:
-        raise unknown("environment", env_id, known_ids)
+    check_name("environment", env_id, known_ids)
     known = inspect.signature(known_ids[env_id]).parameters
     for name in settings:
         if name not in known:
@@ -32,7 +32,8 @@ def functional(env_id: str, **settings: Any) -> FunctionalEngine:
 
 def array_form(env_id: str, **settings: Any) -> FunctionalEngine:
     """The same for the Gymnasium environments, whose actions are arrays."""
-    if settings.get("action") == "batch":
+    action = settings.get("action")
+    if isinstance(action, str) and action == "batch":
         raise LLMGymError(
             'action="batch" is for llmgym.functional; '
             "in Gymnasium use tiles, split, tokens, scores or budget."

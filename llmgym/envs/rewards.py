@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.checks import check_name
+from llmgym.core.checks import check_kind, check_name, check_size
 from llmgym.core.errors import LLMGymError, check_number, shown, unknown
 from llmgym.core.pytree import register
 from llmgym.core.user_code import ask, line_of
@@ -234,6 +234,7 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
     ``tardiness`` take the targets and weights of the scenario's classes and need at least one target.
     Raises LLMGymError on an unknown name or setting.
     """
+    check_kind("scenario", scenario, Scenario)
     if callable(reward):
         if settings:
             raise LLMGymError(
@@ -265,9 +266,10 @@ def sound_reward(reward: Reward, step: Transition) -> jax.Array:
     """The reward of a step as float32. Raises LLMGymError where a function gives anything else."""
     answer = ask("The reward function", reward, step)
     shape = step.after.present.shape
+    check_size("The answer of the reward function", answer)
     try:
         found = jnp.asarray(answer)
-    except (TypeError, ValueError):
+    except Exception:  # whatever a stranger's object raises when it is looked at
         found = None
     if found is None or found.shape != shape or found.dtype.kind not in "fiub":
         given = shown(answer) if found is None else f"{found.dtype} of shape {found.shape}"

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llmgym.core.checks import check_seed
+from llmgym.core.checks import check_seed, check_settings
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
@@ -94,8 +94,9 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """All engines empty. ``seed``: one number, or one for each environment."""
-        if isinstance(seed, (list, tuple, np.ndarray)):
+        """All engines empty. ``seed``: one number, or one for each environment. No options are known."""
+        check_settings("options", options)
+        if isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim):
             seeds = self._listed_seeds(list(seed))
         else:
             super().reset(seed=None if seed is None else check_seed(seed, 2**63 - 1))

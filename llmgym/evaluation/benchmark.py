@@ -18,18 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from llmgym import baselines
-from llmgym.core.checks import keep_list, keep_number
+from llmgym.core.checks import (
+    as_list,
+    check_kind,
+    check_path,
+    check_settings,
+    keep_list,
+    keep_number,
+)
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import slug, to_json, write
 from llmgym.core.reading import MOST_JSON, read_bytes, read_json
 from llmgym.evaluation import policies
 from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
 from llmgym.evaluation.configuration import Settings, check_different
-from llmgym.evaluation.limits import check_scenario
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import stability
 from llmgym.evaluation.workers import in_processes
 from llmgym.scenario import toml_writer
+from llmgym.scenario.library import as_scenario
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import MOST_LOAD, capacity
 
@@ -68,7 +75,7 @@ class Benchmark:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_scenario(self.scenario)
+        check_kind("scenario", self.scenario, Scenario)
         keep_list(self, "policies", str, "names of policies")
         keep_list(self, "loads", what="numbers")
         if not self.policies:
@@ -114,6 +121,8 @@ def servable(names: tuple[str, ...], scenario: Scenario) -> tuple[str, ...]:
 
     Raises LLMGymError where requests can never fit into KV memory.
     """
+    scenario = as_scenario(scenario)
+    names = as_list("names", names, str, "names of policies")
     problem = policies.memory_problem(scenario)
     if problem:
         raise LLMGymError(problem)
@@ -272,7 +281,7 @@ def measure(
 
     Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
     """
-    text = to_json(config)
+    out, text = check_path("out", out), to_json(check_settings("config", config))
     existing, raw = out / "config.json", out / "raw"
     if os.path.islink(raw):
         raise LLMGymError(f"{raw} is a link that leads out of the result folder; remove it.")
@@ -284,7 +293,7 @@ def measure(
             f"{out} holds a benchmark with another configuration or other versions; choose another "
             "--out folder, or delete it."
         )
-    check_number("jobs", jobs, low=1, integer=True)
+    jobs = check_number("jobs", jobs, low=1, high=2**10, integer=True)
     write(existing, text)
     files = {task.name: raw / f"{task.name}.json" for task in todo}
     results = {name: read_result(path) for name, path in files.items() if os.path.exists(path)}

@@ -6,8 +6,13 @@ Scores stand in arrays (runs, tasks), a run being a training seed or a replicati
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+from llmgym.core.checks import MOST_REQUESTS, check_callable, check_numbers, check_seed
+from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.user_code import ask
 
 Statistic = Callable[[np.ndarray], float | np.ndarray]
 
@@ -17,7 +22,7 @@ def iqm(scores: np.ndarray) -> float:
 
     Where their number is not a multiple of 4, the two at the edges count in part.
     """
-    ordered = np.sort(np.asarray(scores, float), axis=None)
+    ordered = np.sort(_scores("scores", scores), axis=None)
     edges = np.linspace(0, 1, ordered.size + 1)
     inside = np.clip(edges, 0.25, 0.75)
     weights = np.diff(inside)
@@ -43,23 +48,45 @@ def stratified_bootstrap(
     Returns:
         low and high, each of the shape that ``statistic`` returns.
     """
-    scores = np.asarray(scores, float)
+    scores = _scores("scores", scores, axes=2)
     runs, tasks = scores.shape
+    resamples = check_number(
+        "resamples", resamples, low=1, high=MOST_REQUESTS / scores.size, integer=True
+    )
+    confidence = check_number("confidence", confidence, above=0, high=1)
+    if check_callable("statistic", statistic) is None:
+        raise LLMGymError("statistic must be a function of the scores, got None.")
+    seed = check_seed(seed, 2**63 - 1)
     random = np.random.default_rng(seed)
     picks = random.integers(runs, size=(resamples, runs, tasks))
-    found = np.array([statistic(np.take_along_axis(scores, pick, axis=0)) for pick in picks])
+    drawn = (np.take_along_axis(scores, pick, axis=0) for pick in picks)
+    found = [ask("The statistic", statistic, sample) for sample in drawn]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(_scores("what the statistic gives", found), [tail, 1 - tail], axis=0)
     return low, high
 
 
 def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Share of the scores, over runs and tasks, that lie above each threshold."""
-    flat = np.asarray(scores, float).reshape(-1, 1)
-    return np.asarray((flat > np.asarray(thresholds)).mean(axis=0))
+    flat = _scores("scores", scores).reshape(-1, 1)
+    return np.asarray((flat > check_numbers("thresholds", thresholds)).mean(axis=0))
 
 
 def probability_of_improvement(scores: np.ndarray, others: np.ndarray) -> float:
     """How often a run beats one of the other algorithm, ties counted half; mean over the tasks."""
-    x, y = np.asarray(scores, float)[:, None], np.asarray(others, float)[None]
-    return float((np.where(x == y, 0.5, x > y)).mean(axis=(0, 1)).mean())
+    scores, others = _scores("scores", scores, axes=2), _scores("others", others, axes=2)
+    if scores.shape[1] != others.shape[1]:
+        raise LLMGymError(
+            f"Both need the same tasks: scores has {scores.shape[1]} of them, others {others.shape[1]}."
+        )
+    x, y = scores[:, None], others[None]
+    better = np.where(x == y, 0.5, x > y)
+    return float(np.where(np.isnan(x) | np.isnan(y), np.nan, better).mean(axis=(0, 1)).mean())
+
+
+def _scores(name: str, values: Any, axes: int | None = None) -> np.ndarray:
+    """One score or more; NaN stays NaN. Raises LLMGymError for anything else."""
+    found = check_numbers(name, values, axes)
+    if found.size == 0:
+        raise LLMGymError(f"{name} must hold one number or more, and is empty.")
+    return found

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llmgym.core.checks import check_path
 from llmgym.core.errors import LLMGymError, shown
 from llmgym.core.reading import read_json
 from llmgym.scenario import toml_reader
@@ -17,6 +18,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises LLMGymError where it cannot be read or is not JSON.
     """
+    path = check_path("path", path)
     path = path / "config.json" if os.path.isdir(path) else path
     return read_json(path, "the configuration of a run")
 

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmgym.core.checks import check_text, keep_list, keep_number
+from llmgym.core.checks import check_kind, check_text, keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.evaluation import benchmark, policies
 from llmgym.evaluation.benchmark import VERSIONED, Task, slug
 from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
 from llmgym.evaluation.configuration import Settings, check_different
-from llmgym.evaluation.limits import check_scenario
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import hot_backlog
 from llmgym.scenario import toml_writer
@@ -71,7 +70,7 @@ class Evaluation:
     reference: str = "sarathi"
 
     def __post_init__(self) -> None:
-        check_scenario(self.scenario)
+        check_kind("scenario", self.scenario, Scenario)
         keep_list(self, "policies", str, "names of policies")
         keep_list(self, "rates", what="numbers")
         keep_list(self, "budgets", what="numbers")

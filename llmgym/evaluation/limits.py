@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmgym.core.errors import LLMGymError, check_number, shown
+from llmgym.core.errors import LLMGymError, check_number
 from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
 from llmgym.scenario.scenario import Scenario
 
@@ -16,12 +16,6 @@ MOST_TICKS = 2**48
 
 MOST_ARRIVALS = 2e9
 """Most requests that a run may bring: at a million a second, half an hour."""
-
-
-def check_scenario(scenario: Any) -> None:
-    """Refuse what is no Scenario."""
-    if not isinstance(scenario, Scenario):
-        raise LLMGymError(f"scenario must be a Scenario, got {shown(scenario)}.")
 
 
 def check_envs(name: str, count: Any, low: int = 1) -> int:
@@ -35,20 +29,22 @@ def check_envs(name: str, count: Any, low: int = 1) -> int:
     return int(check_number(name, count, low=low, integer=True))
 
 
-def check_duration(name: str, seconds: Any, scenario: Scenario) -> float:
+def check_duration(name: str, seconds: Any, scenario: Scenario, zero: bool = False) -> float:
     """Simulated seconds that the clock can hold.
 
     Args:
         name: of the argument.
         seconds: its value.
         scenario: whose clock runs.
+        zero: whether it may be 0.
 
     Raises:
         LLMGymError: it is no number above 0, or the clock cannot hold it.
     """
     most = MOST_TICKS * scenario.tick_ms / 1000
     try:
-        return float(check_number(name, seconds, above=0, high=most))
+        low, above = (0, None) if zero else (None, 0)
+        return float(check_number(name, seconds, low=low, above=above, high=most))
     except LLMGymError as error:
         raise LLMGymError(
             f"{error} A clock of {scenario.tick_ms:g} ms ticks holds {most:.3g} s."

@@ -24,6 +24,7 @@ from llmgym.core.errors import LLMGymError, shown, unknown
 from llmgym.core.reading import digest as digest_of
 from llmgym.core.reading import read_bytes
 from llmgym.engine.view import Batch, View
+from llmgym.scenario.library import as_scenario
 from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
 
@@ -180,6 +181,7 @@ def name_of(policy: PolicyLike) -> str:
 
 def check(policy: Any, scenario: Scenario) -> str | None:
     """Why some request of the scenario can never be served under the policy; None if all can."""
+    scenario = as_scenario(scenario)
     problem = memory_problem(scenario)
     unservable = getattr(policy, "unservable", None)
     if problem or unservable is None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from llmgym.core.checks import check_numbers
+from llmgym.core.errors import LLMGymError, check_number
+
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean and Student-t interval (mean, low, high) of independent replications.
 
     NaN values are left out; the interval is NaN where fewer than two are left.
     """
-    values = np.asarray(values, float)
+    confidence = check_number("confidence", confidence, above=0, high=1)
+    values = check_numbers("values", values)
     values = values[~np.isnan(values)]
     if values.size == 0:
         return float("nan"), float("nan"), float("nan")
@@ -33,6 +37,14 @@ def latency_summary(values: np.ndarray, env: np.ndarray, num_envs: int) -> dict[
     Returns:
         mean, p50, p90, p99, and low and high, the 95 % interval; all NaN where there are no values.
     """
+    values, number = check_numbers("values", values, axes=1), check_numbers("env", env, axes=1)
+    num_envs = check_number("num_envs", num_envs, low=1, high=2**24, integer=True)
+    if values.size != number.size or not ((number >= 0) & (number < num_envs)).all():
+        raise LLMGymError(
+            f"env must say for each of the {values.size} values which of the {num_envs} environments "
+            "it is from, counted from 0."
+        )
+    env = number.astype(np.int64)
     if values.size == 0:
         return dict.fromkeys(("mean", "p50", "p90", "p99", "low", "high"), float("nan"))
     counts = np.bincount(env, minlength=num_envs)

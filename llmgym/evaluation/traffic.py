@@ -19,8 +19,8 @@ from typing import Any
 import jax
 
 from llmgym.baselines import decisions
-from llmgym.core.checks import keep_number
-from llmgym.core.errors import LLMGymError, TableFullError
+from llmgym.core.checks import as_list, check_kind, check_path, keep_list, keep_number
+from llmgym.core.errors import LLMGymError, TableFullError, shown
 from llmgym.core.reading import digest
 from llmgym.engine import simulator
 from llmgym.engine.view import View
@@ -76,6 +76,12 @@ class Traffic:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kind("engine", self.engine, Scenario)
+        object.__setattr__(self, "trace", check_path("trace", self.trace))
+        if self.window_s is not None:
+            keep_list(self, "window_s", what="two times, start and end")
+            if len(self.window_s) != 2:
+                raise LLMGymError(f"window_s must be two times, got {shown(self.window_s)}.")
         keep_number(self, "drain_s", low=0)
         keep_number(self, "seed", low=0, high=2**32 - 1, integer=True)
         if self.engine.is_network:
@@ -134,6 +140,8 @@ def run(
 
     Raises LLMGymError for an unknown policy, or where ``out`` holds another run or cannot be written.
     """
+    check_kind("traffic", traffic, Traffic)
+    names = as_list("names", names, str, "names of policies")
     for name in names:
         policies.resolve(name)
     digests = policies.digests(names)

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 from gymnasium.utils import seeding
 
+from llmgym.core.checks import check_seed, check_settings
 from llmgym.core.errors import LLMGymError
+from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState
+from llmgym.envs.interface.sound import check_rewards, sound_actions
 from llmgym.envs.network import FunctionalNetwork
 
 try:
@@ -36,6 +39,7 @@ class NetworkParallelEnv(ParallelEnv):
 
     metadata = {"render_modes": [], "name": "llmgym_network_v0", "is_parallelizable": True}  # noqa: RUF012
 
+    @in_32_bits
     def __init__(self, **settings: Any) -> None:
         self.core = FunctionalNetwork(**settings)
         if self.core.action_space is None:
@@ -75,12 +79,14 @@ class NetworkParallelEnv(ParallelEnv):
         """The space of an agent's actions."""
         return self._actions[agent]
 
+    @in_32_bits
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
         """A network without jobs. No options are known."""
+        check_settings("options", options)
         if seed is not None:
-            self._random = seeding.np_random(seed)[0]
+            self._random = seeding.np_random(check_seed(seed, 2**63 - 1))[0]
         key = jax.random.key(int(self._random.integers(2**31)), impl="threefry2x32")
         self.agents = list(self.possible_agents)
         self._state = self._init(key, self.core.params)
@@ -88,6 +94,7 @@ class NetworkParallelEnv(ParallelEnv):
         mask = np.array(self._mask(self._state, self.core.params))
         return self._observations(observation), self._infos(mask)
 
+    @in_32_bits
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[
@@ -100,18 +107,16 @@ class NetworkParallelEnv(ParallelEnv):
         """Start the batches of the engines that are free; time passes to the next event."""
         if self._state is None or not self.agents:
             raise LLMGymError("Call reset() first: the episode has not begun, or is over.")
+        actions = check_settings("actions", actions)
         for agent in self.agents:
             if agent not in actions:
                 raise LLMGymError(f"No action for agent {agent!r}.")
-            if not self._actions[agent].contains(actions[agent]):
-                raise LLMGymError(
-                    f"Action {actions[agent]!r} of {agent!r} is not in {self._actions[agent]}."
-                )
-        action = np.concatenate([np.atleast_1d(actions[agent]) for agent in self.agents])
+        action = np.concatenate([self._chosen(agent, actions[agent]) for agent in self.agents])
         self._state, outcome = self._step(self._state, action, self.core.params)
         result = jax.device_get(outcome)
         mask = np.array(result.info["action_mask"])
         observations, infos = self._observations(np.array(result.observation)), self._infos(mask)
+        check_rewards(np.asarray(result.reward))
         over, reward = bool(result.truncated), float(result.reward)
         agents = self.agents
         self.agents = [] if over else agents
@@ -122,6 +127,12 @@ class NetworkParallelEnv(ParallelEnv):
             dict.fromkeys(agents, over),
             infos,
         )
+
+    def _chosen(self, agent: str, action: Any) -> np.ndarray:
+        """The action of an agent, checked, flat."""
+        space = self._actions[agent]
+        assert space.shape is not None
+        return np.atleast_1d(sound_actions(action, space, space.shape, f"Actions of {agent!r}"))
 
     def _observations(self, whole: np.ndarray) -> dict[str, np.ndarray]:
         return {a: whole[self._entries(s)] for s, a in enumerate(self.possible_agents)}

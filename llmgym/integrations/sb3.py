@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 
 try:
     from stable_baselines3.common.vec_env import VecEnv
@@ -40,7 +40,7 @@ class SB3VecEnv(VecEnv):
     def __init__(self, vector_env: VectorEnv[Any, Any, Any]) -> None:
         if not isinstance(vector_env, VectorEnv):
             raise LLMGymError(
-                f"SB3VecEnv takes a vector environment (gym.make_vec), got {vector_env!r}."
+                f"SB3VecEnv takes a vector environment (gym.make_vec), got {shown(vector_env)}."
             )
         mode = vector_env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
@@ -93,9 +93,11 @@ class SB3VecEnv(VecEnv):
         return [None] * self.num_envs if frames is None else list(frames)
 
     def _owner(self, name: str) -> Any:
-        """The vector environment, or the one under its wrappers, that has an attribute."""
-        envs = (self.vector_env, self.vector_env.unwrapped)
-        return next((env for env in envs if hasattr(env, name)), None)
+        """The vector environment, or the first one under its wrappers, that has an attribute."""
+        env: Any = self.vector_env
+        while env is not None and not hasattr(env, name):
+            env = getattr(env, "env", None)
+        return env
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the vector environment, for each index; or of its sub-environments."""
@@ -109,7 +111,7 @@ class SB3VecEnv(VecEnv):
         return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the vector environment, which all environments share.
+        """Set an attribute where ``get_attr`` finds it; all environments share it.
 
         Args:
             attr_name: the attribute. One that neither the vector environment nor its wrappers have is
@@ -122,8 +124,10 @@ class SB3VecEnv(VecEnv):
         """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise LLMGymError("The environments are one object: set an attribute for all of them.")
-        inner = self.vector_env.unwrapped
-        if self._owner(attr_name) is None and hasattr(inner, "set_attr"):
+        owner, inner = self._owner(attr_name), self.vector_env.unwrapped
+        if owner is not None:
+            setattr(owner, attr_name, value)
+        elif hasattr(inner, "set_attr"):
             inner.set_attr(attr_name, value)
         else:
             setattr(inner, attr_name, value)

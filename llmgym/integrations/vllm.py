@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from llmgym.baselines.vllm_v1 import VLLMV1
 from llmgym.baselines.vllm_v1_priority import VLLMV1Priority
-from llmgym.core.errors import LLMGymError, unknown
+from llmgym.core.checks import as_list, check_name, check_settings, check_text
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.engine import simulator
 from llmgym.engine.epoch import Epoch
 from llmgym.engine.params import Params
@@ -28,6 +29,17 @@ Step = dict[str, Any]
 
 CHUNK = 64
 """Steps that are compiled as one."""
+
+CONFIGURATION = (
+    "max_num_batched_tokens", "max_num_seqs", "block_size", "num_blocks_incl_null",
+    "enable_chunked_prefill", "long_prefill_token_threshold", "policy", "enable_prefix_caching",
+    "scheduler_reserve_full_isl", "watermark", "prefill_schedule_interval", "max_model_len",
+)  # fmt: skip
+"""What a configuration must hold."""
+
+MOST = 2**30
+NUMBERS = {"arrival_step": 0, "prompt_len": 0, "output_len": 0, "priority": -MOST}
+"""The numbers that a request must hold, and the least that each may be."""
 
 
 def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Step]:
@@ -47,10 +59,7 @@ def schedule(workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
 
     Raises LLMGymError for a missing entry, for what is not modelled, and for requests that could never run.
     """
-    try:
-        scenario, policy = scenario_of(workload, config)
-    except KeyError as error:
-        raise LLMGymError(f"The workload or its configuration has no entry {error}.") from None
+    scenario, policy = scenario_of(workload, config)
     return run(simulator.lower(scenario), policy, workload)
 
 
@@ -62,7 +71,7 @@ def run(physics: Params, policy: VLLMV1, workload: Sequence[Mapping[str, Any]]) 
         policy: the scheduler, as ``scenario_of`` gives it.
         workload: requests as ``schedule`` takes them, the same that the scenario replays.
     """
-    workload, key = _in_order(workload), keys(0, 1)[0]
+    workload, key = _requests(workload), keys(0, 1)[0]
     carry = begin(physics, policy, key)
     ids = [row["id"] for row in workload]
     arrives = [row["arrival_step"] for row in workload]
@@ -83,22 +92,21 @@ def scenario_of(
     workload: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 ) -> tuple[Scenario, VLLMV1]:
     """The scenario and the policy that serve a workload as vLLM does under a configuration."""
-    workload = _in_order(workload)
+    config, workload = _configuration(config), _requests(workload)
     limit, budget = config["max_model_len"], config["max_num_batched_tokens"]
     caching = config["enable_prefix_caching"]
     cache = KVCache(config["num_blocks_incl_null"] - 1, config["block_size"], caching)
     queues = {"fcfs": VLLMV1, "priority": VLLMV1Priority}
-    if config["policy"] not in queues:
-        raise unknown("policy", config["policy"], queues)
+    check_name("policy", config["policy"], queues)
     policy = queues[config["policy"]](
         chunked_prefill=config["enable_chunked_prefill"],
         long_prefill_cap=config["long_prefill_token_threshold"],
         reserve_full=config["scheduler_reserve_full_isl"],
         watermark=config["watermark"],
     )
-    if config["prefill_schedule_interval"] != 1:
-        interval = config["prefill_schedule_interval"]
-        raise LLMGymError(f"prefill_schedule_interval = {interval!r} is not modelled; use 1.")
+    interval = config["prefill_schedule_interval"]
+    if interval != 1:
+        raise LLMGymError(f"prefill_schedule_interval = {interval} is not modelled; use 1.")
     if not workload:
         raise LLMGymError("The workload has no requests.")
     rows = [(r["id"], r["arrival_step"], r["prompt_len"], r["output_len"]) for r in workload]
@@ -127,8 +135,34 @@ def scenario_of(
     return Scenario((engine,), replay, slots=max(len(rows), 8), tick_ms=1.0), policy
 
 
-def _in_order(workload: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(workload, key=lambda row: row["arrival_step"])
+def _configuration(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, with all that it must hold; other checks are those of Engine and KVCache."""
+    found = check_settings("config", config)
+    _require(found, CONFIGURATION)
+    limits = {"max_model_len": 1, "num_blocks_incl_null": 2, "prefill_schedule_interval": 1}
+    for name, low in (limits | {"max_num_batched_tokens": 1}).items():
+        found[name] = check_number(name, found[name], low=low, high=MOST, integer=True)
+    return found
+
+
+def _requests(workload: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The requests in order of arrival, their entries checked."""
+    rows = []
+    for given in as_list("workload", workload, Mapping, "requests"):
+        row = check_settings("a request", given)
+        _require(row, ("id", *NUMBERS))
+        check_text("id", row["id"])
+        for name, low in NUMBERS.items():
+            label = f"{name} of request {shown(row['id'])}"
+            row[name] = check_number(label, row[name], low=low, high=MOST, integer=True)
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["arrival_step"])
+
+
+def _require(found: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in found:
+            raise LLMGymError(f"The workload or its configuration has no entry {name!r}.")
 
 
 def _prefix_ids(workload: Sequence[Mapping[str, Any]], block_size: int) -> list[list[int]]:
@@ -136,9 +170,10 @@ def _prefix_ids(workload: Sequence[Mapping[str, Any]], block_size: int) -> list[
     rows = []
     for row in workload:
         tokens = row.get("prompt_token_ids") or []
+        tokens = as_list("prompt_token_ids", tokens, (int, np.integer), "whole numbers")
         if len(tokens) not in (0, row["prompt_len"]):
             raise LLMGymError(
-                f"Request {row['id']!r} has {len(tokens)} prompt_token_ids and a prompt_len of "
+                f"Request {shown(row['id'])} has {len(tokens)} prompt_token_ids and a prompt_len of "
                 f"{row['prompt_len']}."
             )
         ends = range(block_size, len(tokens) + 1, block_size)
@@ -153,17 +188,17 @@ def _check_request(
     if output < 1:
         limit = config["max_model_len"]
         raise LLMGymError(
-            f"Request {name!r} has a prompt of {prompt} tokens and at least one of output; "
+            f"Request {shown(name)} has a prompt of {prompt} tokens and at least one of output; "
             f"max_model_len is {limit}."
         )
     if most > cache.tokens:
         raise LLMGymError(
-            f"Request {name!r} needs KV memory for {most} tokens; there is room for {cache.tokens}."
+            f"Request {shown(name)} needs KV memory for {most} tokens; there is room for {cache.tokens}."
         )
     budget = config["max_num_batched_tokens"]
     if not config["enable_chunked_prefill"] and most > budget:
         raise LLMGymError(
-            f"Request {name!r} may have to compute {most} tokens at once after a preemption; "
+            f"Request {shown(name)} may have to compute {most} tokens at once after a preemption; "
             f"without chunked prefill the token budget is {budget}."
         )
 

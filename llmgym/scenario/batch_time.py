@@ -140,7 +140,8 @@ class Affine(BatchTime):
     def __post_init__(self) -> None:
         keep_number(self, "c_ms", low=0, arrays=True)
         keep_number(self, "a_ms_per_token", low=0, arrays=True)
-        if isinstance(self.c_ms, (int, float)):  # numbers, not traced arrays
+        plain = (int, float)
+        if isinstance(self.c_ms, plain) and isinstance(self.a_ms_per_token, plain):  # not traced
             check_number("c_ms + a_ms_per_token", self.c_ms + self.a_ms_per_token, above=0)
 
     def formula(self, tokens: Any, xp: Any, attention: Attention = NO_ATTENTION) -> Any:

@@ -65,6 +65,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from llmgym.core.checks import check_text
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.replay import Replay
 from llmgym.scenario.replay_files import read_replay
@@ -84,7 +85,7 @@ def loads(text: str, source: str = "TOML text") -> Scenario:
         LLMGymError: invalid TOML, an unknown or missing key, a value of the wrong type or out of range;
             the message names source, table and key.
     """
-    return _parse(text, source, Path())
+    return _parse(check_text("text", text), check_text("source", source), Path())
 
 
 def load(path: str | Path) -> Scenario:

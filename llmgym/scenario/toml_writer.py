@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from llmgym.core.checks import check_kind, check_path
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import write
 from llmgym.scenario.batch_time import BatchTime
@@ -43,13 +45,14 @@ def save(scenario: Scenario, path: str | Path) -> None:
     Raises:
         LLMGymError: the file cannot be written, or see ``dumps``.
     """
+    check_kind("scenario", scenario, Scenario)
     text = dumps(scenario)
+    target = check_path("path", path)
     try:
         data = text.encode()
-        target = Path(path)
-    except (TypeError, ValueError) as error:  # half a character in a name
-        raise LLMGymError(f"Cannot write {path!s:.200}: {error}. Give another name.") from None
-    if not target.parent.is_dir():
+    except ValueError as error:  # half a character in a name
+        raise LLMGymError(f"Cannot write {target}: {error}. Give another name.") from None
+    if not os.path.isdir(target.parent):
         raise LLMGymError(
             f"Cannot write {target}: there is no folder {target.parent}. Make it first."
         )

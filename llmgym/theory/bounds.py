@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import check_kind, check_numbers
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.scenario.batch_time import Staircase
 from llmgym.scenario.engine import Engine
+from llmgym.scenario.library import as_scenario
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import batch_ms
 
@@ -34,12 +36,20 @@ def rate_bound(
     Raises:
         LLMGymError: a value that is negative or not finite, or a batch time that is not positive and finite.
     """
-    for name, value in (("served_tokens", served_tokens), ("elapsed_ms", elapsed_ms)):
-        check_number(name, value, arrays=True)
-        if not np.all(np.isfinite(value)) or np.any(np.asarray(value) < 0):
+    check_kind("engine", engine, Engine)
+    served, elapsed = (
+        check_numbers("served_tokens", served_tokens),
+        check_numbers("elapsed_ms", elapsed_ms),
+    )
+    for name, value in (("served_tokens", served), ("elapsed_ms", elapsed)):
+        if not np.isfinite(value).all() or (value < 0).any():
             raise LLMGymError(f"{name} must be finite and at least 0.")
+    if served.ndim and elapsed.ndim and served.shape != elapsed.shape:
+        raise LLMGymError(
+            f"served_tokens and elapsed_ms must have the same shape, got {served.shape} and {elapsed.shape}."
+        )
     sizes = np.arange(1, engine.token_budget + 1)
-    slack = np.max(sizes / batch_ms(engine, sizes)) * np.asarray(elapsed_ms) - served_tokens
+    slack = np.max(sizes / batch_ms(engine, sizes)) * elapsed - served
     return slack if np.ndim(slack) else float(slack)
 
 
@@ -48,6 +58,7 @@ def theorem2_capacity(scenario: Scenario) -> float:
 
     What every work-conserving K-FCFS policy reaches when nothing limits the number of requests.
     """
+    scenario = as_scenario(scenario)
     return 1000.0 * _full_batch_rate(scenario.engine) / _mean_tokens(scenario)
 
 
@@ -60,7 +71,7 @@ def fluid_growth(scenario: Scenario, rate_per_s: float) -> float:
         LLMGymError: a cap on requests can bind, so that batches are not filled.
     """
     check_number("rate_per_s", rate_per_s, low=0)
-    engine = scenario.engine
+    engine = as_scenario(scenario).engine
     if engine.max_num_seqs is not None and (
         engine.seq_limit == "resident" or engine.max_num_seqs <= engine.token_budget
     ):
@@ -85,8 +96,9 @@ def faster_transformer_capacity(prefill: int, decode: int, engine: Engine) -> fl
     Raises:
         LLMGymError: no tokens at all, numbers that are not whole or negative, or bad batch times.
     """
-    check_number("prefill", prefill, low=0, integer=True)
-    check_number("decode", decode, low=0, integer=True)
+    check_kind("engine", engine, Engine)
+    prefill = check_number("prefill", prefill, low=0, integer=True)
+    decode = check_number("decode", decode, low=0, integer=True)
     if prefill + decode == 0:
         raise LLMGymError("A request needs prefill or decode tokens; both are 0.")
     count = engine.token_budget // max(prefill, 1)
@@ -146,22 +158,24 @@ def relaxation_time_s(load: float, capacity_per_s: float) -> float:
 
     That of the M/M/1 queue: how long the system remembers its start. A run must last many times as long.
     """
-    check_number("load", load, above=0)
-    check_number("capacity_per_s", capacity_per_s, above=0)
+    load = check_number("load", load, above=0)
+    capacity_per_s = check_number("capacity_per_s", capacity_per_s, above=0)
     if load >= 1:
-        raise LLMGymError(f"load must be below 1, got {load!r}: a critical queue never relaxes.")
-    return 1.0 / (capacity_per_s * (1.0 - math.sqrt(load)) ** 2)
+        raise LLMGymError(f"load must be below 1, got {load:g}: a critical queue never relaxes.")
+    pace = capacity_per_s * (1.0 - math.sqrt(load)) ** 2
+    return 1.0 / pace if pace > 0 else math.inf  # so slow that it is 0 in floating point
 
 
 def pollaczek_khinchine(arrival_rate_per_s: float, service_ms: float) -> float:
     """Mean number in an M/D/1 system: rho + rho^2/(2*(1 - rho)), infinite from rho = 1 on."""
-    check_number("arrival_rate_per_s", arrival_rate_per_s, low=0)
-    check_number("service_ms", service_ms, above=0)
+    arrival_rate_per_s = check_number("arrival_rate_per_s", arrival_rate_per_s, low=0)
+    service_ms = check_number("service_ms", service_ms, above=0)
     rho = arrival_rate_per_s * service_ms / 1000.0
     return rho + rho**2 / (2.0 * (1.0 - rho)) if rho < 1 else float("inf")
 
 
 def _mean_tokens(scenario: Scenario) -> float:
+    scenario = as_scenario(scenario)
     if scenario.is_network:
         raise LLMGymError(
             f"This bound is for one engine; {scenario.name!r} is a network: use capacity(scenario)."
@@ -176,10 +190,10 @@ def _full_batch_rate(engine: Engine) -> float:
 
 def _under_cap(cap: float, scenario: Scenario) -> tuple[Staircase, float, float]:
     """The staircase, requests per iteration n and tiles per iteration u under a resident cap."""
-    check_number("cap", cap, low=1)
+    cap, scenario = check_number("cap", cap, low=1), as_scenario(scenario)
     time, budget = scenario.engine.batch_time, scenario.engine.token_budget
     if not isinstance(time, Staircase):
-        raise LLMGymError(f"The closed form needs a Staircase, got {time!r}; use capacity.")
+        raise LLMGymError(f"The closed form needs a Staircase, got {shown(time)}; use capacity.")
     if budget % time.tile:
         raise LLMGymError(
             f"The closed form needs a token budget of whole tiles, got {budget} with tiles of "

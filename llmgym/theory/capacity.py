@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linprog
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import check_kind
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.precision import in_32_bits
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.lengths import quantiles
@@ -160,6 +161,7 @@ def mean_work(scenario: Scenario) -> float:
 
     One less for each call whose prompt yields the first output token.
     """
+    scenario = as_scenario(scenario)
     return sum(sum(_demand(scenario, engine)[:2]) for engine in scenario.engines)
 
 
@@ -228,6 +230,7 @@ def compositions(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
     batch between the fewest and the most decode tokens is a mix of these two extremes: 2*b_max
     batches suffice, whatever the batch-time model.
     """
+    check_kind("engine", engine, Engine)
     size = np.arange(1, engine.token_budget + 1)
     cap = engine.max_num_seqs
     if cap is None:
@@ -245,7 +248,7 @@ def batch_ms(engine: Engine, tokens: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(ms) | (ms <= 0))
     if bad.size:
         raise LLMGymError(
-            f"{engine.batch_time!r} gives {ms[bad[0]]} ms for a batch of {tokens[bad[0]]} tokens; "
+            f"{shown(engine.batch_time)} gives {ms[bad[0]]} ms for a batch of {tokens[bad[0]]} tokens; "
             "batch times must be positive and finite up to the token budget."
         )
     return ms

@@ -14,13 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import lambertw
 
+from llmgym.core.checks import check_size
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.batch_time import NO_ATTENTION, Attention
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.lengths import Fixed
+from llmgym.scenario.library import as_scenario
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.workload import JobType
 from llmgym.theory.capacity import batch_ms
+
+MOST_ACTIVATIONS = 100_000
+"""Most activations of a slot; the mean of the queue has as many terms."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def flow_control(scenario: Scenario, activations: int | Sequence[int] | None = N
     requests could stop an active request; and, if no ``activations`` are given, where memory may suffice
     for the arrivals but not for whole numbers above them.
     """
+    scenario = as_scenario(scenario)
     jobs, slot_ms = _classes(scenario), _slot_ms(scenario.engine)
     arrivals = tuple(job.rate_per_s * slot_ms / 1000 for job in jobs)
     held = [_held(job, scenario.engine) for job in jobs]
@@ -111,9 +117,8 @@ def mean_waiting(arrivals: float, activations: int) -> float:
 
     Raises LLMGymError where b does not exceed lambda: there is no mean then.
     """
-    check_number("arrivals", arrivals, above=0)
-    check_number("activations", activations, low=1, integer=True)
-    load, b = float(arrivals), int(activations)
+    load = float(check_number("arrivals", arrivals, above=0))
+    b = check_number("activations", activations, low=1, high=MOST_ACTIVATIONS, integer=True)
     if b <= load:
         raise LLMGymError(f"The queue grows: {b} activations a slot for {load:g} arrivals.")
     unity = np.exp(2j * np.pi * np.arange(1, b) / b)
@@ -167,6 +172,7 @@ def _held(job: JobType, engine: Engine) -> np.ndarray:
 def _activations(given: int | Sequence[int] | None, arrivals: Sequence[float]) -> tuple[int, ...]:
     if given is None:
         return tuple(int(np.floor(rate)) + 1 for rate in arrivals)
+    check_size("activations", given)
     chosen = np.atleast_1d(np.asarray(given, object)).tolist()
     if len(chosen) == 1:
         chosen = chosen * len(arrivals)

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llmgym.core.checks import check_kind
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.lengths import quantiles
+from llmgym.scenario.library import as_scenario
 from llmgym.scenario.request_size import longest_request
 from llmgym.scenario.scenario import Scenario
 from llmgym.scenario.stage import Stage
@@ -49,12 +51,14 @@ def memory_bound(
 
     Raises LLMGymError for an engine without KV memory, a network, and bad numbers.
     """
-    check_number("iteration_ms", iteration_ms, above=0)
+    iteration_ms = check_number("iteration_ms", iteration_ms, above=0)
+    scenario = as_scenario(scenario)
     cache = scenario.engine.kv_cache
     if scenario.is_network or cache is None:
         raise LLMGymError("The memory bound is about one engine with KV memory (kv_cache).")
     footprint = token_iterations(scenario, chunk_tokens)
-    rate = cache.tokens / (iteration_ms / 1000 * footprint)
+    iteration_s = max(iteration_ms / 1000 * footprint, 1e-300)  # not 0 where it is as good as that
+    rate = cache.tokens / iteration_s
     delta = longest_request(scenario) / cache.tokens
     return MemoryBound(rate, rate * max(1 - delta, 0.0), delta, footprint)
 
@@ -74,7 +78,9 @@ def token_iterations(
         chunk_tokens: s', most prompt tokens of a request in one iteration; None: the token budget.
         engine: which engine of a network; None: the first.
     """
+    scenario = as_scenario(scenario)
     engine = scenario.engine if engine is None else engine
+    check_kind("engine", engine, Engine)
     chunk = engine.token_budget if chunk_tokens is None else chunk_tokens
     check_number("chunk_tokens", chunk, low=1, integer=True)
     totals = []
@@ -96,6 +102,7 @@ def unshared(scenario: Scenario) -> Scenario:
     A memory that never forgets computes shared tokens once; in the long run they drop out of the mean.
     A network, and an engine without prefix caching, is returned as it is.
     """
+    scenario = as_scenario(scenario)
     cache = scenario.engine.kv_cache
     if cache is None or not cache.prefix_caching or scenario.is_network:
         return scenario

@@ -17,8 +17,10 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from llmgym.core.checks import check_settings
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.scenario.engine import Engine
+from llmgym.scenario.library import as_scenario
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import batch_ms, capacity
 
@@ -50,7 +52,7 @@ class VirtualStation:
 
 def visit_rates(scenario: Scenario) -> np.ndarray:
     """Arrival rates alpha (classes,) of the request classes per second: rate of jobs * mean visits."""
-    return np.array([one.rate_per_s for one in scenario.classes])
+    return np.array([one.rate_per_s for one in as_scenario(scenario).classes])
 
 
 def traffic_equations(scenario: Scenario) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +62,8 @@ def traffic_equations(scenario: Scenario) -> tuple[np.ndarray, np.ndarray]:
     rates solve alpha = lambda + R^T alpha. At a join the calls that it waits for share the visit:
     a visit to it needs all of them, and the rates still balance.
     """
-    return scenario.demand.follows, scenario.demand.entering_per_s
+    demand = as_scenario(scenario).demand
+    return demand.follows, demand.entering_per_s
 
 
 def is_cyclic(scenario: Scenario) -> bool:
@@ -117,6 +120,7 @@ def virtual_station(
     Raises:
         LLMGymError: ``priorities`` names an unknown class or a delay, or holds no number.
     """
+    scenario = as_scenario(scenario)
     rank = _priorities(scenario, priorities)
     routing, outside = _calls_only(scenario)
     owner = _class_engines(scenario)
@@ -211,6 +215,7 @@ def _calls_only(scenario: Scenario) -> tuple[np.ndarray, np.ndarray]:
 
 def _cycle(scenario: Scenario) -> tuple[str, ...]:
     """Engines of a cycle of calls over two or more engines; empty if there is none."""
+    scenario = as_scenario(scenario)
     routing, owner = _calls_only(scenario)[0], _class_engines(scenario)
     before, after = np.nonzero(routing)
     count = len(scenario.engines)
@@ -227,7 +232,7 @@ def _priorities(scenario: Scenario, given: Mapping[str, float] | None) -> np.nda
     """Priority (classes,) of each class."""
     names = scenario.class_names
     rank = np.array([float(one.priority) for one in scenario.classes])
-    for name, value in (given or {}).items():
+    for name, value in check_settings("priorities", given).items():
         if name not in names:
             raise unknown("class", name, names)
         k = names.index(name)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.checks import as_list
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.scenario.batch_time import Staircase
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.scenario import Scenario
@@ -37,10 +38,11 @@ class Polygon:
 
         With ``direction`` = (m_p, m_d) it is the capacity in requests per millisecond.
         """
-        if np.shape(direction) != (2,):
-            raise LLMGymError(f"direction must be two numbers, got {direction!r}.")
-        for name, value in zip(("direction[0]", "direction[1]"), direction, strict=True):
-            check_number(name, value, low=0)
+        direction = as_list("direction", direction, what="two numbers")
+        if len(direction) != 2:
+            raise LLMGymError(f"direction must be two numbers, got {shown(direction)}.")
+        for i, value in enumerate(direction):
+            check_number(f"direction[{i}]", value, low=0)
         if max(direction) <= 0:
             raise LLMGymError("direction must have a part above 0; (0, 0) points nowhere.")
         normals, offsets = self._edges()
@@ -99,7 +101,7 @@ def staircase_corners(engine: Engine | Scenario) -> np.ndarray:
     engine = _batch_limited(engine)
     time, budget, seqs = engine.batch_time, engine.token_budget, engine.max_num_seqs
     if not isinstance(time, Staircase):
-        raise LLMGymError(f"The corners A-D need a Staircase batch time, got {time!r}.")
+        raise LLMGymError(f"The corners A-D need a Staircase batch time, got {shown(time)}.")
     if seqs is None or seqs > time.tile:
         raise LLMGymError(
             f"The corners A-D need max_num_seqs of at most one tile ({time.tile}), got {seqs}; "
@@ -118,7 +120,7 @@ def staircase_corners(engine: Engine | Scenario) -> np.ndarray:
 def _batch_limited(engine: Engine | Scenario) -> Engine:
     engine = engine.engine if isinstance(engine, Scenario) else engine
     if not isinstance(engine, Engine):
-        raise LLMGymError(f"Expected an Engine or a Scenario, got {engine!r}.")
+        raise LLMGymError(f"Expected an Engine or a Scenario, got {shown(engine)}.")
     if engine.max_num_seqs is not None and engine.seq_limit == "resident":
         raise LLMGymError(
             "With seq_limit='resident' the region depends on the output lengths and is no polygon "

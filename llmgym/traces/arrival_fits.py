@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from llmgym.core.errors import unknown
+from llmgym.core.checks import as_list, check_name
+from llmgym.core.errors import LLMGymError
 from llmgym.scenario.arrivals import FAR, MMPP, Arrivals, GammaRenewal, Poisson, RateCurve
 from llmgym.scenario.replay import Replay
 from llmgym.traces.burstiness import (
@@ -192,8 +193,7 @@ def _times(trace: Any) -> Any:
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in FITS:
-        raise unknown("kind of arrivals", kind, FITS)
+    check_name("kind of arrivals", kind, FITS)
 
 
 def compare_fits(
@@ -211,6 +211,9 @@ def compare_fits(
 
     Raises LLMGymError as ``fit_arrivals`` does.
     """
+    kinds = as_list("kinds", kinds, str, "names of fits")
+    if not kinds:
+        raise LLMGymError(f"kinds must name one fit or more; there are {', '.join(FITS)}.")
     for kind in kinds:
         _check_kind(kind)
     arrival_s = _times(trace)

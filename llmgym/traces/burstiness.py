@@ -16,13 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.errors import LLMGymError
+from llmgym.core.checks import check_kind, check_numbers, check_seed
+from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.precision import in_32_bits
 from llmgym.scenario.arrivals import MMPP, Arrivals, relative_rates
 from llmgym.scenario.gap_samplers import Gap
 
 SCALES_S = (1.0, 10.0, 60.0)
 """Windows, in seconds, in which requests are counted."""
+
+MOST_DRAWN = 2**26
+"""Most arrivals that ``sample_times`` draws, in all runs together."""
 
 FEWEST, FEWEST_WINDOWS = 50, 10
 """Requests that it takes to speak of a pattern, and windows of a dispersion."""
@@ -72,14 +76,14 @@ def spread(arrival_s: Sequence[float] | np.ndarray, seed: int = 0) -> np.ndarray
     Stamps may be coarse (3 s in Mooncake); the trace does not say what happens between two of them.
     """
     times = _checked(arrival_s)
-    jitter = np.random.default_rng(seed).random(len(times))
+    jitter = np.random.default_rng(check_seed(seed)).random(len(times))
     return np.sort(times + time_step(times) * jitter)
 
 
 def _checked(arrival_s: Sequence[float] | np.ndarray) -> np.ndarray:
     """Arrival times in seconds from the first."""
-    times = np.asarray(arrival_s, float)
-    if times.ndim != 1 or times.size < FEWEST:
+    times = check_numbers("arrival_s", arrival_s, axes=1)
+    if times.size < FEWEST:
         raise LLMGymError(
             f"A pattern of arrivals takes at least {FEWEST} requests, got {times.size}; replay the "
             "trace as it is."
@@ -122,6 +126,11 @@ def sample_times(
         seed: of all of them.
         ticks_per_s: precision of the times.
     """
+    check_kind("process", process, Arrivals)
+    runs = check_number("runs", runs, low=1, high=2**20, integer=True)
+    count = check_number("count", count, low=2, high=MOST_DRAWN / runs, integer=True)
+    ticks_per_s = check_number("ticks_per_s", ticks_per_s, above=0, high=1e9)
+    seed = check_seed(seed)
     words = jax.random.bits(jax.random.key(seed), (count, runs), jnp.uint32)
     gaps = _draw(process.sampler(ticks_per_s), words).to_numpy()
     return np.cumsum(gaps, axis=0).T / ticks_per_s

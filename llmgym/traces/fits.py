@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
+from llmgym.core.checks import check_kind, check_numbers, check_text
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.scenario.arrivals import MMPP, Arrivals, GammaRenewal, RateCurve, relative_rates
 from llmgym.scenario.lengths import Empirical
@@ -31,8 +32,8 @@ def fit_quantiles(tokens: Sequence[int] | np.ndarray, points: int = POINTS) -> E
 
     Raises LLMGymError where there are fewer lengths than points.
     """
-    check_number("points", points, low=2, high=4097, integer=True)
-    sample = np.sort(np.asarray(tokens, float))
+    points = check_number("points", points, low=2, high=4097, integer=True)
+    sample = np.sort(check_numbers("tokens", tokens, axes=1))
     if sample.size < points:
         raise LLMGymError(
             f"A table of {points} quantiles needs as many requests, got {sample.size}; use fewer points."
@@ -69,6 +70,13 @@ def fit_scenario(
 
     Raises LLMGymError for a network, or where the trace is too short.
     """
+    for label, given, kind in (
+        ("trace", trace, Replay),
+        ("arrivals", arrivals, Arrivals),
+        ("engine", engine, Scenario),
+    ):
+        check_kind(label, given, kind)
+    what = check_text("what", what)
     if engine.is_network:
         raise LLMGymError(
             f"Scenario {engine.name!r} is a network; a trace is served by one engine."
@@ -105,6 +113,7 @@ def _description(trace: Replay, fitted: Scenario, what: str) -> str:
 
 def describe(arrivals: Arrivals) -> str:
     """A fitted arrival process in a sentence or two."""
+    check_kind("arrivals", arrivals, Arrivals)
     rate = arrivals.rate_per_s
     if isinstance(arrivals, MMPP):
         lull, burst = rate * relative_rates(arrivals.weights, arrivals.sojourn_s)

@@ -22,12 +22,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any, TextIO
 
 import numpy as np
 
-from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.checks import check_kind, check_name
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.scenario.prefixes import dense
 from llmgym.scenario.replay import Replay
 from llmgym.traces.other_files import what_else
@@ -73,10 +73,10 @@ def read_trace(path: str | Path, format: str | None = None, limit: int | None = 
         LLMGymError: a missing, empty or binary file, an unknown format or column, or a bad row:
             cut, not a number, negative, without tokens, out of order. It names file and line.
     """
-    if format is not None and format not in FORMATS:
-        raise unknown("trace format", format, FORMATS)
+    if format is not None:
+        check_name("trace format", format, FORMATS)
     if limit is not None:
-        check_number("limit", limit, low=1, integer=True)
+        limit = check_number("limit", limit, low=1, integer=True)
     try:
         with opened(path, whole=limit is None) as file:
             return _read(Path(path), format, limit, file)
@@ -126,7 +126,7 @@ def _detect(path: Path, first: str) -> str:
     if not found[best]:
         known = "; ".join(f"{name}: {f}" for name, f in FORMATS.items())
         raise LLMGymError(
-            f"{path}, line 1: {shortened(first.strip())} has no known column. By format: {known}."
+            f"{path}, line 1: {shown(first.strip())} has no known column. By format: {known}."
         )
     return best
 
@@ -140,6 +140,7 @@ def summary(replay: Replay) -> dict[str, float | int | None]:
         mean_prefill_tokens and mean_decode_tokens. rate_per_s and gap_cv are None where all
         requests come at one instant.
     """
+    check_kind("replay", replay, Replay)
     arrival = np.asarray(replay.arrival_s)
     gaps, span = np.diff(arrival), float(arrival[-1] - arrival[0])
     return {

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
 from llmgym.core import reading
-from llmgym.core.errors import LLMGymError
+from llmgym.core.errors import LLMGymError, shown
 from llmgym.scenario.lengths import MAX_TOKENS
 
 MOST_BYTES, MOST_ROWS = 2**28, 2**22
@@ -99,7 +98,7 @@ class Rows:
         if rows.size:
             raise LLMGymError(
                 f"{self.path}, line {self.lines[rows[0]]}: {self.names[column]} is "
-                f"{shortened(self.cells[column][rows[0]])}{text}"
+                f"{shown(self.cells[column][rows[0]])}{text}"
             )
 
     def numbers(self, column: int) -> np.ndarray:
@@ -152,7 +151,7 @@ def opened(path: str | Path, whole: bool = True) -> Iterator[TextIO]:
         LLMGymError: a missing, unreadable or binary file, or one that is no ordinary file or too large.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise LLMGymError(f"path must name a trace file, got {shortened(path)}.")
+        raise LLMGymError(f"path must name a trace file, got {shown(path)}.")
     hint = "Give one readable file, or a part of it."
     with reading.opened(path, "trace", MOST_BYTES if whole else None, hint) as file:
         try:
@@ -249,7 +248,7 @@ def _find(path: Path, header: list[str], names: tuple[str, ...], wanted: Format)
             return header.index(name)
     raise LLMGymError(
         f"{path}, line 1: column {' or '.join(names)} is missing. Needed: {wanted}; "
-        f"found: {shortened(', '.join(header))}."
+        f"found: {shown(', '.join(header))}."
     )
 
 
@@ -278,7 +277,7 @@ def _read_json_lines(path: Path, wanted: Format, lines: Iterable[str], limit: in
             raise LLMGymError(f"{path}, line {number}: {names} is missing. Needed: {wanted}.")
         cells = [record[name] for name in rows.names]
         # What is no number or text is refused later; until then its beginning is enough.
-        rows.add(number, [shortened(x) if isinstance(x, (dict, list)) else x for x in cells])
+        rows.add(number, [shown(x) if isinstance(x, (dict, list)) else x for x in cells])
         if shares:
             rows.prefixes.append(_prefix(path, number, wanted.prefix, record))
             prefixes += len(rows.prefixes[-1])
@@ -297,7 +296,7 @@ def _prefix(path: Path, line: int, name: str, record: dict[str, Any]) -> list[An
     listed = record.get(name)
     if not isinstance(listed, list) or not all(isinstance(x, (int, str)) for x in listed):
         raise LLMGymError(
-            f"{path}, line {line}: {name} is {shortened(listed)}, not a list of numbers or strings; "
+            f"{path}, line {line}: {name} is {shown(listed)}, not a list of numbers or strings; "
             "fix it, or drop the column from all rows."
         )
     return listed

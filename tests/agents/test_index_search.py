@@ -15,14 +15,16 @@ import pytest
 
 import llmgym
 from llmgym import Geometric, Poisson, Scenario, Staircase, baselines, cli, simulate
+from llmgym.agents import index_search
 from llmgym.agents.index_search import SearchResult, Settings, blank, search, vary
-from llmgym.agents.trials import measure
+from llmgym.agents.trials import Figures, measure
 from llmgym.baselines.index import PARAMETERS, Index
 from llmgym.baselines.tiles import admissible_prefill
 from llmgym.core.errors import LLMGymError
 from llmgym.scenario import toml_writer
 from llmgym.scenario.stage import Stage
 from llmgym.scenario.workload import JobType
+from llmgym.theory.capacity import capacity
 
 TILE, TILES = 4, 3
 TIME = Staircase(10.0, 20.0, TILE)
@@ -291,3 +293,23 @@ def test_under_a_cap_it_beats_every_budget_of_sarathi() -> None:
     served = llmgym.estimate_capacity(capped, tuned, requests=3000).requests_per_s
     assert served > 0.99 * limit
     assert served > 1.08 * 11.36
+
+
+def test_a_search_for_throughput_says_at_which_load_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads play no part in it: one row, of the overload that was simulated."""
+    rates = []
+
+    def measured(
+        scenario: Scenario, vary: Any, base: Any, rows: Any, num_envs: int, *_: Any, **__: Any
+    ) -> Figures:
+        rates.append(scenario.arrival_rate_per_s)
+        ones = np.ones((len(rows), num_envs))
+        return Figures(ones, ones, 0 * ones, ones, 0 * ones)
+
+    monkeypatch.setattr(index_search, "measure", measured)
+    settings = replace(SMALL, objective="throughput", generations=1)
+    result = search(scenario(), (0.5, 0.9), settings)
+    assert [row["load"] for row in result.figures] == [1.4]
+    assert set(rates) == {1.4 * capacity(scenario()).requests_per_s}
+    result = search(scenario(), (0.5, 0.9), replace(settings, objective="latency"))
+    assert [row["load"] for row in result.figures] == [0.5, 0.9]

@@ -1,4 +1,4 @@
-"""The learner: its estimates against NumPy, its loss against Stable-Baselines3, its runs to the bit."""
+"""The learner: its loss against Stable-Baselines3, its runs to the bit."""
 
 from __future__ import annotations
 
@@ -25,38 +25,6 @@ from llmgym.envs.rewards import ServiceLevels, Transition, holding_cost, tardine
 from llmgym.evaluation import rollout
 from llmgym.evaluation.fleet import compiled
 from llmgym.scenario.kv_cache import KVCache
-
-
-def test_advantages_equal_a_loop_in_numpy() -> None:
-    """Per step: delta = r + g V' - V and A = delta + g * lambda * A'; the cut is bootstrapped."""
-    random = np.random.default_rng(0)
-    steps, envs, trace = 7, 3, 0.9
-    rewards, values = random.normal(size=(2, steps, envs))
-    last, discount = random.normal(size=envs), random.uniform(0.5, 1, (steps, envs))
-    expected = np.zeros((steps, envs))
-    for env in range(envs):
-        following, after = last[env], 0.0
-        for n in reversed(range(steps)):
-            g = discount[n, env]
-            after = rewards[n, env] + g * following - values[n, env] + g * trace * after
-            following, expected[n, env] = values[n, env], after
-    errors = estimates.td_errors(*map(jnp.asarray, (rewards, values, last, discount)))
-    found = estimates.advantages(errors, jnp.asarray(discount), trace)
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
-
-
-def test_what_arrivals_explain_goes_and_the_rest_stays() -> None:
-    """errors = effect of the decision + noise that is a product of surprise and what was known."""
-    random = np.random.default_rng(1)
-    count = 20_000
-    known = np.concatenate([np.ones((count, 1)), random.normal(size=(count, 2))], axis=1)
-    surprise = random.poisson(2.0, (count, 1)) - 2.0
-    decision = random.integers(2, size=count)
-    noise = 30 * surprise[:, 0] * (1 + known[:, 1])
-    errors = decision + noise
-    left = np.asarray(estimates.without_surprise(*map(jnp.float32, (errors, surprise, known))))
-    assert errors.std() > 50 and (left - decision).std() < 0.5
-    assert left[decision == 1].mean() - left[decision == 0].mean() == pytest.approx(1.0, abs=0.02)
 
 
 def test_arrivals_count_no_request_twice_and_late_ones_cost_more() -> None:
@@ -120,10 +88,13 @@ def layers_of(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     # The critic of llmgym also sees the number of the world; here it has no weight.
     first = layers["critic"][0]
     first["weight"] = np.concatenate([first["weight"], np.zeros((1, 8), np.float32)])
-    return nets, {
-        "actor": layers["actor"],
-        "critic": {"quadratic": np.zeros((1, 14), np.float32), "network": layers["critic"]},
+    *shared, last = layers["critic"]
+    own = {
+        "quadratic": np.zeros((1, 14), np.float32),
+        "weight": last["weight"].T,
+        "bias": last["bias"],
     }
+    return nets, {"actor": layers["actor"], "critic": {"network": shared, "own": own}}
 
 
 def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
@@ -172,7 +143,9 @@ def test_loss_and_gradient_equal_those_of_stable_baselines3() -> None:
     assert float(told["kl"]) == pytest.approx(logged["train/approx_kl"], rel=1e-3)
     assert float(told["clipped"]) == pytest.approx(logged["train/clip_fraction"], abs=1e-6)
     assert 0.2 < float(told["clipped"]) < 0.95
-    gradient["critic"] = gradient["critic"]["network"]
+    own = gradient["critic"]["own"]
+    last = {"weight": own["weight"].T, "bias": own["bias"]}
+    gradient["critic"] = [*gradient["critic"]["network"], last]
     gradient["critic"][0]["weight"] = gradient["critic"][0]["weight"][:-1]
     for name, net in nets.items():
         for mine, theirs in zip(gradient[name], net, strict=True):
@@ -233,6 +206,51 @@ def test_a_run_that_diverges_says_so_and_leaves_its_file(program: Any, tmp_path:
     with pytest.raises(LLMGymError, match="Seed 0 diverged by iteration 5"):
         run.advance(program)
     assert (tmp_path / "training-0.npz").read_bytes() == before
+
+
+def test_weights_that_are_not_finite_are_not_kept(program: Any, tmp_path: Path) -> None:
+    """A policy of NaN takes its first choice and leaves the loss of the critic finite."""
+    run = trainings.Run.start(small(), (0,))
+    actor = jax.tree.map(lambda x: x * np.nan, run.learners.params["actor"])
+    run.learners = replace(run.learners, params=run.learners.params | {"actor": actor})
+    with pytest.raises(LLMGymError, match="Seed 0 diverged by iteration 5"):
+        run.advance(program)
+    assert np.isfinite(run.curve["value_loss"]).all()
+    with pytest.raises(LLMGymError, match="no longer finite"):
+        run.finish(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_environments_whose_table_was_full_start_again(program: Any) -> None:
+    run = trainings.Run.start(small(), (0,))
+    (world,) = run.learners.worlds
+    dropped = np.array(world.engine.totals.dropped)
+    dropped[..., 0] = 10**6  # of the first environment of each world
+    full = replace(world.engine, totals=replace(world.engine.totals, dropped=jnp.asarray(dropped)))
+    run.learners = replace(run.learners, worlds=(replace(world, engine=full),))
+    run.advance(program)
+    assert (np.asarray(run.learners.worlds[0].engine.totals.dropped) < 10**6).all()
+
+
+def test_progress_is_told_of_every_seed() -> None:
+    class Halved:
+        """A run of two seeds that is over after one chunk."""
+
+        seeds, done, over = (3, 5), 5, False
+        curve = {"cost": np.array([[[1.0]], [[2.0]]])}  # noqa: RUF012
+
+        def advance(self, program: Any) -> None:
+            self.over = True
+
+        def finish(self, out: Any) -> list[Any]:
+            return []
+
+    told = []
+    trainings._train(Halved(), None, None, lambda *told_of: told.append(told_of))  # type: ignore[arg-type]
+    assert [(seed, done, float(row["cost"][0])) for seed, done, row in told] == [
+        (3, 5, 1.0),
+        (5, 5, 2.0),
+    ]
 
 
 def test_a_checkpoint_holds_the_policy_and_where_it_comes_from(
@@ -303,3 +321,8 @@ def test_bad_runs_are_refused() -> None:
         PPO(average_cost=False, horizon_s=None)
     with pytest.raises(LLMGymError, match="seed must be at least 0"):
         Training((latency,), seeds=(-1,))
+    with pytest.raises(LLMGymError, match="warm_up must be below 1"):
+        PPO(warm_up=1)
+    with pytest.raises(LLMGymError, match=r"Use at most 0\.8"):
+        Training((latency,), PPO(warm_up=0.81), steps=1)
+    assert Training((latency,), PPO(warm_up=0.8), steps=1).iterations == 5

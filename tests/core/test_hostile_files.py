@@ -215,6 +215,21 @@ def test_headers_of_other_kinds_are_refused(tmp_path: Path, change: str, value: 
         agents.load(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    arrays, header = header_of("ppo-latency")
+    arrays["actor/1/bias"] = arrays["actor/1/bias"].copy()
+    arrays["actor/1/bias"][3] = value
+    checkpoint.write_arrays(tmp_path / "a.npz", arrays, header)
+    with pytest.raises(LLMGymError, match="not finite numbers"):
+        agents.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", agents.names())
+def test_agents_that_ship_have_finite_weights(name: str) -> None:
+    agents.load(name)
+
+
 def test_a_checkpoint_that_has_changed_is_read_again(tmp_path: Path) -> None:
     arrays, header = header_of("ppo-latency")
     checkpoint.write_arrays(tmp_path / "a.npz", arrays, header)

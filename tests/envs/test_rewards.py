@@ -17,7 +17,7 @@ import llmgym
 from llmgym import JobType, LLMGymError, Poisson, Replay, Stage
 from llmgym.core.wide import Wide
 from llmgym.envs.functional import EnvState, FunctionalEngine
-from llmgym.envs.rewards import ServiceLevels, Transition, _lateness, make_reward
+from llmgym.envs.rewards import ServiceLevels, Transition, _judge, _lateness, make_reward
 from llmgym.evaluation.rollout import keys
 from llmgym.scenario.scenario import Scenario
 
@@ -288,3 +288,29 @@ def test_any_function_is_a_reward() -> None:
 def test_bad_weights_raise(weight: Any) -> None:
     with pytest.raises(LLMGymError, match="prefill_weight"):
         make_reward("weighted_holding", SCENARIO, prefill_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("first_token", "end", "expected"),
+    [
+        (
+            100,
+            300,
+            1.0,
+        ),  # the last of three tokens on its deadline, 100 ticks for each after the first
+        (100, 301, -1.0),
+        (200, 400, 1.0),  # the first on its deadline too
+        (201, 401, 0.0),  # the first a tick late: missed in a step before this one
+    ],
+)
+def test_a_deadline_is_met_on_its_tick(first_token: int, end: int, expected: float) -> None:
+    table: Any = SimpleNamespace(
+        job_class=jnp.zeros(1, jnp.int32), live=jnp.zeros(1, bool),
+        output=jnp.array([3]), decode=jnp.array([0]),
+        arrival=jnp.zeros(1, jnp.uint32), arrival_high=jnp.zeros(1, jnp.uint16),
+        first_token=jnp.array([first_token], jnp.uint32), first_high=jnp.zeros(1, jnp.uint16),
+    )  # fmt: skip
+    step: Any = SimpleNamespace(info=SimpleNamespace(duration=jnp.int32(50)))
+    levels = ServiceLevels((200.0,), (100.0,), (1.0,))
+    value = _judge(table, jnp.ones(1, bool), step, levels, Wide.of(end))
+    assert float(value) == expected

@@ -15,6 +15,7 @@ from workloads import reference_engine
 
 import llmgym
 from llmgym import Affine, Replay, Tenant
+from llmgym.envs.network import engine_scenario
 from llmgym.evaluation.benchmark import Benchmark
 from llmgym.evaluation.metrics.service_levels import service_levels, verdicts
 from llmgym.evaluation.simulate import Run
@@ -283,3 +284,34 @@ def test_benchmark_reports_goodput_where_there_are_targets(run: Run) -> None:
     assert "Goodput" not in shown(*tables(benchmark, results_of(plain)))
     (record,) = rows(benchmark, results_of(plain))
     assert not [key for key in record if "slo" in key or "goodput" in key]
+
+
+def replicated(replicas: int) -> Scenario:
+    job = llmgym.Workload(llmgym.Poisson(30.0), 20, 5, ttft_ms=60.0, tpot_ms=30.0, e2e_ms=200.0)
+    one = Scenario.single_engine(Affine(9.0, 0.35), 48, job, slots=16)
+    return replace(one, engines=(replace(one.engine, replicas=replicas),))
+
+
+def test_each_of_several_replicas_keeps_the_targets() -> None:
+    one, two = replicated(1), replicated(2)
+    assert two.is_network and two.has_targets
+    np.testing.assert_array_equal(target_ticks(two), target_ticks(one))
+    assert two.demand.job_targets_ms == one.demand.job_targets_ms == (200.0,)
+    for number in (0, 1):
+        face = engine_scenario(two, number)
+        np.testing.assert_array_equal(target_ticks(face), target_ticks(one))
+        assert face.arrival_rate_per_s == one.arrival_rate_per_s / 2
+
+
+@pytest.mark.slow
+def test_service_levels_of_two_replicas_are_told_as_those_of_one() -> None:
+    columns = []
+    for scenario in (replicated(1), replicated(2)):
+        run = llmgym.simulate(scenario, "sarathi", duration_s=2.0)
+        found = {k: set(v) for k, v in run.summary.items() if k in ("slo", "job_slo")}
+        found |= {name: set(level) for name, level in run.summary["slo"].items()}
+        assert run.summary["goodput_per_s"] > 0
+        (record,) = rows(Benchmark(scenario, ("sarathi",), loads=(0.5,)), results_of(run.summary))
+        columns.append((set(run.summary), found, set(record)))
+        assert "goodput_per_s" in record
+    assert columns[0] == columns[1]

@@ -11,7 +11,7 @@ import llmgym
 from llmgym import baselines
 from llmgym.core.errors import LLMGymError
 from llmgym.evaluation.capacity import estimate_capacity
-from llmgym.evaluation.stability import stability, trend
+from llmgym.evaluation.stability import Trend, _judge, stability, trend
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.theory.bounds import faster_transformer_capacity, fluid_growth, pollaczek_khinchine
 from llmgym.theory.capacity import at_load
@@ -136,3 +136,26 @@ def test_bad_input() -> None:
     for measure in (stability, estimate_capacity):
         with pytest.raises(LLMGymError, match="replay"):
             measure(replay, "sarathi")
+
+
+def trend_of(growth: list[float], served: list[float]) -> Trend:
+    return Trend(np.array(growth), np.array(served), 0)
+
+
+@pytest.mark.parametrize(
+    ("growth", "served", "verdict"),
+    [
+        # The drift is 1 less what is served; its interval of three lies 2.48 of a deviation either side.
+        ([0.0, 0.0, 0.0], [1.1, 1.2, 1.3], "undecided"),  # -0.2 on average, but up to +0.05
+        ([0.0, 0.0, 0.0], [1.19, 1.2, 1.21], "stable"),
+        ([0.1, 0.1, 0.1], [0.7, 0.8, 0.9], "unstable"),
+        ([0.001, 0.002, 0.003], [0.7, 0.8, 0.9], "undecided"),  # growth, and drift, may be none
+        ([0.0019, 0.002, 0.0021], [0.79, 0.8, 0.81], "unstable"),
+        ([0.0019, 0.002, 0.0021], [0.7, 0.8, 0.9], "undecided"),
+        ([0.1, 0.1, 0.1], [1.19, 1.2, 1.21], "undecided"),
+    ],
+)
+def test_verdicts_rest_on_the_right_end_of_the_interval(
+    growth: list[float], served: list[float], verdict: str
+) -> None:
+    assert _judge(trend_of(growth, served), trend_of([0.0] * 3, served), 1.0)[0] == verdict

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_values import ENGINE, JOB, ODD, ONE, changed, try_out
 
 import llmgym
 from llmgym import Affine, Engine, KVCache, LLMGymError, Replay, Scenario, Stage, Tenant, baselines
@@ -24,37 +24,6 @@ from llmgym.scenario import arrivals, batch_time, lengths
 from llmgym.scenario.prefixes import SharedPrefix
 from llmgym.scenario.stage import Paired, Repeat
 from llmgym.scenario.workload import JobType, Workload
-
-ENGINE = Engine(Affine(10.0, 0.1), 64)
-JOB = Workload(arrivals.Poisson(2.0), 10, 3)
-ONE = Scenario((ENGINE,), JOB, slots=16)
-
-
-class Silent:
-    """Something whose repr fails."""
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no")
-
-
-ODD = st.one_of(
-    st.sampled_from(
-        [
-            None, True, False, "", "a", "1", "x" * 5000, b"1", [], [1], (1, 2), {}, {1}, {"a": 1},
-            [[1], [2, 3]], [None], ["1", "2"], ("a",), [0.0, 1.0], [1, 0.5], 0, 1, -1, 2, 3, 7, 0.0, 0.5,
-            1.0, 2.0, 2.5, -0.5, float("nan"), float("inf"), -float("inf"), 1e300, 1e-300, -1e300,
-            5e-324, 10**400, -(10**400), 10**6000, 2**31, 2**32, 2**63, 2**64, 1e9, 1e19, 1j,
-            Decimal("1.5"), Decimal("nan"), Fraction(1, 3), Fraction(2), np.int32(3), np.int64(-1),
-            np.uint64(2**64 - 1), np.float32(1.5), np.float64("nan"), np.float16(2.0), np.bool_(True),
-            np.array(3), np.array([1.0, 2.0]), np.array([[1, 2]]), np.array([]), np.array("x"),
-            np.array([object()]), np.datetime64("2026-01-01"), object(), Silent(), Silent, int, len,
-            lambda: None, ..., NotImplemented, range(3), range(10**9), bytearray(3), [10**400], [True],
-            [float("nan")], "sarathi", ["sarathi"], arrivals.Poisson(1.0), lengths.Fixed(3), ENGINE, JOB,
-        ]
-    ),
-    st.floats(),
-    st.integers(),
-)  # fmt: skip
 
 GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     Scenario: {
@@ -139,23 +108,6 @@ REFUSED_BEFORE: dict[Callable[..., Any], dict[str, Any]] = {
     },
 }  # fmt: skip
 """Functions that would run; a name that stands for no policy stops what no check stops before."""
-
-
-def try_out(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """A right result, or one short line."""
-    try:
-        call(**arguments)
-    except LLMGymError as error:
-        text = str(error)
-        assert 0 < len(text) <= MOST_CHARACTERS
-        assert "\n" not in text
-
-
-@st.composite
-def changed(draw: Any, table: dict[Callable[..., Any], dict[str, Any]]) -> Any:
-    call = draw(st.sampled_from(list(table)))
-    names = draw(st.lists(st.sampled_from(list(table[call])), min_size=1, max_size=2))
-    return call, table[call] | {name: draw(ODD) for name in names}
 
 
 @settings(max_examples=400, deadline=None)

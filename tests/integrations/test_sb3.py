@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from env_samples import ACTIONS, MAX_STEPS, NUM_ENVS, single_env, vector_env
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorWrapper
 
 import llmgym
 from llmgym import LLMGymError
@@ -134,6 +134,20 @@ def test_cartpole_terminates_and_is_not_truncated() -> None:
     adapter.set_attr("gravity", 5.0)
     assert adapter.get_attr("gravity", [0, 2]) == [5.0, 5.0]
     assert [a.n for a in adapter.get_attr("single_action_space")] == [2, 2, 2]
+
+
+def test_an_attribute_is_set_where_it_is_found() -> None:
+    class Noted(VectorWrapper):  # type: ignore[type-arg]
+        """A wrapper with an attribute of its own."""
+
+        note = "old"
+
+    inner = Noted(cartpole())
+    adapter = SB3VecEnv(VectorWrapper(inner))
+    assert adapter.get_attr("note") == ["old"] * 3
+    adapter.set_attr("note", "new")
+    assert adapter.get_attr("note") == ["new"] * 3 and inner.note == "new"
+    assert not hasattr(inner.unwrapped, "note")
 
 
 def test_seed_holds_for_the_next_reset_only() -> None:

@@ -151,7 +151,7 @@ def small() -> Case:
         ({"enable_chunked_prefill": False}, "compute 24 tokens at once"),
         ({"block_size": 0}, "block_size"),
         ({"watermark": float("nan")}, "watermark"),
-        ({"max_num_batched_tokens": -1}, "token_budget"),
+        ({"max_num_batched_tokens": -1}, "max_num_batched_tokens must be at least 1"),
     ],
 )
 def test_what_it_refuses(change: dict[str, Any], message: str) -> None:

@@ -24,7 +24,7 @@ from llmgym.core.checks import check_name, keep_number
 from llmgym.core.errors import LLMGymError, shown, unknown
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
-from llmgym.envs.interface.sound import sound_batch
+from llmgym.envs.interface.sound import OfScenario, sound_batch
 from llmgym.scenario.scenario import Scenario
 
 
@@ -55,7 +55,7 @@ class ActionEncoding(Protocol):
         """
 
 
-class Memoryless:
+class Memoryless(OfScenario):
     """Base of the encodings whose batch depends on the action and the view alone."""
 
     def start(self, view: View) -> None:
@@ -129,6 +129,7 @@ class Split(Memoryless):
     name: ClassVar[str] = "split"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         keep_number(self, "shares", low=2, high=1000, integer=True)
 
     @property
@@ -167,6 +168,7 @@ class Tokens(Memoryless):
     name: ClassVar[str] = "tokens"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         keep_number(self, "quantum", low=1, high=2**20, integer=True)
 
     @property
@@ -219,6 +221,7 @@ class Scores(Memoryless):
     name: ClassVar[str] = "scores"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         keep_number(self, "requests", low=1, high=1024, integer=True)
 
     @property
@@ -261,7 +264,7 @@ class Scores(Memoryless):
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(OfScenario):
     """``action="budget"``: Discrete(K); action k lets the policy ``base`` fill k + 1 tiles.
 
     ``base`` decides who runs, the agent how much: a token budget for each batch. It is the name of a
@@ -273,6 +276,7 @@ class Budget:
     name: ClassVar[str] = "budget"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.base, str):
             object.__setattr__(self, "base", make(self.base))
         if not callable(self.base):

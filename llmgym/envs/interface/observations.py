@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.arrays import first_rows
-from llmgym.core.errors import check_number
+from llmgym.core.checks import check_kind, keep_number
 from llmgym.engine import simulator
 from llmgym.engine.view import View
 from llmgym.envs.interface.actions import tile_of
@@ -59,7 +59,8 @@ class Observation:
     requests: int = 0
 
     def __post_init__(self) -> None:
-        check_number("requests", self.requests, low=0, high=1024, integer=True)
+        check_kind("scenario", self.scenario, Scenario)
+        keep_number(self, "requests", "observed_requests", low=0, high=1024, integer=True)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,15 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.checks import check_kind, check_size
 from llmgym.core.errors import LLMGymError, shown
 from llmgym.engine.view import Batch
+from llmgym.scenario.scenario import Scenario
+
+
+class OfScenario:
+    """Base of the encodings of actions: each belongs to a scenario."""
+
+    scenario: Scenario
+
+    def __post_init__(self) -> None:
+        check_kind("scenario", self.scenario, Scenario)
 
 
 def sound_action(action: Any, space: gym.Space[Any] | None, batch: tuple[int, ...]) -> Any:
-    """An action of the functional environment; only its shape and type, as it may be traced.
+    """An action of the functional environment: its shape and type, and its range unless it is traced.
 
     Args:
         action: as it was given. One that is a Batch is looked at when it is expanded.
@@ -21,22 +33,38 @@ def sound_action(action: Any, space: gym.Space[Any] | None, batch: tuple[int, ..
         batch: shape of the batch axes, () or (num_envs,).
 
     Raises:
-        LLMGymError: it is of another shape or type.
+        LLMGymError: it is of another shape or type, or out of range; NaN is.
     """
     if space is None:
         return action
     assert space.shape is not None
     wanted, scores = (*space.shape, *batch), isinstance(space, gym.spaces.Box)
     kinds = "fiu" if scores else "iu"
+    check_size("An action", action)
     try:
         found = jnp.asarray(action)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever a stranger's object raises when it is looked at
         found = None
+    what = "numbers" if scores else "whole numbers"
+    must = f"An action must be {what} of shape {wanted}, inside {space}"
     if found is None or found.shape != wanted or found.dtype.kind not in kinds:
-        what = "numbers" if scores else "whole numbers"
         given = shown(action) if found is None else f"{found.dtype} of shape {found.shape}"
-        raise LLMGymError(f"An action must be {what} of shape {wanted}, in {space}, got {given}.")
+        raise LLMGymError(f"{must}, got {given}.")
+    if not isinstance(found, jax.core.Tracer):
+        values = np.asarray(found)
+        _check_inside(must, space, np.moveaxis(values, 0, -1) if space.shape else values)
     return found
+
+
+def _check_inside(must: str, space: gym.Space[Any], values: Any) -> None:
+    """Refuse values (..., dimensions) out of a space; NaN is. ``must`` begins the message."""
+    if isinstance(space, gym.spaces.Box):
+        low, high = space.low, space.high
+    else:
+        low = np.zeros((), np.int32)
+        high = space.n - 1 if isinstance(space, gym.spaces.Discrete) else space.nvec - 1  # type: ignore[attr-defined]
+    if not ((values >= low) & (values <= high)).all():
+        raise LLMGymError(f"{must}, got {shown(values)}.")
 
 
 def sound_batch(action: Any, shape: tuple[int, ...]) -> Batch:
@@ -50,9 +78,10 @@ def sound_batch(action: Any, shape: tuple[int, ...]) -> Batch:
         LLMGymError: it is of another shape or type.
     """
     tokens = action.tokens if isinstance(action, Batch) else action
+    check_size("An action", tokens)
     try:
         found = jnp.asarray(tokens)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever a stranger's object raises when it is looked at
         found = None
     if found is None or found.shape != shape or found.dtype.kind not in "iu":
         given = shown(tokens) if found is None else f"{found.dtype} of shape {found.shape}"
@@ -63,33 +92,31 @@ def sound_batch(action: Any, shape: tuple[int, ...]) -> Batch:
     return Batch(found.astype(jnp.int32), preempt)
 
 
-def sound_actions(actions: Any, space: gym.Space[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """The actions of a vector environment as int32, or as float32 where they are scores.
+def sound_actions(
+    actions: Any, space: gym.Space[Any], shape: tuple[int, ...], what: str = "Actions"
+) -> np.ndarray:
+    """Actions of a Gymnasium environment as int32, or as float32 where they are scores.
 
     Args:
-        actions: as they were given, environments first.
+        actions: as they were given, environments first where there are several.
         space: of one environment.
         shape: of the actions of all.
+        what: what the message calls them, in the plural.
 
     Raises:
         LLMGymError: they are of another shape or type, or out of range; NaN is.
     """
     scores = isinstance(space, gym.spaces.Box)
+    must = f"{what} must be {'numbers' if scores else 'whole numbers'} of shape {shape}, inside {space}"
+    check_size(what, actions)
     try:
         found = np.asarray(actions)
-    except (TypeError, ValueError):  # rows of several lengths
-        raise LLMGymError(f"Actions must be an array, got {shown(actions)}.") from None
-    if found.shape != shape:
-        raise LLMGymError(f"Actions have shape {found.shape}; {shape} is needed.")
-    if isinstance(space, gym.spaces.Box):
-        low, high = space.low, space.high
-    else:
-        low = np.zeros((), np.int32)
-        high = space.n - 1 if isinstance(space, gym.spaces.Discrete) else space.nvec - 1  # type: ignore[attr-defined]
-    fits = found.dtype.kind in ("iuf" if scores else "iu")
-    if not fits or not ((found >= low) & (found <= high)).all():
-        what = "numbers" if scores else "whole numbers"
-        raise LLMGymError(f"Actions must be {what} inside {space}.")
+    except Exception:  # rows of several lengths, or objects of a stranger
+        raise LLMGymError(f"{must}, got {shown(actions)}.") from None
+    if found.shape != shape or found.dtype.kind not in ("iuf" if scores else "iu"):
+        shapes = "" if found.shape == shape else f", of shape {found.shape}"
+        raise LLMGymError(f"{must}, got {shown(actions)}{shapes}.")
+    _check_inside(must, space, found)
     return found.astype(np.float32 if scores else np.int32)
 
 
