@@ -22,6 +22,8 @@ from llmgym.baselines.index import PARAMETERS, Index
 from llmgym.core.checks import keep_number
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.files import to_json, write
+from llmgym.core.folders import alone_in
+from llmgym.core.precision import in_32_bits
 from llmgym.core.reading import read_json
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import toml_writer
@@ -110,6 +112,7 @@ class SearchResult:
     history: list[dict[str, Any]] = field(repr=False)
 
 
+@in_32_bits
 def search(
     scenario: Scenario | str,
     loads: Sequence[float | None] = (None,),
@@ -135,8 +138,8 @@ def search(
             there and ends as if it had never stopped.
         progress: called with generations done, generations in all, and a line of text.
 
-    Raises LLMGymError on bad arguments, for a file of another search, and where every vector of a
-    generation lets the table overflow.
+    Raises LLMGymError on bad arguments, for a file of another search or in a folder that another process
+    writes to, and where every vector of a generation lets the table overflow.
     """
     settings = settings or Settings()
     spread = SPREAD if spread is None else spread
@@ -152,18 +155,19 @@ def search(
     }
     mean = np.array([getattr(start, name) for name in PARAMETERS], float)
     deviation = np.array([spread.get(name, 0.0) for name in PARAMETERS], float)
-    history: list[dict[str, Any]] = _resume(path, config)
-    if history:
-        mean, deviation = (np.array(history[-1][k]) for k in ("mean", "deviation"))
-    while len(history) < settings.generations:
-        row = _generation(problems, settings, start, mean, deviation, len(history))
-        mean, deviation = np.array(row["mean"]), np.array(row["deviation"])
-        history.append(row)
-        if path is not None:
-            write(Path(path), to_json({"config": config, "history": history}))
-        if progress is not None:
-            line = f"objective {row['best']:.4f}"
-            progress(len(history), settings.generations, line)
+    with alone_in(None if path is None else Path(path).parent):
+        history: list[dict[str, Any]] = _resume(path, config)
+        if history:
+            mean, deviation = (np.array(history[-1][k]) for k in ("mean", "deviation"))
+        while len(history) < settings.generations:
+            row = _generation(problems, settings, start, mean, deviation, len(history))
+            mean, deviation = np.array(row["mean"]), np.array(row["deviation"])
+            history.append(row)
+            if path is not None:
+                write(Path(path), to_json({"config": config, "history": history}))
+            if progress is not None:
+                line = f"objective {row['best']:.4f}"
+                progress(len(history), settings.generations, line)
     return _checked(problems, loads, settings, start, mean, history)
 
 

@@ -6,10 +6,10 @@ import json
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import jax
@@ -20,11 +20,14 @@ import pandas as pd
 from llmgym.agents import checkpoint
 from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.ppo import PPO, Learner, iterate
+from llmgym.agents.threads import in_threads
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.worlds import worlds_of
 from llmgym.core.checks import keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.files import to_json, write
+from llmgym.core.folders import alone_in
+from llmgym.core.precision import in_32_bits
 from llmgym.envs.rewards import ServiceLevels
 from llmgym.evaluation.fleet import compiled, cores
 from llmgym.scenario import toml_writer
@@ -281,6 +284,7 @@ def stalled(cost: np.ndarray, patience: int, memory: float = 0.9, least: float =
     return since > patience
 
 
+@in_32_bits
 def train(
     training: Training,
     out: Path | str | None = None,
@@ -297,25 +301,29 @@ def train(
         together: run all seeds in one vmapped program; else as many at a time as there are cores, with
             results that do not depend on the other seeds. None: together on an accelerator.
 
-    Raises LLMGymError where ``out`` holds another training run or cannot be written, or a seed diverges.
+    Raises LLMGymError where ``out`` holds another training run, another process writes there or nothing can
+    be written, or a seed diverges.
     """
     out = None if out is None else Path(out)
     if together is None:
         together = jax.default_backend() != "cpu"
     groups = [training.seeds] if together else [(seed,) for seed in training.seeds]
-    first = Run.start(training, groups[0])
-    static = (training.settings, training.iterations)
-    program = compiled(_chunk.lower(*static, first.physics, first.learners))
 
-    def one(seeds: tuple[int, ...]) -> list[TrainedPolicy]:
+    def one(seeds: tuple[int, ...], stop: Event) -> list[TrainedPolicy]:
         run = first if seeds == first.seeds else Run.start(training, seeds)
-        return _train(run, program, out, progress or (lambda done, total, row: None))
+        return _train(run, program, out, progress or (lambda done, total, row: None), stop)
 
-    with ThreadPoolExecutor(min(cores(), len(groups))) as pool:
-        return [policy for found in pool.map(one, groups) for policy in found]
+    with alone_in(out):
+        first = Run.start(training, groups[0])
+        static = (training.settings, training.iterations)
+        program = compiled(_chunk.lower(*static, first.physics, first.learners))
+        found = in_threads(one, groups, min(cores(), len(groups)))
+    return [policy for several in found for policy in several]
 
 
-def _train(run: Run, program: Any, out: Path | None, progress: Progress) -> list[TrainedPolicy]:
+def _train(
+    run: Run, program: Any, out: Path | None, progress: Progress, stop: Event
+) -> list[TrainedPolicy]:
     path = None if out is None else out / f"training-{run.seeds[0]}.npz"
     if path is not None and path.exists():
         run.resume(path)
@@ -323,7 +331,10 @@ def _train(run: Run, program: Any, out: Path | None, progress: Progress) -> list
     while not run.over:
         run.advance(program)
         progress(run.seeds[0], run.done, {k: v[0, -1] for k, v in run.curve.items()})
-        if path is not None and (run.over or time.monotonic() > saved + SAVE_EVERY_S):
+        due = run.over or stop.is_set() or time.monotonic() > saved + SAVE_EVERY_S
+        if path is not None and due:
             run.save(path)
             saved = time.monotonic()
+        if stop.is_set():
+            return []
     return run.finish(out)

@@ -21,6 +21,7 @@ from llmgym import baselines
 from llmgym.core.checks import keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import slug, to_json, write
+from llmgym.core.folders import alone_in
 from llmgym.core.reading import MOST_JSON, read_bytes, read_json
 from llmgym.evaluation import policies
 from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
@@ -97,10 +98,9 @@ class Benchmark:
 
     def config(self) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON."""
-        settings = asdict(replace(self, scenario=None))  # type: ignore[arg-type]
         digests = policies.digests(self.policies)
         return {
-            **settings,
+            **vars(self),
             **({"digests": digests} if digests else {}),
             "scenario": toml_writer.dumps(self.scenario),
             "versions": {name: metadata.version(name) for name in VERSIONED},
@@ -269,9 +269,18 @@ def measure(
     Returns:
         What every task of ``todo`` found, by its name; also those that were in the folder.
 
-    Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
+    Raises LLMGymError where ``out`` holds results of another ``config``, another process is writing there,
+    or nothing can be written.
     """
-    text = to_json(config)
+    check_number("jobs", jobs, low=1, integer=True)
+    with alone_in(out):
+        return _measure(to_json(config), todo, out, progress, jobs)
+
+
+def _measure(
+    text: str, todo: list[Task], out: Path, progress: Progress | None, jobs: int
+) -> dict[str, Any]:
+    """``measure``, with the folder held and the configuration as text."""
     existing, raw = out / "config.json", out / "raw"
     if os.path.islink(raw):
         raise LLMGymError(f"{raw} is a link that leads out of the result folder; remove it.")
@@ -283,7 +292,6 @@ def measure(
             f"{out} holds a benchmark with another configuration or other versions; choose another "
             "--out folder, or delete it."
         )
-    check_number("jobs", jobs, low=1, integer=True)
     write(existing, text)
     files = {task.name: raw / f"{task.name}.json" for task in todo}
     results = {name: read_result(path) for name, path in files.items() if os.path.exists(path)}
