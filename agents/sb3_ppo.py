@@ -193,8 +193,7 @@ def train(
         if out is not None:
             header = _header_of(algorithm, envs, model, steps, seed, settings)
             checkpoint.save_agent(Path(out) / f"agent-{seed}.npz", policy_of(model, header=header))
-            data = io.BytesIO()
-            model.save(data)
+            model.save(data := io.BytesIO())
             write(Path(out) / f"sb3-{seed}.zip", data.getvalue())
     return model
 

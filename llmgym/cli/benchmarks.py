@@ -42,7 +42,9 @@ def benchmark(
     as_json: cli.Json = False,
 ) -> None:
     """Judge policies: capacity against the limit, stability, latency. Resumes where it was stopped."""
+    from llmgym.core.files import write
     from llmgym.evaluation import benchmark as benchmarks
+    from llmgym.reporting import benchmark_page
     from llmgym.reporting import benchmark_report as report
     from llmgym.reporting.benchmark_tables import tables
 
@@ -66,9 +68,6 @@ def benchmark(
             results = benchmarks.run(chosen, out, progress, jobs)
         paths = report.publish(chosen, results, out)
         if html:
-            from llmgym.core.files import write
-            from llmgym.reporting import benchmark_page
-
             paths.append(out / "report.html")
             write(paths[-1], benchmark_page.page(chosen, results))
     if as_json:
