@@ -45,8 +45,18 @@ def without_surprise(errors: jax.Array, surprise: jax.Array, known: jax.Array) -
     x = products.reshape(errors.size, -1)
     x = x / (jnp.sqrt(jnp.mean(x**2, axis=0)) + 1e-6)
     moments = x.T @ x / errors.size + 1e-4 * jnp.eye(x.shape[1])
-    weights = jnp.linalg.solve(moments, x.T @ errors.reshape(-1) / errors.size)
+    weights = _solve(moments, x.T @ errors.reshape(-1) / errors.size)
     return errors - (x @ weights).reshape(errors.shape)
+
+
+@jax.custom_batching.sequential_vmap
+def _solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """The solution of linear equations; of several worlds one after the other.
+
+    Solved together, jaxlib would share them out among its threads and hold one of these until all are
+    done: seeds that train side by side would take all threads, and wait for each other for ever.
+    """
+    return jnp.linalg.solve(matrix, right)
 
 
 def advantages(errors: jax.Array, discount: jax.Array, trace: float) -> jax.Array:

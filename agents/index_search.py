@@ -30,6 +30,8 @@ from llmgym.core.checks import (
 )
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import to_json, write
+from llmgym.core.folders import alone_in
+from llmgym.core.precision import in_32_bits
 from llmgym.core.reading import read_json
 from llmgym.evaluation.statistics import mean_interval
 from llmgym.scenario import toml_writer
@@ -117,6 +119,7 @@ class SearchResult:
     history: list[dict[str, Any]] = field(repr=False)
 
 
+@in_32_bits
 def search(
     scenario: Scenario | str,
     loads: Sequence[float | None] = (None,),
@@ -142,8 +145,8 @@ def search(
             there and ends as if it had never stopped.
         progress: called with generations done, generations in all, and a line of text.
 
-    Raises LLMGymError on bad arguments, for a file of another search, and where every vector of a
-    generation lets the table overflow.
+    Raises LLMGymError on bad arguments, for a file of another search or in a folder that another process
+    writes to, and where every vector of a generation lets the table overflow.
     """
     settings = Settings() if settings is None else settings
     check_kind("settings", settings, Settings)
@@ -164,18 +167,18 @@ def search(
     }
     mean = np.array([getattr(start, name) for name in PARAMETERS], float)
     deviation = np.array([spread.get(name, 0.0) for name in PARAMETERS], float)
-    history: list[dict[str, Any]] = _resume(path, config)
-    if history:
-        mean, deviation = (np.array(history[-1][k]) for k in ("mean", "deviation"))
-    while len(history) < settings.generations:
-        row = _generation(problems, settings, start, mean, deviation, len(history))
-        mean, deviation = np.array(row["mean"]), np.array(row["deviation"])
-        history.append(row)
-        if path is not None:
-            write(Path(path), to_json({"config": config, "history": history}))
-        if progress is not None:
-            line = f"objective {row['best']:.4f}"
-            progress(len(history), settings.generations, line)
+    with alone_in(None if path is None else Path(path).parent):
+        history: list[dict[str, Any]] = _resume(path, config)
+        if history:
+            mean, deviation = (np.array(history[-1][k]) for k in ("mean", "deviation"))
+        while len(history) < settings.generations:
+            row = _generation(problems, settings, start, mean, deviation, len(history))
+            mean, deviation = np.array(row["mean"]), np.array(row["deviation"])
+            history.append(row)
+            if path is not None:
+                write(Path(path), to_json({"config": config, "history": history}))
+            if progress is not None:
+                progress(len(history), settings.generations, f"objective {row['best']:.4f}")
     return _checked(problems, loads, settings, start, mean, history)
 
 

@@ -1,4 +1,4 @@
-"""What a PPO run is made of: its worlds, what they have seen, and all that an iteration changes."""
+"""What a PPO run is made of: its worlds, what they have seen, all that an iteration changes; when it ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from llmgym.core.pytree import register
 
@@ -49,3 +50,20 @@ class Experience(NamedTuple):
     cost: jax.Array
     seconds: jax.Array
     surprise: jax.Array  # what arrived, less its mean
+
+
+def stalled(cost: np.ndarray, patience: int, memory: float = 0.9, least: float = 0.001) -> bool:
+    """Whether costs have stopped falling.
+
+    Args:
+        cost: per second, after each iteration (iterations, worlds), positive.
+        patience: iterations without progress that are tolerated.
+        memory: weight of the past in the smoothed mean of log(cost) over the worlds.
+        least: fall of that mean below its lowest value so far that counts as progress.
+    """
+    level, best, since = np.log(cost[0]).mean(), np.inf, 0
+    for row in cost:
+        level = memory * level + (1 - memory) * np.log(row).mean()
+        since = 0 if level < best - least else since + 1
+        best = level if since == 0 else best
+    return since > patience

@@ -5,6 +5,7 @@ What comes out is an ordinary policy of llmgym: the weights of the network, in J
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -17,6 +18,8 @@ from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.worlds import tiles_of
 from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.files import write
+from llmgym.core.folders import alone_in
 from llmgym.integrations.sb3 import SB3VecEnv
 from llmgym.scenario import toml_writer
 from llmgym.scenario.library import as_scenario
@@ -175,7 +178,7 @@ def train(
     chosen = choice_of(worlds, action, algorithm, **dict(choice or {}))
     envs = Worlds(worlds, chosen, num_envs, algorithm != "dqn", max_steps)
     learner, policy = ALGORITHMS[algorithm]
-    with one_thread():
+    with alone_in(out), one_thread():
         adapter = VecNormalize(VecMonitor(SB3VecEnv(envs)), norm_obs=False, gamma=GAMMA)
         usual = settings_of(algorithm, chosen, num_envs)
         try:
@@ -187,10 +190,11 @@ def train(
         except TypeError as error:
             raise LLMGymError(f"Algorithm {algorithm!r}: {error}.") from error
         model.learn(steps, callback=_callbacks(callback), progress_bar=progress_bar)
-    if out is not None:
-        header = _header_of(algorithm, envs, model, steps, seed, settings)
-        checkpoint.save_agent(Path(out) / f"agent-{seed}.npz", policy_of(model, header=header))
-        model.save(Path(out) / f"sb3-{seed}.zip")
+        if out is not None:
+            header = _header_of(algorithm, envs, model, steps, seed, settings)
+            checkpoint.save_agent(Path(out) / f"agent-{seed}.npz", policy_of(model, header=header))
+            model.save(data := io.BytesIO())
+            write(Path(out) / f"sb3-{seed}.zip", data.getvalue())
     return model
 
 

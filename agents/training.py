@@ -6,10 +6,10 @@ import json
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import jax
@@ -18,14 +18,16 @@ import numpy as np
 import pandas as pd
 
 from llmgym.agents import checkpoint
-from llmgym.agents.learner import Learner
+from llmgym.agents.learner import Learner, stalled
 from llmgym.agents.network_choice import NetworkChoice
 from llmgym.agents.ppo import PPO, iterate
+from llmgym.agents.threads import in_threads
 from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.worlds import worlds_of
 from llmgym.core.checks import check_callable, check_kind, check_path, keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.files import to_json, write
+from llmgym.core.folders import alone_in
 from llmgym.envs.rewards import ServiceLevels
 from llmgym.evaluation.fleet import compiled, cores
 from llmgym.scenario import toml_writer
@@ -281,23 +283,7 @@ class Run:
         return pd.DataFrame(columns)
 
 
-def stalled(cost: np.ndarray, patience: int, memory: float = 0.9, least: float = 0.001) -> bool:
-    """Whether costs have stopped falling.
-
-    Args:
-        cost: per second, after each iteration (iterations, worlds), positive.
-        patience: iterations without progress that are tolerated.
-        memory: weight of the past in the smoothed mean of log(cost) over the worlds.
-        least: fall of that mean below its lowest value so far that counts as progress.
-    """
-    level, best, since = np.log(cost[0]).mean(), np.inf, 0
-    for row in cost:
-        level = memory * level + (1 - memory) * np.log(row).mean()
-        since = 0 if level < best - least else since + 1
-        best = level if since == 0 else best
-    return since > patience
-
-
+@in_32_bits
 def train(
     training: Training,
     out: Path | str | None = None,
@@ -314,7 +300,8 @@ def train(
         together: run all seeds in one vmapped program; else as many at a time as there are cores, with
             results that do not depend on the other seeds. None: together on an accelerator.
 
-    Raises LLMGymError where ``out`` holds another training run or cannot be written, or a seed diverges.
+    Raises LLMGymError where ``out`` holds another training run, another process writes there or nothing can
+    be written, or a seed diverges.
     """
     check_kind("training", training, Training)
     out = None if out is None else check_path("out", out)
@@ -322,19 +309,22 @@ def train(
     if together is None:
         together = jax.default_backend() != "cpu"
     groups = [training.seeds] if together else [(seed,) for seed in training.seeds]
-    first = Run.start(training, groups[0])
-    static = (training.settings, training.iterations)
-    program = compiled(_chunk.lower(*static, first.physics, first.learners))
 
-    def one(seeds: tuple[int, ...]) -> list[TrainedPolicy]:
+    def one(seeds: tuple[int, ...], stop: Event) -> list[TrainedPolicy]:
         run = first if seeds == first.seeds else Run.start(training, seeds)
-        return _train(run, program, out, progress or (lambda done, total, row: None))
+        return _train(run, program, out, progress or (lambda done, total, row: None), stop)
 
-    with ThreadPoolExecutor(min(cores(), len(groups))) as pool:
-        return [policy for found in pool.map(one, groups) for policy in found]
+    with alone_in(out):
+        first = Run.start(training, groups[0])
+        static = (training.settings, training.iterations)
+        program = compiled(_chunk.lower(*static, first.physics, first.learners))
+        found = in_threads(one, groups, min(cores(), len(groups)))
+    return [policy for several in found for policy in several]
 
 
-def _train(run: Run, program: Any, out: Path | None, progress: Progress) -> list[TrainedPolicy]:
+def _train(
+    run: Run, program: Any, out: Path | None, progress: Progress, stop: Event
+) -> list[TrainedPolicy]:
     path = None if out is None else out / f"training-{run.seeds[0]}.npz"
     if path is not None and path.exists():
         run.resume(path)
@@ -343,7 +333,10 @@ def _train(run: Run, program: Any, out: Path | None, progress: Progress) -> list
         run.advance(program)
         for n, seed in enumerate(run.seeds):
             progress(seed, run.done, {k: v[n, -1] for k, v in run.curve.items()})
-        if path is not None and (run.over or time.monotonic() > saved + SAVE_EVERY_S):
+        due = run.over or stop.is_set() or time.monotonic() > saved + SAVE_EVERY_S
+        if path is not None and due:
             run.save(path)
             saved = time.monotonic()
+        if stop.is_set():
+            return []
     return run.finish(out)

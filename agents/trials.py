@@ -18,6 +18,7 @@ import numpy as np
 
 from llmgym.baselines.decisions import start
 from llmgym.core.checks import check_seed
+from llmgym.core.precision import in_32_bits
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine import simulator
@@ -70,6 +71,7 @@ class _Counts:
     good: jax.Array
 
 
+@in_32_bits
 def measure(
     scenario: Scenario,
     vary: Vary,
@@ -107,6 +109,7 @@ def measure(
     ticks = np.array(promised, float).T / scenario.tick_ms  # None becomes NaN
     targets = jnp.asarray(np.where(np.isnan(ticks), np.inf, ticks), jnp.float32)
 
+    @in_32_bits  # also in the threads
     def run(block: np.ndarray, stops: list[Wide]) -> list[Any]:
         numbers = jnp.asarray(settings[trial[block]].T, jnp.float32)
         return _run(physics, numbers, keys[env[block]], stops, targets, vary, base)

@@ -30,6 +30,7 @@ from llmgym.calibration.batches import Pass, Settings, Shape, grid
 from llmgym.calibration.data import MOST_BYTES
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import write
+from llmgym.core.folders import alone_in
 from llmgym.core.reading import read_text
 
 COLUMNS = (
@@ -60,17 +61,18 @@ def measure(settings: Settings, path: Path, progress: Progress | None = None) ->
         progress: told before each batch and at the end.
 
     Raises:
-        LLMGymError: no PyTorch or device, a file that cannot be read or written, or one that holds
-            something else.
+        LLMGymError: no PyTorch or device, a file that cannot be read or written, one that holds
+            something else, or a folder that another process writes to.
     """
     torch = _torch(settings.device)
     torch.manual_seed(settings.seed)
     cuda = settings.device.startswith("cuda")
     where = torch.cuda.get_device_name() if cuda else settings.device
     try:
-        there = _rows_there(path, settings.name, where)
-        shapes = [shape for shape in grid(settings) if shape not in there]
-        added = _measure(settings, path, shapes, where, progress or (lambda *_: None))
+        with alone_in(path.parent):
+            there = _rows_there(path, settings.name, where)
+            shapes = [shape for shape in grid(settings) if shape not in there]
+            added = _measure(settings, path, shapes, where, progress or (lambda *_: None))
     except OSError as error:
         raise LLMGymError(f"Cannot read or write {path}: {error.strerror}.") from None
     return Measured(len(there), added, len(shapes) - added)

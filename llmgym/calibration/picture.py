@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llmgym.calibration.data import predict
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import write
+from llmgym.core.pictures import bytes_of
 
 if TYPE_CHECKING:
     from llmgym.calibration.result import Calibration, Fit
 
-FORMATS = {"png": "Software", "svg": "Date"}
-"""Formats, and the metadata that each leaves out: the same calibration gives the same file."""
+FORMATS = ("png", "svg")
 
 STYLES = {
     "affine": ("#0072B2", "-"),
@@ -43,11 +41,7 @@ def draw(calibration: Calibration, path: str | Path) -> None:
     kind = Path(path).suffix[1:].lower()
     if kind not in FORMATS:
         raise LLMGymError(f"Cannot draw {path}: let its name end in .{' or .'.join(FORMATS)}.")
-    data = io.BytesIO()
-    with rc_context({"svg.hashsalt": "llmgym"}):
-        figure = picture(calibration)
-        figure.savefig(data, format=kind, dpi=110, metadata={FORMATS[kind]: None})
-    write(Path(path), data.getvalue())
+    write(Path(path), bytes_of(picture(calibration), kind, dpi=110))
 
 
 def picture(calibration: Calibration) -> Figure:

@@ -42,7 +42,9 @@ def benchmark(
     as_json: cli.Json = False,
 ) -> None:
     """Judge policies: capacity against the limit, stability, latency. Resumes where it was stopped."""
+    from llmgym.core.files import write
     from llmgym.evaluation import benchmark as benchmarks
+    from llmgym.reporting import benchmark_page
     from llmgym.reporting import benchmark_report as report
     from llmgym.reporting.benchmark_tables import tables
 
@@ -61,15 +63,13 @@ def benchmark(
             **{k: v for k, v in given.items() if v is not None},
         )
     out = out or cli.results_folder("benchmark", chosen.scenario.name)
-    with cli.counter(as_json) as progress:
-        results = benchmarks.run(chosen, out, progress, jobs)
-    paths = report.publish(chosen, results, out)
-    if html:
-        from llmgym.core.files import write
-        from llmgym.reporting import benchmark_page
-
-        paths.append(out / "report.html")
-        write(paths[-1], benchmark_page.page(chosen, results))
+    with cli.alone_in(out):
+        with cli.counter(as_json) as progress:
+            results = benchmarks.run(chosen, out, progress, jobs)
+        paths = report.publish(chosen, results, out)
+        if html:
+            paths.append(out / "report.html")
+            write(paths[-1], benchmark_page.page(chosen, results))
     if as_json:
         return cli.print_json(report.rows(chosen, results))
     cli.show(*tables(chosen, results), cli.told(paths, out / "raw"))
@@ -106,9 +106,10 @@ def replay(
     part = None if window is None else cli.window_of(window)
     chosen = traffic.Traffic(engine, trace, part, load, ttft_ms, tpot_ms, drain_s, seed)
     out = out or cli.results_folder("replay", trace.stem)
-    with cli.counter(as_json) as progress:
-        records = traffic.run(chosen, tuple(policy or baselines.names()), out, progress)
-    paths = traffic_tables.publish(records, out)
+    with cli.alone_in(out):
+        with cli.counter(as_json) as progress:
+            records = traffic.run(chosen, tuple(policy or baselines.names()), out, progress)
+        paths = traffic_tables.publish(records, out)
     if as_json:
         return cli.print_json(records)
     title = f"{trace.name} on {engine.name}: {chosen.scenario.arrival_rate_per_s:.2f} requests/s"

@@ -85,8 +85,9 @@ def calibrate(
     chosen = found.fit(form)
     paths = [] if out is None else [out / "batch_time.toml", out / "calibration.png"]
     if paths:
-        found.write(paths[0], form)
-        draw(found, paths[1])
+        with cli.alone_in(out):
+            found.write(paths[0], form)
+            draw(found, paths[1])
     if as_json:
         fits = [fit.record() for fit in found.fits]
         return cli.print_json({"chosen": chosen.form, "fits": fits, "notes": found.notes})

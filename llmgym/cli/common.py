@@ -10,6 +10,7 @@ import typer
 from llmgym.cli.output import print_json, say, show, told
 from llmgym.cli.progress import bar, busy, counter
 from llmgym.core.errors import LLMGymError
+from llmgym.core.folders import alone_in
 from llmgym.evaluation.benchmark import slug
 from llmgym.evaluation.policies import value_of
 
@@ -180,6 +181,7 @@ __all__ = [
     "Seed",
     "Set",
     "Window",
+    "alone_in",
     "at_rates",
     "bar",
     "busy",

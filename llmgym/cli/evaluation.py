@@ -68,10 +68,11 @@ def evaluate(
             reference=reference,
         )
     out = out or cli.results_folder("evaluation", chosen.scenario.name)
-    with cli.counter(as_json) as progress:
-        results = evaluations.evaluate(chosen, out, progress, jobs)
-    paths = report.publish(chosen, results, out)
-    write(out / "README.md", evaluation_page.page(chosen, results))
+    with cli.alone_in(out):
+        with cli.counter(as_json) as progress:
+            results = evaluations.evaluate(chosen, out, progress, jobs)
+        paths = report.publish(chosen, results, out)
+        write(out / "README.md", evaluation_page.page(chosen, results))
     if as_json:
         return cli.print_json(report.as_json(chosen, results))
     cli.show(*evaluation_tables.tables(chosen, results), cli.told(paths, out / "raw"))

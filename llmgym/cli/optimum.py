@@ -54,7 +54,7 @@ def optimum(
     }  # fmt: skip
     problems = _problems(scenario, settings, load, rate)
     rows: list[dict[str, Any]] = []
-    with cli.bar(as_json) as bar:
+    with cli.alone_in(out), cli.bar(as_json) as bar:
         for problem in problems:
             what = f"{problem.arrival_rate_per_s:g} requests/s"
             task = bar.add_task(what, total=None)
@@ -70,8 +70,8 @@ def optimum(
             rows.append(_compared(problem, found, chosen, simulation))
             if out is not None:
                 save(found, out / f"rate-{problem.arrival_rate_per_s:g}.npz")
-    if out is not None:
-        write(out / "optimum.json", to_json(rows))
+        if out is not None:
+            write(out / "optimum.json", to_json(rows))
     if as_json:
         return cli.print_json(rows)
     cli.show(*map(tables.optimum_table, rows))

@@ -64,11 +64,12 @@ def reproduce(
         os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)
     name = f"reproduce-{'quick-' if quick else ''}seed-{seed}"
     out = out or Path("results") / name
-    with cli.counter(as_json) as progress:
-        results = running.run(items, effort, out, progress, jobs or min(cores(), MOST_JOBS))
-    # The report holds whatever the folder has, be it from this call or from an earlier one.
-    every = running.read(out, tuple(reproduction.ITEMS.values()), effort)
-    paths = report.publish(every, running.config(effort), out)
+    with cli.alone_in(out):
+        with cli.counter(as_json) as progress:
+            results = running.run(items, effort, out, progress, jobs or min(cores(), MOST_JOBS))
+        # The report holds whatever the folder has, be it from this call or from an earlier one.
+        every = running.read(out, tuple(reproduction.ITEMS.values()), effort)
+        paths = report.publish(every, running.config(effort), out)
     if as_json:
         cli.print_json([result.record() for result in results])
     else:

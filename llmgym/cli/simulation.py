@@ -45,20 +45,21 @@ def simulate(
         duration_s = 600.0
     if not allow_unservable:
         warnings.simplefilter("error", UnservableWarning)
-    with cli.bar(as_json) as bar:
-        task = bar.add_task(f"{policy} on {chosen.name}", total=1.0)
-        run = run_simulation(
-            chosen,
-            policy,
-            load=load,
-            duration_s=duration_s,
-            num_envs=num_envs,
-            seed=seed,
-            warmup_s=warmup_s,
-            progress=lambda done: bar.update(task, completed=done),
-        )
-    if out is not None:
-        _write(run, out)
+    with cli.alone_in(out):
+        with cli.bar(as_json) as bar:
+            task = bar.add_task(f"{policy} on {chosen.name}", total=1.0)
+            run = run_simulation(
+                chosen,
+                policy,
+                load=load,
+                duration_s=duration_s,
+                num_envs=num_envs,
+                seed=seed,
+                warmup_s=warmup_s,
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        if out is not None:
+            _write(run, out)
     if as_json:
         stages = {"stages": run.stages.to_dict("records")} if chosen.is_network else {}
         return cli.print_json(run.summary | stages)

@@ -37,14 +37,15 @@ def speed(
         "scenario": scenario,
     }
     chosen = {k: v for k, v in given.items() if v is not None}
-    if chosen:
-        with cli.busy(as_json, "one measurement of speed"):
-            found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))
-    else:
-        with cli.counter(as_json) as progress:
-            found = speeds.table(progress=progress, seed=seed)
-    if out is not None:
-        write(out / "speed.json", to_json(found))
+    with cli.alone_in(out):
+        if chosen:
+            with cli.busy(as_json, "one measurement of speed"):
+                found: Any = speeds.as_json(speeds.measure(seed=seed, **chosen))
+        else:
+            with cli.counter(as_json) as progress:
+                found = speeds.table(progress=progress, seed=seed)
+        if out is not None:
+            write(out / "speed.json", to_json(found))
     if as_json:
         return cli.print_json(found)
     cli.show(tables.facts_table("speed", found) if chosen else tables.speed_table(found))

@@ -38,12 +38,13 @@ def study(
         raise LLMGymError(f"Name a study: {', '.join(studies.STUDIES)}.")
     chosen = studies.select(name)
     out, policy = out or Path("results") / f"study-{name}", policy or chosen.policy
-    if not page:
-        with cli.counter(as_json) as progress:
-            chosen.measure(out, policy, progress)
-    elif not out.is_dir():
+    if page and not out.is_dir():
         raise LLMGymError(f"{out} holds no results. Name their folder with --out.")
-    paths = studies.publish(chosen, out, policy)
+    with cli.alone_in(out):
+        if not page:
+            with cli.counter(as_json) as progress:
+                chosen.measure(out, policy, progress)
+        paths = studies.publish(chosen, out, policy)
     if as_json:
         return cli.print_json({"study": name, "policy": policy, "files": list(map(str, paths))})
     return cli.show(cli.told(paths))

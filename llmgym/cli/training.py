@@ -135,7 +135,7 @@ def _sb3(
     if "num_envs" not in rest:  # equally many for each world
         rest["num_envs"] = len(worlds) * max(256 // len(worlds), 1)
     found = []
-    with cli.bar(quiet, steps=True) as bar:
+    with cli.alone_in(out), cli.bar(quiet, steps=True) as bar:
         for seed in seeds:
             task = bar.add_task(f"seed {seed}", total=steps)
 

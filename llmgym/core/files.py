@@ -17,6 +17,10 @@ import numpy as np
 import pandas as pd
 
 from llmgym.core.errors import LLMGymError
+from llmgym.core.locks import lock
+
+PART = ".part-"
+"""How the names of files begin that are being written."""
 
 MOST_OF_A_NAME = 96
 """Characters of a name that go into the name of a file."""
@@ -58,9 +62,10 @@ def write(path: Path, text: str | bytes) -> None:
     data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PART)
         try:
             with os.fdopen(handle, "wb") as file:
+                lock(handle)  # else it would be taken for one that a killed process left
                 file.write(data)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)

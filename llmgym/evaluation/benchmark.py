@@ -28,6 +28,7 @@ from llmgym.core.checks import (
 )
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.files import slug, to_json, write
+from llmgym.core.folders import alone_in
 from llmgym.core.reading import MOST_JSON, read_bytes, read_json
 from llmgym.evaluation import policies
 from llmgym.evaluation.capacity import MOST_REQUESTS, estimate_capacity
@@ -279,9 +280,19 @@ def measure(
     Returns:
         What every task of ``todo`` found, by its name; also those that were in the folder.
 
-    Raises LLMGymError where ``out`` holds results of another ``config`` or cannot be written.
+    Raises LLMGymError where ``out`` holds results of another ``config``, another process is writing there,
+    or nothing can be written.
     """
     out, text = check_path("out", out), to_json(check_settings("config", config))
+    jobs = check_number("jobs", jobs, low=1, high=2**10, integer=True)
+    with alone_in(out):
+        return _measure(text, todo, out, progress, jobs)
+
+
+def _measure(
+    text: str, todo: list[Task], out: Path, progress: Progress | None, jobs: int
+) -> dict[str, Any]:
+    """``measure``, with the folder held and the configuration as text."""
     existing, raw = out / "config.json", out / "raw"
     if os.path.islink(raw):
         raise LLMGymError(f"{raw} is a link that leads out of the result folder; remove it.")
@@ -293,7 +304,6 @@ def measure(
             f"{out} holds a benchmark with another configuration or other versions; choose another "
             "--out folder, or delete it."
         )
-    jobs = check_number("jobs", jobs, low=1, high=2**10, integer=True)
     write(existing, text)
     files = {task.name: raw / f"{task.name}.json" for task in todo}
     results = {name: read_result(path) for name, path in files.items() if os.path.exists(path)}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import jax
@@ -21,12 +22,16 @@ from llmgym import baselines
 from llmgym.baselines.decisions import check_form, compose, decide, remembers
 from llmgym.baselines.policy import RememberingPolicy
 from llmgym.core.errors import LLMGymError, shown, unknown
+from llmgym.core.files import slug
 from llmgym.core.reading import digest as digest_of
 from llmgym.core.reading import read_bytes
 from llmgym.engine.view import Batch, View
 from llmgym.scenario.library import as_scenario
 from llmgym.scenario.request_size import held_tokens, likely_longest_call
 from llmgym.scenario.scenario import Scenario
+
+_DEFINING = RLock()
+"""Two threads that name the same file get the same function, and it is run once."""
 
 MOST_OF_A_POLICY = 2**20
 """Most bytes of a Python file that holds a policy."""
@@ -115,7 +120,8 @@ def _from_file(path: Path, function: str) -> Policy:
     data = read_bytes(
         path, "policy", MOST_OF_A_POLICY, hint="Name a policy of yours as path/file.py:function."
     )
-    found = _defined(str(path), _decoded(path, data))
+    with _DEFINING:
+        found = _defined(str(path), _decoded(path, data))
     if function not in found:
         own = [n for n, x in found.items() if getattr(x, "__module__", "") == found["__name__"]]
         raise unknown(f"policy of {path.name}:", function, own)
@@ -145,7 +151,8 @@ def _decoded(path: Path, data: bytes) -> str:
 @cache  # the same function for the same text, so that what is compiled for it is found again
 def _defined(path: str, text: str) -> dict[str, Any]:
     """What a file of Python defines."""
-    module = types.ModuleType(f"_own_{Path(path).stem}")
+    # A name of its own: files of the same name in two folders are two modules.
+    module = types.ModuleType(f"_own_{slug(path)}")
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         exec(compile(text, path, "exec"), module.__dict__)

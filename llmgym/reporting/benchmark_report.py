@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
 from llmgym.core.files import write
+from llmgym.core.pictures import bytes_of
 from llmgym.core.reading import as_written
 from llmgym.core.text import drawn
 from llmgym.evaluation.benchmark import Benchmark, slug
@@ -167,11 +167,8 @@ def publish(benchmark: Benchmark, results: dict[str, Any], out: Path) -> list[Pa
 
 def save_picture(figure: plt.Figure, paths: list[Path]) -> None:
     """Write a figure to files of any format; the same figure gives the same bytes."""
-    for path in paths:
-        data = io.BytesIO()
-        # Without a date and with fixed ids the same results give the same file.
-        with plt.rc_context({"svg.hashsalt": "llmgym"}):
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(data, format=path.suffix[1:], dpi=110, metadata=metadata)
-        write(path, data.getvalue())
-    plt.close(figure)
+    try:
+        for path in paths:
+            write(path, bytes_of(figure, path.suffix[1:], dpi=110))
+    finally:
+        plt.close(figure)

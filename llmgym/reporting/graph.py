@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import write
+from llmgym.core.pictures import UNDATED, bytes_of
 from llmgym.reporting.graph_picture import picture
 from llmgym.reporting.table import Column, Table
 from llmgym.scenario.engine import Engine
@@ -34,8 +33,6 @@ STAGE_COLUMNS = (
     Column("visits", ".2f"),
     Column("when", text=True),
 )
-FORMATS = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
-"""Formats of pictures, and the metadata of each that names the program or the time: it is left out."""
 
 
 def draw_graph(scenario: Scenario) -> Figure:
@@ -56,13 +53,9 @@ def save_graph(scenario: Scenario, path: str | Path) -> None:
         LLMGymError: the file has another ending or cannot be written.
     """
     kind = Path(path).suffix[1:].lower()
-    if kind not in FORMATS:
-        raise LLMGymError(f"Cannot draw {path}: let its name end in .{', .'.join(FORMATS)}.")
-    data = io.BytesIO()
-    # Without a date and with fixed ids the same scenario gives the same file.
-    with rc_context({"svg.hashsalt": "llmgym"}):
-        draw_graph(scenario).savefig(data, format=kind, metadata={FORMATS[kind]: None})
-    write(Path(path), data.getvalue())
+    if kind not in UNDATED:
+        raise LLMGymError(f"Cannot draw {path}: let its name end in .{', .'.join(UNDATED)}.")
+    write(Path(path), bytes_of(draw_graph(scenario), kind))
 
 
 def graph_data(scenario: Scenario) -> dict[str, Any]:

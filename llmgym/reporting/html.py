@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import io
 import re
 from dataclasses import dataclass, field
 from string import Template
 
 import matplotlib.pyplot as plt
 
+from llmgym.core.pictures import bytes_of
 from llmgym.core.text import visible
 from llmgym.reporting.table import Table
 
@@ -94,10 +94,7 @@ class Page:
 
 def inline_svg(figure: plt.Figure, prefix: str) -> str:
     """A figure as an SVG element; its ids begin with ``prefix``, as a page may hold several."""
-    data = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": prefix, "svg.fonttype": "path"}):
-        figure.savefig(data, format="svg", metadata={"Date": None})
-    text = data.getvalue()
+    text = bytes_of(figure, "svg", prefix).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for before in ('id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{prefix}-")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from llmgym.core.errors import LLMGymError
 from llmgym.core.files import to_json, write
+from llmgym.core.folders import alone_in
 from llmgym.core.reading import read_json
 
 Progress = Callable[[int, int, str], None]
@@ -65,17 +66,18 @@ def measure(rows: Sequence[Row], out: Path, progress: Progress) -> None:
         out: the folder of their files.
         progress: told before each row, and at the end.
 
-    Raises LLMGymError where a file is damaged or cannot be written.
+    Raises LLMGymError where a file is damaged or cannot be written, or another process writes there.
     """
-    for n, row in enumerate(rows):
-        progress(n, len(rows), f"{row.file}: {row.name}")
-        path = out / row.file
-        if row.name not in read(path):
-            began = time.perf_counter()
-            made = row.make()
-            kept = read(path)  # another process may have made other rows meanwhile
-            kept[row.name] = made | {"took_s": round(time.perf_counter() - began, 1)}
-            write(path, to_json(kept))
+    with alone_in(out):
+        for n, row in enumerate(rows):
+            progress(n, len(rows), f"{row.file}: {row.name}")
+            path = out / row.file
+            kept = read(path)
+            if row.name not in kept:
+                began = time.perf_counter()
+                made = row.make()
+                kept[row.name] = made | {"took_s": round(time.perf_counter() - began, 1)}
+                write(path, to_json(kept))
     progress(len(rows), len(rows), "done")
 
 
