@@ -28,6 +28,7 @@ from llmgym.core.checks import check_callable, check_kind, check_path, keep_list
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.files import to_json, write
 from llmgym.core.folders import alone_in
+from llmgym.core.precision import in_32_bits
 from llmgym.envs.rewards import ServiceLevels
 from llmgym.evaluation.fleet import compiled, cores
 from llmgym.scenario import toml_writer
