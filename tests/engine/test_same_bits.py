@@ -90,6 +90,8 @@ def in_order(physics: Params, found: tuple[rollout.Carry, Any]) -> tuple[Any, An
         held = _held(physics, state)[: blocks.shape[0], None]
         pool = replace(state.pool, table=jnp.where(place < held, blocks, 0))
         state = replace(state, pool=pool)
+    # What is drawn in advance, and the rows for it, depend on the environments beside.
+    state = replace(state, stream=None, inflow=replace(state.inflow, coming=None, tail=None))
     state, said = jax.device_get((state, dict(said)))
     some = (said["tokens"] > 0) | said["finished"][:, :, : said["tokens"].shape[2]]
     order = np.argsort(~some, axis=1, kind="stable")
