@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gymnasium as gym
@@ -246,7 +247,8 @@ def test_progress_is_told_of_every_seed() -> None:
             return []
 
     told = []
-    trainings._train(Halved(), None, None, lambda *told_of: told.append(told_of))  # type: ignore[arg-type]
+    run: Any = Halved()
+    trainings._train(run, None, None, lambda *told_of: told.append(told_of), Event())
     assert [(seed, done, float(row["cost"][0])) for seed, done, row in told] == [
         (3, 5, 1.0),
         (5, 5, 2.0),
