@@ -17,21 +17,20 @@ FAST = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_cou
 USUAL = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0", "XLA_FLAGS": FAST}
 
 OTHERS: dict[str, tuple[str, dict[str, str]]] = {
-    "two jobs, and other hashes": ("2", {"PYTHONHASHSEED": "1"}),
-    "64 bits, and a plain locale": (
-        "1",
-        {"JAX_ENABLE_X64": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
-         "PYTHONIOENCODING": "ascii"},
+    "two jobs, other hashes, 64 bits and a plain locale": (
+        "2",
+        {"PYTHONHASHSEED": "1", "JAX_ENABLE_X64": "1", "LC_ALL": "C", "PYTHONUTF8": "0",
+         "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
     ),
-    "XLA as it is, and another time": ("1", {"XLA_FLAGS": "", "TZ": "Asia/Kolkata"}),
-    "no optimisation, and commas": (
+    "XLA as it is, another time, and commas": (
         "1",
-        {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-         "LC_ALL": "de_DE.UTF-8", "PYTHONIOENCODING": "latin-1"},
+        {"XLA_FLAGS": "", "TZ": "Asia/Kolkata", "LC_ALL": "de_DE.UTF-8",
+         "PYTHONIOENCODING": "latin-1"},
     ),
-    "an older processor, and dotless letters": (
+    "no optimisation, an older processor, and dotless letters": (
         "1",
-        {"XLA_FLAGS": f"{FAST} --xla_cpu_max_isa=SSE4_2 --xla_force_host_platform_device_count=2",
+        {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+         "--xla_cpu_max_isa=SSE4_2 --xla_force_host_platform_device_count=2",
          "LC_ALL": "tr_TR.UTF-8"},
     ),
 }  # fmt: skip

@@ -20,9 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "policy", "load"),
     [
-        ("geometric", "random", 0.9),
         ("rybko-stolyar", "random", 0.9),  # draws of its own for every call
-        ("diamond-dag", "vllm_v1", 0.9),
         ("paper-gpu-memory", "vllm_v1", 1.1),
         ("shared-prefix", "sarathi", 0.9),
     ],
