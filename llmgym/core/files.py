@@ -19,6 +19,10 @@ import pandas as pd
 from llmgym.core.errors import LLMGymError
 from llmgym.core.locks import lock
 
+UMASK = os.umask(0o077)
+"""Rights that new files of this process do not give; it can only be read by setting it."""
+os.umask(UMASK)
+
 PART = ".part-"
 """How the names of files begin that are being written."""
 
@@ -67,7 +71,7 @@ def write(path: Path, text: str | bytes) -> None:
             with os.fdopen(handle, "wb") as file:
                 lock(handle)  # else it would be taken for one that a killed process left
                 file.write(data)
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, 0o666 & ~UMASK)  # as any other new file, which mkstemp's are not
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,19 @@ def test_a_file_is_written_whole_and_replaces_a_link(tmp_path: Path) -> None:
         with pytest.raises(LLMGymError, match="Cannot write"):
             write(tmp_path / name, "")
     assert not list(tmp_path.glob(".part-*"))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_give_the_rights_that_new_files_give(tmp_path: Path, umask: int) -> None:
+    code = (
+        f"import os; os.umask({umask}); from pathlib import Path; from llmgym.core.files import write; "
+        f"open('plain', 'w').close(); write(Path('ours'), ''); "
+        "print(os.stat('plain').st_mode == os.stat('ours').st_mode)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

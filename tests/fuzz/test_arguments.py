@@ -7,6 +7,7 @@ from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,8 @@ import llmgym
 from llmgym import Affine, Engine, KVCache, LLMGymError, Replay, Scenario, Stage, Tenant, baselines
 from llmgym.agents.ppo import PPO
 from llmgym.agents.training import Training
-from llmgym.core.errors import MOST_CHARACTERS
+from llmgym.core.checks import MOST_ITEMS, as_list
+from llmgym.core.errors import MOST_CHARACTERS, plain_number
 from llmgym.evaluation.benchmark import Benchmark
 from llmgym.evaluation.evaluate import Evaluation
 from llmgym.scenario import arrivals, batch_time, lengths
@@ -168,6 +170,19 @@ def test_whole_floats_and_numpy_scalars_are_whole_numbers() -> None:
     scenario = Scenario((ENGINE,), JOB, slots=np.float32(16.0))
     assert scenario == Scenario((ENGINE,), JOB, slots=16)
     assert type(scenario.slots) is int
+
+
+def test_a_list_may_have_so_many_entries_and_no_more() -> None:
+    assert len(as_list("values", range(MOST_ITEMS))) == MOST_ITEMS
+    with pytest.raises(LLMGymError, match=f"values has more than {MOST_ITEMS} entries"):
+        as_list("values", range(MOST_ITEMS + 1))
+
+
+def test_a_number_is_what_stands_for_one() -> None:
+    for value in (3, 3.0, np.int32(3), np.float32(3), np.array(3), jax.numpy.array(3)):
+        assert plain_number(value) == 3 and type(plain_number(value)) in (int, float)
+    for value in (True, np.True_, "3", None, [3], np.array([3]), np.array("3"), 3j, object()):
+        assert plain_number(value) is None
 
 
 def answer_of(file: Any, body: str) -> str:
