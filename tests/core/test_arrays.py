@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.random import threefry2x32_p
 
-from llmgym.core.arrays import counted, first_rows, nth_bit, of_class, prefix_sum, select, word_of
+from llmgym.core.arrays import (
+    compacted,
+    counted,
+    first_rows,
+    nth_bit,
+    of_class,
+    one_by_one,
+    prefix_sum,
+    select,
+    word_of,
+)
 from llmgym.engine.stream import threefry
 from llmgym.scenario.lengths import Poisson
 
@@ -69,3 +80,25 @@ def test_poisson_lengths_count_the_cumulative_table(mean: float) -> None:
     u = np.concatenate([drawn, edges, np.nextafter(edges, 1)])
     u = np.clip(u, np.float32(2**-24), np.float32(1 - 2**-24))  # as the draws are
     assert (np.asarray(table.sample(jnp.asarray(u))) == (edges[:, None] < u).sum(axis=0)).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9, 17, 64])
+def test_compacted_rows_keep_their_order(count: int) -> None:
+    """Of four tables side by side: the last row alone, none, all, and some at random."""
+    rng = np.random.default_rng(count)
+    masks = [np.arange(count) == count - 1, np.zeros(count, bool), np.ones(count, bool)]
+    live = np.stack([*masks, rng.random(count) < 0.4], axis=1)
+    found = np.asarray(jax.jit(compacted)(jnp.asarray(live)))
+    for env in range(live.shape[1]):
+        rows = np.flatnonzero(live[:, env])
+        assert found[:, env].tolist() == [*rows, *[-1] * (count - rows.size)]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (1, 1)])
+def test_engines_one_by_one_are_engines_side_by_side(shape: tuple[int, ...]) -> None:
+    """A function of one engine's rows, whose result has the axes of the engines last again."""
+    table = jnp.arange(4 * int(np.prod(shape)), dtype=jnp.int32).reshape(4, *shape)
+    lowest = jnp.arange(int(np.prod(shape)), dtype=jnp.int32).reshape(shape)
+    found = one_by_one(lambda x, low: (x[::-1] + low, x.sum()), shape, table, lowest)
+    np.testing.assert_array_equal(found[0], np.asarray(table)[::-1] + np.asarray(lowest))
+    np.testing.assert_array_equal(found[1], np.asarray(table).sum(axis=0))
