@@ -168,4 +168,4 @@ def test_loop_scan_and_vmap_are_one_run(structure: Structure, seeds: range) -> N
         seen["ended"] += int(alone[0].totals.completed) + int(
             alone[1].get("lost", np.zeros(1)).sum()
         )
-    assert seen["ended"] > 0 and seen["tokens"] > 500, seen  # or there was nothing to compare
+    assert seen["ended"] > 0 and seen["tokens"] > 0, seen  # or there was nothing to compare
