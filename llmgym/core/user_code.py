@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import jax
 
 from llmgym.core.errors import LLMGymError, in_short
 
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 TRACED = (
     jax.errors.ConcretizationTypeError,
@@ -44,6 +47,14 @@ def ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         if file.startswith(PACKAGE):
             raise
         raise LLMGymError(f"{what} fails{_where(error, file)}: {_reason(error)}") from error
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn in the name of the user's line that led here, however many functions of llmgym lie between."""
+    frame, level = sys._getframe(), 1
+    while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def line_of(function: Any) -> str:

@@ -7,7 +7,6 @@ for any ``gymnasium.vector.VectorEnv``.
 from __future__ import annotations
 
 import itertools
-import warnings
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from llmgym.core.checks import check_seed
 from llmgym.core.errors import LLMGymError, check_number, shown
+from llmgym.core.user_code import warn
 from llmgym.envs.checked import CheckedEnv, require
 
 START_SAMPLES = 128
@@ -76,11 +76,9 @@ def check_vector_env(env: VectorEnv[Any, Any, Any], steps: int = 200, seed: int 
         _check_action_ignored(checked, run, seed)
     _check_wrong_shape(checked, seed)
     if not any(moment.done.any() for moment in run):
-        warnings.warn(
+        warn(
             f"No episode ended within {steps} steps, so autoreset was not checked: "
-            "use more steps or shorter episodes.",
-            UserWarning,
-            stacklevel=2,
+            "use more steps or shorter episodes."
         )
 
 

@@ -11,7 +11,6 @@ import os
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import numpy as np
 
 from llmgym.core.checks import check_seed
 from llmgym.core.errors import UnservableWarning, check_number
+from llmgym.core.user_code import warn
 from llmgym.engine import simulator
 from llmgym.evaluation import policies, rollout
 from llmgym.evaluation.limits import check_work
@@ -233,7 +233,7 @@ def measure(
     chosen = policies.resolve(policy)
     scenario = at_load(replace(as_scenario(scenario), slots=slots), load)
     if problem := policies.check(chosen, scenario):
-        warnings.warn(problem, UnservableWarning, stacklevel=2)
+        warn(problem, UnservableWarning)
     check_work(scenario, num_envs)
     fleet = Fleet(scenario, chosen, num_envs, steps, seed, block, threads)
     fleet.run(-(-warm_up // steps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from llmgym.core.errors import (
     check_number,
 )
 from llmgym.core.precision import in_32_bits
+from llmgym.core.user_code import warn
 from llmgym.engine import simulator
 from llmgym.engine import stream as streams
 from llmgym.evaluation import policies
@@ -163,7 +163,7 @@ def simulate(
     _check_switches(progress, record=record, refuse_drops=refuse_drops)
     check_work(scenario, num_envs, duration_s, record)
     if problem := policies.check(chosen, scenario):
-        warnings.warn(problem, UnservableWarning, stacklevel=3)
+        warn(problem, UnservableWarning)
     physics = simulator.lower(scenario, burst)
     key = rollouts.keys(seed, num_envs)
     ticks_per_s = 1000 / scenario.tick_ms

@@ -9,7 +9,6 @@ in turn (Lu and Kumar 1991; Rybko and Stolyar 1992).
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from llmgym.core.checks import check_settings
 from llmgym.core.errors import LLMGymError, check_number, unknown
+from llmgym.core.user_code import warn
 from llmgym.scenario.engine import Engine
 from llmgym.scenario.library import as_scenario
 from llmgym.scenario.scenario import Scenario
@@ -82,12 +82,11 @@ def check_routing(scenario: Scenario) -> None:
     """Warn with CyclicRoutingWarning where the routing is cyclic."""
     engines = _cycle(scenario)
     if engines:
-        warnings.warn(
+        warn(
             f"Calls go round between the engines {', '.join(engines)}: a load below 1 at every engine "
             "is not enough to make every work-conserving policy stable. Check priorities with "
             "llmgym.theory.virtual_station, and any policy by simulation.",
             CyclicRoutingWarning,
-            stacklevel=2,
         )
 
 
