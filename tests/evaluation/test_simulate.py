@@ -68,8 +68,9 @@ def test_corner_c(policy: str, budget: int, backlog: int) -> None:
 @pytest.mark.parametrize("policy", ["faster_transformer", "vllm"])
 def test_whole_prompts_never_run_at_corner_c(policy: str) -> None:
     scenario = llmgym.scenario("corner-c", token_budget=128)
-    with pytest.warns(llmgym.UnservableWarning, match="290 tokens"):
+    with pytest.warns(llmgym.UnservableWarning, match="290 tokens") as told:
         run = simulate(scenario, policy, duration_s=140)
+    assert told[0].filename == __file__  # the line of the user's, not one of llmgym
     assert len(run.batches) == 0
     assert run.summary["backlog_tokens"] == 382_720
     assert run.summary["elapsed_s"] == pytest.approx(140)

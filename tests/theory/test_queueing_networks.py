@@ -116,8 +116,9 @@ def test_a_cycle_leads_over_two_engines_or_more(stages, cyclic):
     network = Scenario(engines(8, 8, 8), jobs)
     assert is_cyclic(network) == cyclic
     if cyclic:
-        with pytest.warns(CyclicRoutingWarning, match="engines 1, 2"):
+        with pytest.warns(CyclicRoutingWarning, match="engines 1, 2") as told:
             check_routing(network)
+        assert told[0].filename == __file__
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
