@@ -36,7 +36,7 @@ def no_hidden(text: str) -> None:
 
 
 def opens_csv(path: Path) -> None:
-    rows = list(csv.reader(io.StringIO(path.read_text(newline=""), newline="")))
+    rows = list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))
     assert {len(row) for row in rows} == {len(rows[0])}, path
     for cell in (cell for row in rows for cell in row):
         if cell.lstrip()[:1] in tuple("=+-@") and cell.strip():
