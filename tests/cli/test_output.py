@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,7 @@ def test_a_benchmark_that_is_stopped_leaves_one_line_and_resumes(
     started = subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # test workers ignore it
     )  # fmt: skip
     limit = time.monotonic() + 120
     while not list((tmp_path / "out").glob("raw/*.json")) and time.monotonic() < limit:
