@@ -20,6 +20,7 @@ from typing import Any
 from llmgym import baselines
 from llmgym.core.checks import (
     as_list,
+    check_callable,
     check_kind,
     check_path,
     check_settings,
@@ -285,8 +286,10 @@ def measure(
     """
     out, text = check_path("out", out), to_json(check_settings("config", config))
     jobs = check_number("jobs", jobs, low=1, high=2**10, integer=True)
+    tasks = list(as_list("todo", todo, Task, "tasks"))
+    check_callable("progress", progress)
     with alone_in(out):
-        return _measure(text, todo, out, progress, jobs)
+        return _measure(text, tasks, out, progress, jobs)
 
 
 def _measure(

@@ -122,7 +122,8 @@ def mean_waiting(arrivals: float, activations: int) -> float:
     if b <= load:
         raise LLMGymError(f"The queue grows: {b} activations a slot for {load:g} arrivals.")
     unity = np.exp(2j * np.pi * np.arange(1, b) / b)
-    roots = -b / load * lambertw(-load / b * np.exp(-load / b) * unity)
+    branch = lambertw(-load / b * np.exp(-load / b) * unity)
+    roots = unity * np.exp(-load / b - branch)  # as W(x) = x * exp(-W(x)), also where x is tiny
     waits = (1 / (1 - roots)).real.sum() - (b - 1) / 2
     return float(load / (2 * (b - load)) - load / 2 + waits)
 

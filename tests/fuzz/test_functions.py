@@ -193,7 +193,7 @@ STOPPED: dict[Callable[..., Any], dict[str, Any]] = {
     benchmark.from_config: {"path": NONE},
     evaluate.from_config: {"path": NONE},
     benchmark.read_result: {"path": NONE},
-    benchmark.measure: {"config": {}, "todo": [], "out": NONE, "progress": None, "jobs": 1},
+    benchmark.measure: {"config": {}, "todo": [], "out": NONE, "jobs": 1},
     validate.read_vllm_run: {"folder": NONE},
     llmgym.fill: {"view": None, "batch": None, "demand": None, "token_budget": None, "whole": False},
     llmgym.check_vector_env: {"env": None, "steps": 1, "seed": 0},
