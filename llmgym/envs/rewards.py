@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.checks import check_kind, check_name, check_size
-from llmgym.core.errors import LLMGymError, check_number, shown, unknown
+from llmgym.core.checks import check_kind, check_name
+from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.pytree import register
 from llmgym.core.user_code import ask, line_of
 from llmgym.core.wide import Wide
 from llmgym.engine.state import Table, ticks_since
+from llmgym.envs.interface.sound import sound_array
 from llmgym.scenario.request_class import target_ticks
 from llmgym.scenario.scenario import Scenario
 
@@ -266,17 +267,11 @@ def sound_reward(reward: Reward, step: Transition) -> jax.Array:
     """The reward of a step as float32. Raises LLMGymError where a function gives anything else."""
     answer = ask("The reward function", reward, step)
     shape = step.after.present.shape
-    check_size("The answer of the reward function", answer)
-    try:
-        found = jnp.asarray(answer)
-    except Exception:  # whatever a stranger's object raises when it is looked at
-        found = None
-    if found is None or found.shape != shape or found.dtype.kind not in "fiub":
-        given = shown(answer) if found is None else f"{found.dtype} of shape {found.shape}"
-        raise LLMGymError(
-            f"The reward function{line_of(reward)} must return one number for each environment, an array "
-            f"of shape {shape}, got {given}."
-        )
+    must = (
+        f"The reward function{line_of(reward)} must return one number for each environment, an array "
+        f"of shape {shape}"
+    )
+    found = sound_array("The answer of the reward function", answer, shape, "fiub", must)
     return found.astype(jnp.float32)
 
 

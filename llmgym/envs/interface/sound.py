@@ -24,6 +24,30 @@ class OfScenario:
         check_kind("scenario", self.scenario, Scenario)
 
 
+def sound_array(name: str, value: Any, shape: tuple[int, ...], kinds: str, must: str) -> jax.Array:
+    """A value as an array of numbers.
+
+    Args:
+        name: what the message calls it where it is too long to be looked at.
+        value: as it was given.
+        shape: that it must have.
+        kinds: letters of the NumPy types that it may have, "fiu".
+        must: what it must be: the beginning of the message.
+
+    Raises:
+        LLMGymError: it is something else.
+    """
+    check_size(name, value)
+    try:
+        found = jnp.asarray(value)
+    except Exception:  # whatever a stranger's object raises when it is looked at
+        found = None
+    if found is None or found.shape != shape or found.dtype.kind not in kinds:
+        given = shown(value) if found is None else f"{found.dtype} of shape {found.shape}"
+        raise LLMGymError(f"{must}, got {given}.")
+    return found
+
+
 def sound_action(action: Any, space: gym.Space[Any] | None, batch: tuple[int, ...]) -> Any:
     """An action of the functional environment: its shape and type, and its range unless it is traced.
 
@@ -39,17 +63,9 @@ def sound_action(action: Any, space: gym.Space[Any] | None, batch: tuple[int, ..
         return action
     assert space.shape is not None
     wanted, scores = (*space.shape, *batch), isinstance(space, gym.spaces.Box)
-    kinds = "fiu" if scores else "iu"
-    check_size("An action", action)
-    try:
-        found = jnp.asarray(action)
-    except Exception:  # whatever a stranger's object raises when it is looked at
-        found = None
     what = "numbers" if scores else "whole numbers"
     must = f"An action must be {what} of shape {wanted}, inside {space}"
-    if found is None or found.shape != wanted or found.dtype.kind not in kinds:
-        given = shown(action) if found is None else f"{found.dtype} of shape {found.shape}"
-        raise LLMGymError(f"{must}, got {given}.")
+    found = sound_array("An action", action, wanted, "fiu" if scores else "iu", must)
     if not isinstance(found, jax.core.Tracer):
         values = np.asarray(found)
         _check_inside(must, space, np.moveaxis(values, 0, -1) if space.shape else values)
@@ -78,16 +94,8 @@ def sound_batch(action: Any, shape: tuple[int, ...]) -> Batch:
         LLMGymError: it is of another shape or type.
     """
     tokens = action.tokens if isinstance(action, Batch) else action
-    check_size("An action", tokens)
-    try:
-        found = jnp.asarray(tokens)
-    except Exception:  # whatever a stranger's object raises when it is looked at
-        found = None
-    if found is None or found.shape != shape or found.dtype.kind not in "iu":
-        given = shown(tokens) if found is None else f"{found.dtype} of shape {found.shape}"
-        raise LLMGymError(
-            f"An action must be a Batch whose tokens are int32 of shape {shape}, got {given}."
-        )
+    must = f"An action must be a Batch whose tokens are int32 of shape {shape}"
+    found = sound_array("An action", tokens, shape, "iu", must)
     preempt = action.preempt if isinstance(action, Batch) else None
     return Batch(found.astype(jnp.int32), preempt)
 
