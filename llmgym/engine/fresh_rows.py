@@ -115,7 +115,7 @@ def _compact(params: Params, state: State, wanted: jax.Array) -> State:
     kept = jnp.where(wanted, fresh.drawn - fresh.joined, fresh.drawn)
     limit = jnp.where(wanted, most - kept, 0)
     drawn, stream = streams.draw(
-        params.arrivals, params.lengths, state.stream, params.burst, most, limit
+        params.arrivals, params.lengths, state.stream, params.burst, most, limit, params.first
     )
     row = rows(drawn.wait)
     old = slots + jnp.minimum(row + jnp.where(wanted, fresh.joined, 0), most - 1)

@@ -45,6 +45,10 @@ def view(params: Params, state: State) -> View:
         # A lone engine is free at every decision; said as a constant, it costs nothing.
         free=jnp.ones(shape, bool) if params.lone and memory is None else state.busy == 0,
         memory=memory,
+        busy=state.busy,
+        present=jnp.broadcast_to(state.present, shape),
+        arrived=jnp.broadcast_to(state.totals.arrived, shape),
+        clock=jax.tree.map(lambda x: jnp.broadcast_to(x, shape), state.clock),
         rows_move=not params.lone,
     )
 

@@ -53,7 +53,8 @@ class Params:
     kv_blocks: jax.Array | None  # of KV memory; None: no engine has a limit
     swap_tokens_per_ms: jax.Array | None  # 0: preemption is by recompute; None: everywhere
     tick_ms: jax.Array  # ()
-    burst: jax.Array  # () requests or jobs of each type that are there at time 0
+    burst: jax.Array  # () or (...) requests or jobs of each type that are there at time 0
+    first: jax.Array  # () or (...) number of the request with which a list of them begins
     arrivals: tuple[Any, ...]  # of each job type
     lengths: tuple[Any, ...]  # of each job type; of a network the different ones
     means: jax.Array  # (2, classes) mean prompt and output tokens
@@ -135,6 +136,7 @@ def lower(scenario: Scenario, burst: int = 0, as_network: bool = False) -> Param
         swap_tokens_per_ms=each(swaps, jnp.float32) if any(swaps) else None,
         tick_ms=jnp.float32(scenario.tick_ms),
         burst=jnp.int32(burst),
+        first=jnp.int32(0),
         arrivals=arrivals,
         lengths=lengths,
         means=jnp.asarray([[one.mean_prefill, one.mean_decode] for one in classes], jnp.float32).T,

@@ -99,7 +99,7 @@ def top_up(params: Params, state: State) -> State:
     unsized = tuple(streams.Unsized.of(length) for length in params.lengths[:1])
     unsized = unsized * len(params.arrivals)  # only a replay lists classes, and it has one list
     drawn, stream = streams.draw(
-        params.arrivals, unsized, state.stream, params.burst, most, most - kept
+        params.arrivals, unsized, state.stream, params.burst, most, most - kept, params.first
     )
     row = rows(drawn.wait)
     old = jnp.minimum(row + coming.joined, most - 1)

@@ -69,7 +69,7 @@ def init(params: Params, key: jax.Array) -> State:
         backlog=Wide.zeros(shape),
         clock=Wide.zeros(shape),
         inflow=fresh_rows.nothing(shape) if params.lone else calls.nothing(params, shape),
-        stream=streams.start(params.arrivals, data, params.burst),
+        stream=streams.start(params.arrivals, data, params.burst, params.first),
         totals=empty_totals(shape, classes),
         steps=none,
         pool=empty_memory(params, rows, shape),

@@ -130,24 +130,28 @@ def lengths_of(
     return prefill, decode
 
 
-def start(processes: tuple[Any, ...], key: jax.Array, burst: jax.Array) -> Stream:
+def start(
+    processes: tuple[Any, ...], key: jax.Array, burst: jax.Array, first: jax.Array | int = 0
+) -> Stream:
     """The stream at time 0.
 
     Args:
         processes: the sampler of gaps of each job type.
         key: (2, ...) words of the seed, uint32.
-        burst: () see ``draw``.
+        burst, first: see ``draw``.
     """
     waits, memories = [], []
+    at_once = (burst > 0) | (first > 0)
     for job_class, process in enumerate(processes):
         # The gap before the first arrival belongs to "arrival -1".
         word = words(key, job_class, jnp.full(key.shape[1:], -1, jnp.int32), 1)[0]
         gap, memory = process.first(word)
-        gap = jax.tree.map(lambda ticks: jnp.where(burst > 0, 0, ticks), gap)
+        gap = jax.tree.map(lambda ticks: jnp.where(at_once, 0, ticks), gap)
         waits.append(lift(gap.ticks, gap.later))
         memories.append(memory)
     wait, later = (jnp.stack(words) for words in zip(*waits, strict=True))
-    return Stream(key, jnp.zeros_like(wait), wait, later, jnp.stack(memories))
+    index = jnp.broadcast_to(first, wait.shape).astype(jnp.int32)
+    return Stream(key, index, wait, later, jnp.stack(memories))
 
 
 def pass_time(stream: Stream, ticks: jax.Array) -> Stream:
@@ -163,16 +167,18 @@ def draw(
     burst: jax.Array,
     most: int,
     limit: jax.Array,
+    first: jax.Array | int = 0,
 ) -> tuple[Drawn, Stream]:
     """Take the next requests off the stream, in order of arrival.
 
     Args:
         processes, lengths: the samplers of gaps and of lengths, one of each for every job type.
         stream: as it is now.
-        burst: () requests of each job type that are there at time 0: a start from a backlog.
+        burst: (...) requests of each job type that are there at time 0: a start from a backlog.
         most: length of the result, whatever the limit.
         limit: (...) how many to take, at most ``most``; fewer are real where no more will come within
             2**30 ticks.
+        first: (...) number of the request with which a list of them begins.
 
     Returns:
         The requests, and the stream without them.
@@ -183,7 +189,7 @@ def draw(
         index = stream.index[k] + ahead
         random = words(stream.key, k, index, 2)
         gaps, memory = process.gaps(stream.memory[k], stream.index[k], random[0])
-        in_burst = index + 1 < burst
+        in_burst = index + 1 < first + burst
         gaps = jax.tree.map(lambda ticks, now=in_burst: jnp.where(now, 0, ticks), gaps)
         start = stream.wait[k], stream.later[k]
         _, after = jax.lax.scan(_after, start, gaps)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llmgym.core.pytree import register
+from llmgym.core.wide import Wide
 from llmgym.engine.block_pool import BlockPool
 from llmgym.scenario.batch_time import BatchTime
 from llmgym.scenario.prefixes import Contents
@@ -136,6 +137,10 @@ class View:
     job_age: jax.Array  # ticks since the job of the request arrived
     resident_limit: bool = field(default=False, metadata={"static": True})  # what k_max counts
     memory: Memory | None = None  # KV memory, if it is limited
+    busy: jax.Array | None = None  # ticks until the batch that runs ends; 0: free
+    present: jax.Array | None = None  # requests in the system, or jobs in the network
+    arrived: jax.Array | None = None  # requests or jobs so far, dropped ones included
+    clock: Wide | None = None  # ticks since the start
     # Whether requests move up when any environment beside needs the room, as those of a network do:
     rows_move: bool = field(default=False, metadata={"static": True})
 

@@ -1,69 +1,34 @@
-"""``llmgym/Engine-v0`` as pure functions: ``init`` and ``step`` for jit, vmap and scan.
+"""The environments as pure functions: ``init`` and ``step`` for jit, vmap and scan.
 
-The Gymnasium environments are thin shells around it. One environment has no batch axis; a batch made
+The Gymnasium environments are thin shells around them. One environment has no batch axis; a batch made
 by ``init`` from an array of keys has its axis last everywhere, which is several times faster than
 vmap (vmap over one environment works too, with its axis where vmap puts it).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from llmgym.core.checks import check_settings
-from llmgym.core.errors import LLMGymError, check_number
+from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.precision import in_32_bits
-from llmgym.core.pytree import register
-from llmgym.core.wide import Wide
 from llmgym.engine import simulator
-from llmgym.engine.epoch import run_epoch
-from llmgym.engine.fill import feasible
 from llmgym.engine.view import Batch, View
-from llmgym.envs.interface.actions import ActionEncoding, make_encoding
-from llmgym.envs.interface.observations import Observation
+from llmgym.envs.conditions import Conditions, base_load, conditions_of
+from llmgym.envs.interface.actions import make_encoding
+from llmgym.envs.interface.chosen import ENGINE, make_observation
+from llmgym.envs.interface.encoding import ActionEncoding, Sizes, check_encoding
+from llmgym.envs.interface.interface import Composed, Interface
+from llmgym.envs.interface.network import NetworkEncoding, NetworkObservation, engine_scenario
+from llmgym.envs.interface.observations import Observation, ObservationBase
 from llmgym.envs.interface.sound import sound_action
-from llmgym.envs.rewards import Reward, Transition, make_reward, sound_reward
-from llmgym.scenario.arrivals import NEVER
+from llmgym.envs.rewards import Reward, make_reward
+from llmgym.envs.task import EnvState, Task, TimeStep
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
-
-RATE_MEMORY_S = 60.0
-"""Time constant of the arrival-rate estimate."""
-
-
-@register
-@dataclass(frozen=True)
-class EnvState:
-    """State of an environment: the engine, and an estimate of its arrivals per second.
-
-    The estimate is the exponentially weighted rate of the last minute or so; it starts at 0 and is
-    corrected for its short memory at the start. ``memory`` is that of a policy inside the action encoding,
-    if it has one; it starts afresh with every episode.
-    """
-
-    engine: Any  # state of the engine, or of the network
-    weighted_arrivals: jax.Array
-    weight: jax.Array
-    memory: Any = None
-
-    @property
-    def arrival_rate(self) -> jax.Array:
-        """Estimated arrivals per second."""
-        return self.weighted_arrivals / jnp.maximum(self.weight, 1e-6)
-
-
-@register
-@dataclass(frozen=True)
-class TimeStep:
-    """What one step gives back; ``truncated``: by ``max_steps``, or at the end of a replay."""
-
-    observation: jax.Array
-    reward: jax.Array
-    truncated: jax.Array
-    info: dict[str, jax.Array]
 
 
 class FunctionalEngine:
@@ -71,18 +36,29 @@ class FunctionalEngine:
 
     Args:
         scenario: a Scenario or its name; None: ``default_scenario``.
-        load: fraction of the LP capacity; None: the scenario's own arrival rate.
+        load: fraction of the LP capacity; a pair (low, high), a tuple, from which every episode draws its
+            own; a list of one for each environment; None: the scenario's own arrival rate.
         action: ``"tiles"``, ``"split"``, ``"tokens"``, ``"scores"``, ``"budget"`` or ``"batch"`` (a
-            Batch; here only).
+            Batch; here only), another registered name, an ``ActionEncoding`` or a class of them.
+        observation: ``"engine"``, or names of its entries and ``Feature`` objects in a list, or an object
+            (see llmgym.envs.interface.chosen.make_observation).
+        interface: observation and action in one object, in place of the two.
         reward: a name (see llmgym.envs.rewards) or a function of a Transition.
         max_steps: decisions after which an episode is truncated. The task is continuing: it never
             terminates, so bootstrap at the cut.
         observed_requests: how many single requests the observation lists.
         action_settings, reward_settings: settings of the two.
+        start: ``"empty"``, or ``"backlog"``: requests of about ``backlog_tokens`` in all (half of the
+            slots without it) are there at time 0.
+        backlog_tokens: see ``start``.
+        window_s: seconds after which an episode is truncated. A replay plays a window of its trace, which
+            is drawn for every episode; without a window it begins in the first half of the trace.
+        offset_s: seconds into the trace at which every episode of a replay begins, in place of drawing.
 
     Attributes:
         params: the traced parameters (``llmgym.engine.params.Params``) that ``init`` and ``step`` use
             unless given others.
+        conditions: from which ``init`` draws episodes unless given others; ``conditions_for`` makes them.
         action_space, observation_space: Gymnasium spaces.
     """
 
@@ -92,50 +68,132 @@ class FunctionalEngine:
     def __init__(
         self,
         scenario: Scenario | str | None = None,
-        load: float | None = None,
-        action: str = "tiles",
+        load: Any = None,
+        action: Any = "tiles",
         reward: str | Reward = "holding_cost",
         max_steps: int = 2048,
         observed_requests: int = 0,
         action_settings: dict[str, Any] | None = None,
         reward_settings: dict[str, Any] | None = None,
+        observation: Any = ENGINE,
+        interface: Interface | None = None,
+        start: str = "empty",
+        backlog_tokens: float | None = None,
+        window_s: float | None = None,
+        offset_s: float | None = None,
+        num_envs: int | None = None,
     ) -> None:
-        max_steps = check_number("max_steps", max_steps, low=1, high=2**30, integer=True)
+        self.max_steps = check_number("max_steps", max_steps, low=1, high=2**30, integer=True)
         chosen = self.default_scenario if scenario is None else scenario
-        self.scenario = at_load(chosen, load)
-        self.params = self._lower()
-        self.max_steps = max_steps
-        self.encoding = self._encoding(action, check_settings("action_settings", action_settings))
+        self.own_load = base_load(load)
+        self.scenario = at_load(chosen, self.own_load)
+        self._check_kind()
+        self.params = simulator.lower(self.scenario)
+        self.num_envs = num_envs
+        given = {
+            "load": load, "start": start, "backlog_tokens": backlog_tokens, "window_s": window_s,
+            "offset_s": offset_s,
+        }  # fmt: skip
+        self.options = {name: value for name, value in given.items() if value is not None}
+        self.conditions = self.conditions_for()
+        if interface is None:
+            settings = check_settings("action_settings", action_settings)
+            interface = self._composed(observation, observed_requests, action, settings)
+        elif not isinstance(getattr(interface, "interface", interface), Interface):
+            raise LLMGymError(
+                f"interface must be an llmgym.Interface, got {shown(interface)}; give observation= and "
+                "action= for parts of one."
+            )
+        interface = getattr(interface, "interface", interface)
         rewarding = check_settings("reward_settings", reward_settings)
-        self.reward = make_reward(reward, self.scenario, **rewarding)
-        self.observation: Any = self._observation(observed_requests)
-        self.action_space = self.encoding.space
-        self.observation_space = self.observation.space
+        self.task = self._task(interface, make_reward(reward, self.scenario, **rewarding))
+        self.action_space: Any = interface.action_space
+        self.observation_space = interface.observation_space
 
-    def _lower(self) -> Any:
+    def _check_kind(self) -> None:
         if self.scenario.is_network:
             raise LLMGymError(
                 f"Scenario {self.scenario.name!r} is a network of engines; use llmgym/Network-v0."
             )
-        return simulator.lower(self.scenario)
 
-    def _encoding(self, action: str, settings: dict[str, Any]) -> ActionEncoding:
-        return make_encoding(action, self.scenario, **settings)
+    def _composed(
+        self, observation: Any, requests: int, action: Any, settings: dict[str, Any]
+    ) -> Interface:
+        whole = Observation(Sizes.of(self.scenario), requests)
+        return Composed(
+            make_observation(observation, whole), make_encoding(action, self.scenario, **settings)
+        )
 
-    def _observation(self, requests: int) -> Any:
-        return Observation(self.scenario, requests)
+    def _task(self, interface: Interface, reward: Reward) -> Task:
+        """The task; refused where an object of a user cannot be part of a compiled program."""
+        task = Task(interface, reward, self._routes(interface))
+        for part in (interface, reward):
+            try:
+                hash(part)
+            except TypeError:
+                raise LLMGymError(
+                    f"{shown(part)} cannot be hashed, which what is compiled must be: make it a frozen "
+                    "dataclass, with tuples for lists."
+                ) from None
+        if isinstance(interface, Composed):
+            sees = jax.eval_shape(self._blank)
+            check_encoding(interface.action, sees)
+        return task
 
-    def _route(self, engine: Any, action: Any) -> Any:
-        """The engine, its calls routed as an action says."""
-        return engine
+    def _blank(self) -> View:
+        return simulator.view(self.params, simulator.init(self.params, jax.random.key(0)))
 
-    def _decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
-        batch, memory = self.encoding.decide(action, view, memory)
-        # An action that is a Batch itself goes on unchanged: the step says whether it had to be cut.
-        return (batch if self.encoding.space is None else feasible(view, batch)), memory
+    def _routes(self, interface: Interface) -> bool:
+        return False
 
-    def _look(self, state: EnvState, view: View) -> jax.Array:
-        return jnp.asarray(self.observation(view, state.arrival_rate))
+    @property
+    def interface(self) -> Interface:
+        """What an agent sees and does."""
+        return self.task.interface
+
+    @property
+    def reward(self) -> Reward:
+        """The reward function."""
+        return self.task.reward
+
+    @property
+    def observation(self) -> Any:
+        """The observation, where the interface is made of one and an action encoding."""
+        return getattr(self.interface, "observation", self.interface)
+
+    @property
+    def encoding(self) -> Any:
+        """The action encoding, where the interface is made of one and an observation."""
+        return getattr(self.interface, "action", self.interface)
+
+    @in_32_bits
+    def conditions_for(self, options: Mapping[str, Any] | None = None) -> Conditions:
+        """From what episodes are drawn under options of a reset, which stand in place of the settings.
+
+        Args:
+            options: load, start, backlog_tokens, window_s, offset_s; as the arguments of those names.
+
+        Raises LLMGymError for an unknown option, or a value that cannot be.
+        """
+        given = check_settings("options", options)
+        own = dict(self.options)
+        if "start" in given:  # a backlog of the settings is not that of another start
+            own.pop("backlog_tokens", None)
+        if {"window_s", "offset_s"} & given.keys():
+            own.pop("offset_s", None)
+        merged = {k: v for k, v in (own | given).items() if v is not None}
+        return conditions_of(self.scenario, self.own_load, self.max_steps, self.num_envs, merged)
+
+    @in_32_bits
+    def set_load(self, load: Any) -> None:
+        """Another load for the episodes to come, as the argument ``load``; nothing is compiled again."""
+        before = self.options
+        self.options = {k: v for k, v in (before | {"load": load}).items() if v is not None}
+        try:
+            self.conditions = self.conditions_for()
+        except LLMGymError:
+            self.options = before
+            raise
 
     def _physics(self, params: Any) -> Any:
         # Behind a barrier: constants that the compiler folds may differ in the last digit from traced
@@ -143,12 +201,16 @@ class FunctionalEngine:
         return params or jax.lax.optimization_barrier(self.params)
 
     @in_32_bits
-    def init(self, key: jax.Array, params: Any = None) -> EnvState:
-        """An empty engine. ``key``: a JAX random key, or an array of them for a batch."""
-        physics = self._physics(params)
-        engine = simulator.init(physics, key)
-        none = jnp.zeros(engine.present.shape, jnp.float32)
-        return EnvState(engine, none, none, self.encoding.start(simulator.view(physics, engine)))
+    def init(self, key: jax.Array, params: Any = None, conditions: Any = None) -> EnvState:
+        """The first state of an episode.
+
+        Args:
+            key: a JAX random key, or an array of them for a batch.
+            params: to use in place of ``self.params``.
+            conditions: to use in place of ``self.conditions``.
+        """
+        drawn_from = conditions or self.conditions
+        return self.task.init(self._physics(params), drawn_from, key)
 
     @in_32_bits
     def step(self, state: EnvState, action: Any, params: Any = None) -> tuple[EnvState, TimeStep]:
@@ -165,54 +227,23 @@ class FunctionalEngine:
             The state at the next decision; and a TimeStep, whose observation and action mask belong to
             that state and whose reward and other info to the step.
         """
-        physics = self._physics(params)
         action = sound_action(action, self.action_space, state.engine.present.shape)
-        epoch = run_epoch(
-            physics,
-            self._route(state.engine, action),
-            lambda seen: self._decide(action, seen, state.memory),
-        )
-        info, after = epoch.info, epoch.after
-        transition = Transition(state.engine, info, after, physics.tick_ms)
-        new = replace(state, engine=after, memory=epoch.told)
-        new = _remember(new, info.arrived, transition.duration_s)
-        following = simulator.view(physics, after)
-        tick = physics.tick_ms
-        # Nothing left to do and nothing to come: a replay is over.
-        over = (after.present == 0) & (simulator.next_arrival(physics, after) >= NEVER)
-        step_info = {
-            "time_s": _seconds(after.clock, tick),
-            "duration_ms": info.duration.astype(jnp.float32) * tick,
-            "prefill_tokens": _whole(info.prefill_tokens, after),
-            "decode_tokens": _whole(info.decode_tokens, after),
-            "completed": info.completed,
-            "arrived": info.arrived,
-            "dropped": info.dropped,
-            "in_system": after.present,
-            "backlog_tokens": after.backlog.to_float(),
-            "clipped": info.clipped,
-            "action_mask": self.encoding.mask(following),
-        }
-        if getattr(physics, "kv_blocks", None) is not None:
-            step_info["preempted"] = info.preempted
-        truncated = (after.steps >= self.max_steps) | over
-        reward = sound_reward(self.reward, transition)
-        return new, TimeStep(self._look(new, following), reward, truncated, step_info)
+        return self.task.step(self._physics(params), state, action)
 
     @in_32_bits
     def observe(self, state: EnvState, params: Any = None) -> jax.Array:
         """The observation vector (entries, ...)."""
-        return self._look(state, self.view(state, params))
+        return self.task.look(self._physics(params), state)[0]
 
     @in_32_bits
     def view(self, state: EnvState, params: Any = None) -> View:
         """What a policy of llmgym.baselines sees."""
-        return simulator.view(self._physics(params), state.engine)
+        return self.task.view(self._physics(params), state)
 
     @in_32_bits
     def action_mask(self, state: EnvState, params: Any = None) -> jax.Array:
         """Feasible choices, flat (choices, ...)."""
-        return self.encoding.mask(self.view(state, params))
+        return self.task.look(self._physics(params), state)[1]
 
     @in_32_bits
     def expand(self, state: EnvState, action: Any, params: Any = None) -> Batch:
@@ -222,24 +253,36 @@ class FunctionalEngine:
             state, action, params: as ``step`` takes them.
         """
         action = sound_action(action, self.action_space, state.engine.present.shape)
-        return self._decide(action, self.view(state, params), state.memory)[0]
+        return self.task.expand(self._physics(params), state, action)
 
 
-def _whole(tokens: jax.Array, state: Any) -> jax.Array:
-    """Tokens of all engines."""
-    return tokens if tokens.ndim == state.present.ndim else jnp.sum(tokens, axis=0)
+class FunctionalNetwork(FunctionalEngine):
+    """The network environment as functions: as FunctionalEngine, for scenarios of any size.
+
+    Names of actions and observations stand for those of every engine, in a row; objects for the whole
+    network, whose View and Batch have an axis of engines behind the slots.
+    """
+
+    default_scenario: ClassVar[str] = "rybko-stolyar"
+
+    def _check_kind(self) -> None:
+        pass
+
+    def _composed(
+        self, observation: Any, requests: int, action: Any, settings: dict[str, Any]
+    ) -> Interface:
+        seen = observation
+        if not isinstance(observation, ObservationBase):
+            seen = NetworkObservation.of(self.scenario, observation, requests)
+        if isinstance(action, (str, type)):
+            make_encoding(action, engine_scenario(self.scenario, 0), **settings)  # its own message
+            does: ActionEncoding = NetworkEncoding.of(self.scenario, action, settings)
+        else:
+            does = make_encoding(action, self.scenario, **settings)
+        return Composed(seen, does)
+
+    def _routes(self, interface: Interface) -> bool:
+        return bool(getattr(getattr(interface, "action", None), "routed", ()))
 
 
-def _remember(state: EnvState, arrived: jax.Array, duration_s: jax.Array) -> EnvState:
-    fade = jnp.exp(-duration_s / RATE_MEMORY_S)
-    return replace(
-        state,
-        weighted_arrivals=fade * state.weighted_arrivals + arrived,
-        weight=fade * state.weight + RATE_MEMORY_S * (1 - fade),
-    )
-
-
-def _seconds(clock: Wide, tick_ms: jax.Array) -> jax.Array:
-    # Good for looking at; what must be exact uses the clock's two words.
-    words = clock.high.astype(jnp.float32) * 2.0**32 + clock.low.astype(jnp.float32)
-    return words * tick_ms / 1000
+__all__ = ["EnvState", "FunctionalEngine", "FunctionalNetwork", "TimeStep"]

@@ -8,14 +8,15 @@ import gymnasium as gym
 import jax
 import numpy as np
 
-from llmgym.core.checks import check_name, check_seed, check_settings
+from llmgym.core.checks import check_name, check_seed
 from llmgym.core.errors import LLMGymError
 from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState, TimeStep
+from llmgym.envs.interface.encoding import sample_mask
 from llmgym.envs.interface.sound import check_rewards, sound_actions
-from llmgym.envs.registration import array_form
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
+from llmgym.envs.scenarios import Scenarios
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -25,10 +26,11 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
 
     Action and observation: see llmgym.envs.interface. Reward: see llmgym.envs.rewards. Episodes
     are truncated after ``max_steps`` decisions, never terminated. ``info`` holds
-    ``action_mask``, simulated time, tokens run, requests completed, arrived, dropped, in system.
+    ``action_mask`` (as ``action_space.sample`` takes it), simulated time, tokens run, requests completed,
+    arrived, dropped, in system, and the load of the episode.
 
     Args: those of llmgym.envs.functional.FunctionalEngine, and ``render_mode``: "ansi" or
-    "rgb_array".
+    "rgb_array". ``scenario`` may be a list of scenarios: every episode draws one of them.
     """
 
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
@@ -38,13 +40,11 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode is not None:
             check_name("render mode", render_mode, RENDER_MODES)
-        self.core = array_form(self.env_id, **settings)
+        self._scenarios = Scenarios(self.env_id, settings)
+        self.core = self._scenarios.cores[0]
         self.render_mode = render_mode
-        assert self.core.action_space is not None
         self.action_space = self.core.action_space
-        self.observation_space = self.core.observation_space
-        self._init, self._step = jax.jit(self.core.init), jax.jit(self.core.step)
-        self._observe, self._mask = jax.jit(self.core.observe), jax.jit(self.core.action_mask)
+        self.observation_space = self._scenarios.observation_space
         self._renderer = None if render_mode is None else self._make_renderer(render_mode)
         self._state: EnvState | None = None
         self._action_mask: np.ndarray | None = None
@@ -59,21 +59,44 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
             raise LLMGymError("Call reset() first: the environment has no state yet.")
         return self._state
 
+    @property
+    def load(self) -> Any:
+        """The load of episodes to come: a number, a pair to draw from, or None; may be set at any time."""
+        return self.core.options.get("load")
+
+    @load.setter
+    def load(self, load: Any) -> None:
+        self._scenarios.set_load(load)
+
     @in_32_bits
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """An empty engine. No options are known."""
-        check_settings("options", options)
+        """Begin an episode.
+
+        Args:
+            seed: of what arrives.
+            options: for this episode, in place of the settings: load, scenario, start, backlog_tokens,
+                window_s, offset_s (see FunctionalEngine).
+        """
         super().reset(seed=None if seed is None else check_seed(seed, 2**63 - 1))
-        key = jax.random.key(int(self.np_random.integers(2**31)), impl="threefry2x32")
-        self._state = self._init(key, self.core.params)
-        self._action_mask = np.array(self._mask(self._state, self.core.params))
+        number = int(self.np_random.integers(2**31))
+        before = self.core
+        self.core, conditions = self._scenarios.chosen(options, number)
+        key = jax.random.key(number, impl="threefry2x32")
+        self._state = self.core.init(key, self.core.params, conditions)
+        observation, mask = self.core.task.look(self.core.params, self._state)
+        self._action_mask = np.array(mask)
         if self._renderer is not None:
+            if self.core is not before:
+                assert self.render_mode is not None
+                self._renderer = self._make_renderer(self.render_mode)
             self._renderer.reset()
         # A copy, here and below: memory that JAX owns cannot be written to.
-        observation = np.array(self._observe(self._state, self.core.params))
-        return observation, {"action_mask": self._action_mask}
+        return np.array(observation), {"action_mask": self._sample_mask()}
+
+    def _sample_mask(self) -> Any:
+        return sample_mask(self._action_mask, self.action_space)
 
     @in_32_bits
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -81,11 +104,12 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         before = self.state
         assert self.action_space.shape is not None
         chosen = sound_actions(action, self.action_space, self.action_space.shape)
-        self._state, outcome = self._step(before, chosen, self.core.params)
+        self._state, outcome = self.core.task.step(self.core.params, before, chosen)
         result: TimeStep = jax.device_get(outcome)
         info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
         check_rewards(np.asarray(result.reward))
         self._action_mask = info["action_mask"]
+        info["action_mask"] = self._sample_mask()
         if self._renderer is not None:
             self._renderer.record(info)
         return (
@@ -103,15 +127,17 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         return self._action_mask
 
     def render(self) -> Any:
-        """Text ("ansi") or a uint8 image (height, width, 3) ("rgb_array"); None without a mode."""
-        return None if self._renderer is None else self._renderer.render(self.state)
+        """Text, or an image (height, width, 3) uint8; None without a render mode."""
+        if self._renderer is None:
+            return None
+        return self._renderer.render(self.state)
 
 
 class NetworkEnv(EngineEnv):
-    """A network of engines: every step composes the batches of the engines that are free.
+    """A network of engines: every step composes the batches of all engines that are free.
 
-    As EngineEnv, with the action and the observation of every engine in a row; engines that are busy
-    ignore their part of the action, and the mask leaves them one choice.
+    As EngineEnv, with actions and observations of the engines in a row; see
+    llmgym.envs.interface.network.
     """
 
     env_id: ClassVar[str] = "llmgym/Network-v0"

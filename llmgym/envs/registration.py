@@ -7,8 +7,11 @@ from typing import Any
 
 from llmgym.core.checks import check_name
 from llmgym.core.errors import LLMGymError, unknown
-from llmgym.envs.functional import FunctionalEngine
-from llmgym.envs.network import FunctionalNetwork
+from llmgym.envs.functional import FunctionalEngine, FunctionalNetwork
+
+
+class UnknownSettingError(LLMGymError, TypeError):
+    """A setting that an environment does not have: a TypeError, as Python raises, for tools that probe."""
 
 
 def ids() -> dict[str, type[FunctionalEngine]]:
@@ -19,23 +22,27 @@ def ids() -> dict[str, type[FunctionalEngine]]:
 def functional(env_id: str, **settings: Any) -> FunctionalEngine:
     """The functional form of an environment: ``functional("llmgym/Engine-v0", load=0.9)``.
 
-    Settings are those of ``gym.make``. Raises LLMGymError for an unknown id or setting.
+    Settings are those of ``gym.make``. Raises LLMGymError for an unknown id or setting; the latter is a
+    TypeError as well.
     """
     known_ids = ids()
     check_name("environment", env_id, known_ids)
     known = inspect.signature(known_ids[env_id]).parameters
     for name in settings:
         if name not in known:
-            raise unknown(f"setting of {env_id}:", name, known)
+            hint = unknown(f"setting of {env_id}:", name, known)
+            raise UnknownSettingError(
+                f"{known_ids[env_id].__name__}() got an unexpected keyword argument {name!r}. {hint}"
+            )
     return known_ids[env_id](**settings)
 
 
 def array_form(env_id: str, **settings: Any) -> FunctionalEngine:
     """The same for the Gymnasium environments, whose actions are arrays."""
-    action = settings.get("action")
-    if isinstance(action, str) and action == "batch":
+    made = functional(env_id, **settings)
+    if made.action_space is None:
         raise LLMGymError(
             'action="batch" is for llmgym.functional; '
             "in Gymnasium use tiles, split, tokens, scores or budget."
         )
-    return functional(env_id, **settings)
+    return made

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.checks import check_kind, check_name
+from llmgym.core.checks import check_callable, check_kind, check_name, check_text
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.pytree import register
 from llmgym.core.user_code import ask, line_of
@@ -43,6 +42,17 @@ class Transition:
 
 
 Reward = Callable[[Transition], jax.Array]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A reward with its settings, as functools.partial is, but equal where function and settings are."""
+
+    function: Callable[..., jax.Array]
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, step: Transition) -> jax.Array:
+        return self.function(step, **dict(self.settings))
 
 
 def holding_cost(step: Transition) -> jax.Array:
@@ -227,6 +237,21 @@ REWARDS = (
     "tardiness",
 )
 
+OWN: dict[str, Reward] = {}
+"""The rewards that users have registered."""
+
+
+def register_reward(name: str, reward: Reward) -> None:
+    """Make ``reward=name`` known to all environments; a reward is a function of a ``Transition``.
+
+    Raises LLMGymError where the name is taken, or ``reward`` is no function.
+    """
+    if check_text("name", name) in (*REWARDS, *OWN):
+        raise LLMGymError(f"The reward {name!r} is taken: choose another name.")
+    if check_callable("A reward", reward) is None:
+        raise LLMGymError("A reward must be a function of a Transition, got None.")
+    OWN[name] = reward
+
 
 def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Reward:
     """The reward function that a name stands for, or the function itself.
@@ -236,6 +261,8 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
     Raises LLMGymError on an unknown name or setting.
     """
     check_kind("scenario", scenario, Scenario)
+    if isinstance(reward, str):
+        reward = OWN.get(reward, reward)
     if callable(reward):
         if settings:
             raise LLMGymError(
@@ -243,19 +270,19 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
                 "bind them with functools.partial."
             )
         return reward
-    check_name("reward", reward, REWARDS)
+    check_name("reward", reward, (*REWARDS, *OWN))
     if reward == "weighted_holding":
         weights = {"prefill_weight": 1.5, "decode_weight": 1.0}
         for name, value in settings.items():
             if name not in weights:
                 raise unknown("setting of reward 'weighted_holding':", name, weights)
             check_number(name, value, low=0)
-        return partial(weighted_holding, **{**weights, **settings})
+        return Bound(weighted_holding, tuple({**weights, **settings}.items()))
     if settings:
         raise LLMGymError(f"Reward {reward!r} has no settings, got {', '.join(settings)}.")
     if reward in ("goodput", "tardiness"):
         judge = {"goodput": goodput, "tardiness": tardiness}[reward]
-        return partial(judge, levels=_service_levels(reward, scenario))
+        return Bound(judge, (("levels", _service_levels(reward, scenario)),))
     return {
         "holding_cost": holding_cost,
         "backlog_tokens": backlog_tokens,

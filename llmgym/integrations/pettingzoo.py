@@ -5,19 +5,22 @@ Needs the extra ``pettingzoo``: ``pip install llmgym[pettingzoo]``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import jax
 import numpy as np
 from gymnasium.utils import seeding
 
-from llmgym.core.checks import check_seed, check_settings
+from llmgym.core.checks import check_name, check_seed, check_settings
 from llmgym.core.errors import LLMGymError
 from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState
+from llmgym.envs.gym_env import RENDER_MODES
+from llmgym.envs.interface.encoding import choices_of, sample_mask
 from llmgym.envs.interface.sound import check_rewards, sound_actions
-from llmgym.envs.network import FunctionalNetwork
+from llmgym.envs.registration import array_form
+from llmgym.envs.rendering.network import NetworkRenderer
 
 try:
     from pettingzoo import ParallelEnv
@@ -34,28 +37,34 @@ class NetworkParallelEnv(ParallelEnv):
     leaves them one choice. Episodes are truncated, never terminated. Calls are routed among
     replicas by the scenario's router.
 
-    Args: those of llmgym.envs.network.FunctionalNetwork; ``action`` may not be "batch".
+    Args: those of llmgym.envs.functional.FunctionalNetwork, and ``render_mode``: "ansi" or "rgb_array";
+    ``action`` may not be "batch", and like ``observation`` is that of every engine.
     """
 
-    metadata = {"render_modes": [], "name": "llmgym_network_v0", "is_parallelizable": True}  # noqa: RUF012
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": list(RENDER_MODES),
+        "name": "llmgym_network_v0",
+        "is_parallelizable": True,
+    }
 
     @in_32_bits
-    def __init__(self, **settings: Any) -> None:
-        self.core = FunctionalNetwork(**settings)
-        if self.core.action_space is None:
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
+        if render_mode is not None:
+            check_name("render mode", render_mode, RENDER_MODES)
+        self.core = array_form("llmgym/Network-v0", **settings)
+        if not (hasattr(self.core.encoding, "parts") and hasattr(self.core.observation, "parts")):
             raise LLMGymError(
-                'action="batch" is for llmgym.functional; use tiles, split or tokens.'
+                "Every engine is an agent: give action and observation by name, as those of one engine."
             )
-        if self.core.encoding.routed:  # type: ignore[attr-defined]
+        if self.core.encoding.routed:
             raise LLMGymError("With one agent an engine nobody routes: use another router.")
         self.possible_agents = list(self.core.scenario.engine_names)
         self.agents: list[str] = []
-        self.render_mode = None
+        self.render_mode = render_mode
+        self._renderer = None if render_mode is None else NetworkRenderer(self.core, render_mode)
         parts: Any = self.core.encoding
         self._actions = {a: p.space for a, p in zip(self.possible_agents, parts.parts, strict=True)}
         self._spaces = {a: self._space(s) for s, a in enumerate(self.possible_agents)}
-        self._init, self._step = jax.jit(self.core.init), jax.jit(self.core.step)
-        self._observe, self._mask = jax.jit(self.core.observe), jax.jit(self.core.action_mask)
         self._random = seeding.np_random(None)[0]
         self._state: EnvState | None = None
 
@@ -83,16 +92,18 @@ class NetworkParallelEnv(ParallelEnv):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-        """A network without jobs. No options are known."""
-        check_settings("options", options)
+        """Begin an episode; ``options`` are those of llmgym.envs.gym_env.NetworkEnv, without a scenario."""
+        given = check_settings("options", options)
+        conditions = self.core.conditions_for(given) if given else self.core.conditions
         if seed is not None:
             self._random = seeding.np_random(check_seed(seed, 2**63 - 1))[0]
         key = jax.random.key(int(self._random.integers(2**31)), impl="threefry2x32")
         self.agents = list(self.possible_agents)
-        self._state = self._init(key, self.core.params)
-        observation = np.array(self._observe(self._state, self.core.params))
-        mask = np.array(self._mask(self._state, self.core.params))
-        return self._observations(observation), self._infos(mask)
+        self._state = self.core.init(key, self.core.params, conditions)
+        seen, mask = self.core.task.look(self.core.params, self._state)
+        if self._renderer is not None:
+            self._renderer.reset()
+        return self._observations(np.array(seen)), self._infos(np.array(mask))
 
     @in_32_bits
     def step(
@@ -112,11 +123,13 @@ class NetworkParallelEnv(ParallelEnv):
             if agent not in actions:
                 raise LLMGymError(f"No action for agent {agent!r}.")
         action = np.concatenate([self._chosen(agent, actions[agent]) for agent in self.agents])
-        self._state, outcome = self._step(self._state, action, self.core.params)
+        self._state, outcome = self.core.task.step(self.core.params, self._state, action)
         result = jax.device_get(outcome)
         mask = np.array(result.info["action_mask"])
         observations, infos = self._observations(np.array(result.observation)), self._infos(mask)
         check_rewards(np.asarray(result.reward))
+        if self._renderer is not None:
+            self._renderer.record(result.info)
         over, reward = bool(result.truncated), float(result.reward)
         agents = self.agents
         self.agents = [] if over else agents
@@ -138,17 +151,17 @@ class NetworkParallelEnv(ParallelEnv):
         return {a: whole[self._entries(s)] for s, a in enumerate(self.possible_agents)}
 
     def _infos(self, mask: np.ndarray) -> dict[str, dict[str, Any]]:
-        sizes = [self._choices(space) for space in self._actions.values()]
+        sizes = [choices_of(space) for space in self._actions.values()]
         parts = np.split(mask, np.cumsum(sizes)[:-1])
         return {
-            a: {"action_mask": part} for a, part in zip(self.possible_agents, parts, strict=True)
+            agent: {"action_mask": sample_mask(part, self._actions[agent])}
+            for agent, part in zip(self.possible_agents, parts, strict=True)
         }
 
-    @staticmethod
-    def _choices(space: gym.Space[Any]) -> int:
-        if isinstance(space, gym.spaces.Discrete):
-            return int(space.n)
-        if isinstance(space, gym.spaces.MultiDiscrete):
-            return int(space.nvec.sum())
-        assert space.shape is not None
-        return int(space.shape[0])
+    def render(self) -> Any:
+        """Text, or an image (480, 800, 3) uint8; None without a render mode."""
+        if self._renderer is None:
+            return None
+        if self._state is None:
+            raise LLMGymError("Call reset() first: the network has no state yet.")
+        return self._renderer.render(self._state)

@@ -14,16 +14,15 @@ import numpy as np
 
 from llmgym.core.checks import as_list, keep_list, keep_number
 from llmgym.core.errors import LLMGymError, check_number
+from llmgym.scenario.bursty_gaps import CurveGaps, ModulatedGaps
 from llmgym.scenario.gap_samplers import (
     FAR,
     NEVER,
     PERIOD,
-    CurveGaps,
     ExponentialGaps,
     GammaGaps,
     GapSampler,
     ListedGaps,
-    ModulatedGaps,
     RegularGaps,
     uniform,
 )

@@ -8,8 +8,8 @@ every gap is rounded: its mean is then too small by less than one part in 90,000
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -113,12 +113,15 @@ class GapSampler(Protocol):
             words: a random word for each gap, (A, ...) uint32.
         """
 
+    def at_pace(self, pace: jax.Array) -> GapSampler:
+        """The same process with arrivals ``pace`` times as frequent: () or one for each environment (...)."""
+
 
 def _unchanged(memory: jax.Array, count: int) -> jax.Array:
     return jnp.broadcast_to(memory, (count + 1, *memory.shape))
 
 
-def _first_of(found: tuple[Gap, jax.Array]) -> tuple[Gap, jax.Array]:
+def first_of(found: tuple[Gap, jax.Array]) -> tuple[Gap, jax.Array]:
     """The gap and the memory after it, of gaps (1, ...) and memories (2, 2, ...)."""
     gaps, memories = found
     return Gap(gaps.ticks[0], gaps.later[0]), memories[1]
@@ -139,7 +142,7 @@ class IndependentGaps:
         raise NotImplementedError
 
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
-        return _first_of(self.gaps(_blank(word), jnp.zeros(word.shape, jnp.int32), word[None]))
+        return first_of(self.gaps(_blank(word), jnp.zeros(word.shape, jnp.int32), word[None]))
 
     def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         states = _unchanged(memory[0], words.shape[0])
@@ -156,6 +159,9 @@ class ExponentialGaps(IndependentGaps):
     def draw(self, words: jax.Array) -> jax.Array:
         return -jnp.log(uniform(words)) * self.mean_ticks
 
+    def at_pace(self, pace: jax.Array) -> ExponentialGaps:
+        return ExponentialGaps(self.mean_ticks / pace)
+
 
 @register
 @dataclass(frozen=True)
@@ -167,7 +173,7 @@ class RegularGaps:
     fraction: jax.Array
 
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
-        return _first_of(self.gaps(_blank(word), jnp.zeros(word.shape, jnp.int32), word[None]))
+        return first_of(self.gaps(_blank(word), jnp.zeros(word.shape, jnp.int32), word[None]))
 
     def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         count = jnp.arange(words.shape[0] + 1, dtype=jnp.uint32)
@@ -178,6 +184,13 @@ class RegularGaps:
         later = jnp.broadcast_to(self.later, carry.shape)
         states = _unchanged(memory[0], words.shape[0])
         return Gap(self.whole + carry, later), jnp.stack([states, phases], axis=1)
+
+    def at_pace(self, pace: jax.Array) -> RegularGaps:
+        ticks = self.later.astype(jnp.float32) * PERIOD + self.whole.astype(jnp.float32)
+        ticks, later = split((ticks + self.fraction.astype(jnp.float32) * 2.0**-32) / pace)
+        whole, fraction = in_parts(ticks, jnp.bool_(True))
+        scaled = RegularGaps(whole, later.astype(jnp.int32), fraction)
+        return jax.tree.map(lambda own, new: jnp.where(pace == 1, own, new), self, scaled)
 
 
 @register
@@ -197,132 +210,8 @@ class GammaGaps(IndependentGaps):
         log_gap = jax.vmap(one)(words.reshape(-1)).reshape(words.shape)
         return jnp.exp(log_gap) / self.shape * self.mean_ticks
 
-
-@register
-@dataclass(frozen=True)
-class ModulatedGaps:
-    """Device form of a two-state Markov-modulated Poisson process; the memory is the state."""
-
-    arrival_rates: jax.Array
-    leave_rates: jax.Array
-
-    def _gap(self, state: jax.Array, words: jax.Array) -> tuple[jax.Array, ...]:
-        """A gap as ``split`` gives it, and the state after it."""
-
-        def one(state: jax.Array, word: jax.Array) -> tuple[jax.Array, ...]:
-            key = jax.random.key(word, impl="threefry2x32")
-
-            def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-                return ~carry[4]
-
-            def race(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-                # Arrival and change of state race: the first after Exp(sum of both rates).
-                key, state, gap, later, _ = carry
-                key, clock_key, winner_key = jax.random.split(key, 3)
-                arrive, leave = self.arrival_rates[state], self.leave_rates[state]
-                gap = gap + jax.random.exponential(clock_key) / (arrive + leave)
-                gap, periods = split(gap)  # or rounding to a large sum would lose what is added
-                arrived = jax.random.uniform(winner_key) * (arrive + leave) < arrive
-                return key, jnp.where(arrived, state, 1 - state), gap, later + periods, arrived
-
-            zero = jnp.float32(0)
-            start = (key, state.astype(jnp.int32), zero, zero, jnp.bool_(False))
-            _, state, gap, later, _ = jax.lax.while_loop(unfinished, race, start)
-            return gap, later, state.astype(jnp.uint32)
-
-        found = jax.vmap(one)(state.reshape(-1), words.reshape(-1))
-        return tuple(x.reshape(words.shape) for x in found)
-
-    def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
-        # Start from the stationary law of the state, not always in a burst or always in a lull.
-        leave = self.leave_rates
-        in_one = uniform(word * jnp.uint32(2654435761)) < leave[0] / (leave[0] + leave[1])
-        memory = jnp.stack([in_one.astype(jnp.uint32), jnp.zeros_like(word)])
-        return _first_of(self.gaps(memory, jnp.zeros(word.shape, jnp.int32), word[None]))
-
-    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
-        def one(state: jax.Array, word: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-            gap, later, after = self._gap(state, word)
-            return after, (gap, later, after)
-
-        _, (gap, later, after) = jax.lax.scan(one, memory[0], words)
-        fine = jnp.max(self.arrival_rates) * FINE > 1
-        return carried(gap, later, fine, memory, jnp.concatenate([memory[:1], after]))
-
-
-@register
-@dataclass(frozen=True)
-class CurveGaps:
-    """Device form of arrivals along a rate curve that repeats, with bursts and lulls on top of it.
-
-    Time is counted in units of ``unit`` ticks, the fewest with which a period has fewer than 2**31 units.
-    The first word of the memory is the unit of the period in which the last arrival came, with the state
-    of the bursts in its top bit; the second word is a fraction of a unit.
-    """
-
-    arrival_rates: jax.Array  # (bins, 2) per unit, in both states
-    leave_rates: jax.Array  # (2,) per unit; both 0 without bursts
-    bin_units: jax.Array  # length of a bin
-    unit: jax.Array  # ticks
-
-    def _gap(self, memory: jax.Array, word: jax.Array) -> tuple[Gap, jax.Array]:
-        bins, longest = self.arrival_rates.shape[0], (FAR - 128) // self.unit
-        fine = jnp.max(self.arrival_rates) * FINE > 1
-
-        def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-            return ~carry[-1]
-
-        def race(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            # Arrival, change of state, the end of the bin and the end of what ``gap`` can hold race.
-            # Exponential times have no memory: unless an arrival wins, they are drawn again.
-            key, phase, part, state, gap, rest, later, _ = carry
-            key, draw_key = jax.random.split(key)
-            draw = uniform(jax.random.bits(draw_key, (2,), jnp.uint32))
-            here = phase // self.bin_units
-            arrive, leave = self.arrival_rates[here, state], self.leave_rates[state]
-            clock = -jnp.log(draw[0]) / (arrive + leave)  # infinite where nothing ever happens
-            event, fraction = in_parts(jnp.minimum(clock, jnp.float32(FAR - 128)), fine)
-            new_part = part + fraction
-            event = event + (new_part < part)
-            end = jnp.minimum((here + 1) * self.bin_units - phase, longest - gap)
-            inside = event < end
-            step = jnp.minimum(event, end)
-            wins = draw[1] * (arrive + leave) < arrive
-            gap, phase = gap + step, phase + step
-            phase = jnp.where(phase >= bins * self.bin_units, 0, phase)
-            state = jnp.where(inside & ~wins, 1 - state, state)
-            full = gap >= longest
-            rest = rest + jnp.where(full, longest * self.unit, 0)
-            gap, later = jnp.where(full, 0, gap), later + (rest >> PERIOD_BITS)
-            part, rest = jnp.where(inside, new_part, 0), rest & (PERIOD - 1)
-            return key, phase, part, state, gap, rest, later, inside & wins
-
-        key = jax.random.key(word, impl="threefry2x32")
-        phase, state = (memory[0] & 0x7FFFFFFF).astype(jnp.int32), (memory[0] >> 31)
-        zero = jnp.int32(0)
-        state = state.astype(jnp.int32)
-        start = (key, phase, memory[1], state, zero, zero, zero, jnp.bool_(False))
-        _, phase, part, state, gap, rest, later, _ = jax.lax.while_loop(unfinished, race, start)
-        memory = jnp.stack([phase.astype(jnp.uint32) | (state.astype(jnp.uint32) << 31), part])
-        ticks = gap * self.unit + rest
-        over = (ticks >= FAR).astype(jnp.int32)
-        return Gap(ticks - (over << PERIOD_BITS), later + over), memory
-
-    def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
-        # Start at the beginning of the period, from the stationary law of the state.
-        leave = self.leave_rates
-        in_one = uniform(word * jnp.uint32(2654435761)) * (leave[0] + leave[1]) < leave[0]
-        memory = jnp.stack([in_one.astype(jnp.uint32) << 31, jnp.zeros_like(word)])
-        return _first_of(self.gaps(memory, jnp.zeros(word.shape, jnp.int32), word[None]))
-
-    def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
-        def one(memory: jax.Array, word: jax.Array) -> tuple[jax.Array, tuple[Gap, jax.Array]]:
-            found = jax.vmap(self._gap, (1, 0), (0, 1))(memory.reshape(2, -1), word.reshape(-1))
-            gap, after = jax.tree.map(lambda x: x.reshape(*x.shape[:-1], *word.shape), found)
-            return after, (gap, after)
-
-        _, (gap, after) = jax.lax.scan(one, memory, words)
-        return gap, jnp.concatenate([memory[None], after])
+    def at_pace(self, pace: jax.Array) -> GammaGaps:
+        return GammaGaps(self.mean_ticks / pace, self.shape)
 
 
 @register
@@ -330,11 +219,13 @@ class CurveGaps:
 class ListedGaps:
     """Device form of a replay: ``listed[n]`` ticks pass between arrivals n - 1 and n, then NEVER.
 
-    ``later`` are the periods on top of them; None where there are none.
+    ``later`` are the periods on top of them; None where there are none. At a ``pace`` of its own (None: 1)
+    each gap is shorter, and the fraction of a tick that it leaves is carried to the next.
     """
 
     listed: jax.Array
     later: jax.Array | None = None
+    pace: jax.Array | None = None
 
     def _gap(self, index: jax.Array) -> Gap:
         index = jnp.minimum(index, self.listed.shape[0] - 1)
@@ -342,9 +233,19 @@ class ListedGaps:
         return Gap(jnp.take(self.listed, index), later)
 
     def first(self, word: jax.Array) -> tuple[Gap, jax.Array]:
-        return self._gap(jnp.zeros(word.shape, jnp.int32)), _blank(word)
+        return first_of(self.gaps(_blank(word), jnp.full(word.shape, -1, jnp.int32), word[None]))
 
     def gaps(self, memory: jax.Array, index: jax.Array, words: jax.Array) -> tuple[Gap, jax.Array]:
         ahead = jnp.arange(1, words.shape[0] + 1, dtype=jnp.int32)
         ahead = ahead.reshape((-1,) + (1,) * index.ndim)
-        return self._gap(index + ahead), _unchanged(memory, words.shape[0])
+        gap, memories = self._gap(index + ahead), _unchanged(memory, words.shape[0])
+        if self.pace is None:
+            return gap, memories
+        ticks = gap.later.astype(jnp.float32) * PERIOD + gap.ticks.astype(jnp.float32)
+        scaled = carried(*split(ticks / self.pace), jnp.bool_(True), memory, memories[:, 0])
+        own = (self.pace == 1) | (gap.ticks == NEVER)
+        moved = jax.tree.map(lambda x, y: jnp.where(own, x, y), gap, scaled[0])
+        return moved, scaled[1]
+
+    def at_pace(self, pace: jax.Array) -> ListedGaps:
+        return replace(self, pace=pace)

@@ -93,9 +93,9 @@ def test_masks_leave_a_choice_in_every_dimension(action: str, cap: str) -> None:
 @pytest.mark.parametrize("cap", [cap for action, cap in PAIRS if action == "tiles"])
 def test_every_tile_inside_the_mask_is_of_use_and_no_other(cap: str) -> None:
     encoding, mask = encoding_of("tiles", cap), mask_of("tiles", cap)
-    batches = [expand("tiles", cap, np.full(CASES, k)) for k in range(encoding.most)]
+    batches = [expand("tiles", cap, np.full(CASES, k)) for k in range(encoding.sizes.tiles)]
     sizes = np.array([tokens.sum(axis=0) for tokens in batches])
-    assert encoding.most == 4
+    assert encoding.sizes.tiles == 4
     assert mask[0].all()
     np.testing.assert_array_equal(mask[1:], sizes[1:] > sizes[:-1])
 

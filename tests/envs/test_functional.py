@@ -14,6 +14,7 @@ import llmgym
 from llmgym import LLMGymError
 from llmgym.engine import simulator
 from llmgym.envs.functional import EnvState, FunctionalEngine, TimeStep
+from llmgym.envs.task import Task
 from llmgym.theory.capacity import at_load
 
 SEEDS = (0, 1, 2)
@@ -60,7 +61,7 @@ def test_scan_equals_gym_env(
 ) -> None:
     run = jax.jit(lambda state: jax.lax.scan(core.step, state, jnp.asarray(actions))[1])
     for seed, expected in zip(SEEDS, gym_runs, strict=True):
-        start = single_env("tiles")._init(key_of(seed), core.params)
+        start = single_env("tiles").core.init(key_of(seed), core.params)
         assert_same(expected, jax.device_get(run(start)))
 
 
@@ -78,16 +79,15 @@ def test_vmap_equals_gym_env(
 
 
 def test_one_compilation_serves_all_loads() -> None:
-    env, costs, compiled = single_env("tiles"), [], []
-    init, step = env._init, env._step  # jitted, with the parameters as an argument
+    core, costs, compiled = single_env("tiles").core, [], []
     for load in (0.2, 0.8, 1.4):
         params = simulator.lower(at_load(SCENARIO, load))
-        state, cost = init(key_of(0), params), 0.0
+        state, cost = core.init(key_of(0), params), 0.0
         for _ in range(100):
-            state, result = step(state, jnp.int32(3), params)
+            state, result = core.step(state, jnp.int32(3), params)
             cost -= float(result.reward) / 1000
         costs.append(cost / float(result.info["time_s"]))
-        compiled.append((init._cache_size(), step._cache_size()))
+        compiled.append((Task.init._cache_size(), Task.step._cache_size()))
     assert compiled[0] == compiled[1] == compiled[2]
     assert costs[0] < costs[1] < costs[2]
 
@@ -107,7 +107,7 @@ def test_a_batch_is_an_action() -> None:
 
         return jax.lax.scan(body, state, None, length=200)[1]
 
-    clipped, asked, ran, masked = run(single_env("tiles")._init(key_of(0), core.params))
+    clipped, asked, ran, masked = run(single_env("tiles").core.init(key_of(0), core.params))
     assert not clipped.any() and masked.all()
     np.testing.assert_array_equal(asked, ran)
     assert ran.sum() > 0

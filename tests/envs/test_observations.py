@@ -74,7 +74,7 @@ def test_every_entry_is_what_the_docstring_says() -> None:
     observation, cases = Observation(TWO_CLASSES, requests=3), 60
     view = random_queues(TWO_CLASSES, 24, cases)
     rates = np.linspace(0, 50, cases).astype(np.float32)
-    vectors = np.asarray(jax.jit(observation)(view, jnp.asarray(rates)))
+    vectors = np.asarray(jax.jit(observation.of)(view, jnp.asarray(rates)))
     host = jax.device_get(view)
     for case in range(cases):
         one = jax.tree.map(lambda x, case=case: x[..., case], host)
@@ -108,10 +108,10 @@ def test_bounds_hold_in_overload_and_the_arrival_rate_is_found() -> None:
     scenario = at_load(SCENARIO, 1.5)
     params, space = simulator.lower(scenario), env.observation_space
     rate = env.core.observation.names.index("arrival_rate")
-    state, estimates = env._init(jax.random.key(1, impl="threefry2x32"), params), []
+    state, estimates = env.core.init(jax.random.key(1, impl="threefry2x32"), params), []
     rng = np.random.default_rng(0)
     for _ in range(3000):
-        state, result = env._step(state, rng.integers(4), params)
+        state, result = env.core.step(state, rng.integers(4), params)
         observation = np.asarray(result.observation)
         assert space.contains(observation), observation
         estimates.append(np.expm1(observation[rate]))

@@ -138,9 +138,6 @@ def test_without_a_mode_nothing_is_drawn_or_kept() -> None:
 def test_a_video_of_twenty_frames(tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     env = gym.make("llmgym/Engine-v0", render_mode="rgb_array", **settings("tiles"))
-    compiled, inner = single_env("tiles"), env.unwrapped
-    for name in ("_init", "_step", "_observe", "_mask"):  # spares a compilation
-        setattr(inner, name, getattr(compiled, name))
     env = gym.wrappers.RecordVideo(
         env, str(tmp_path / "video"), video_length=20, disable_logger=True
     )
@@ -154,9 +151,6 @@ def test_a_video_of_twenty_frames(tmp_path: Path) -> None:
 
 def test_ansi_through_gym_make() -> None:
     env = gym.make("llmgym/Engine-v0", render_mode="ansi", **settings("tiles"))
-    compiled, inner = single_env("tiles"), env.unwrapped
-    for name in ("_init", "_step", "_observe", "_mask"):
-        setattr(inner, name, getattr(compiled, name))
     env.reset(seed=0)
     assert "no batch yet" in env.render()
     for _ in range(10):

@@ -140,8 +140,4 @@ def test_make_vec_by_sync_still_works() -> None:
         vector_kwargs={"autoreset_mode": "SameStep"},
         **settings("tiles"),
     )
-    compiled = single_env("tiles")
-    for env in envs.unwrapped.envs:  # type: ignore[attr-defined]
-        for name in ("_init", "_step", "_observe", "_mask"):
-            setattr(env.unwrapped, name, getattr(compiled, name))
     check_vector_env(envs, steps=MAX_STEPS + 5)

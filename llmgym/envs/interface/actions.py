@@ -1,15 +1,12 @@
-"""Action encodings: what an agent chooses, and how it expands to a Batch.
+"""The action encodings of llmgym: what an agent chooses, and how it expands to a Batch.
 
-Every encoding has a Gymnasium ``space``, a flat boolean ``mask`` of what is feasible (the choices of
-all dimensions in a row, or one entry per request for ``scores``) and ``expand``. Arrays have batch
-axes last: an action of a batch is (dimensions, num_envs) or (num_envs,). An encoding that contains a
-policy with a memory carries that memory from decision to decision.
+``llmgym.envs.interface.encoding`` says what an encoding is; ``register_action`` adds one of a user's own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import jax
@@ -18,59 +15,15 @@ import numpy as np
 
 from llmgym.baselines.decisions import check_form, compose, decide, keys_of, start
 from llmgym.baselines.registry import make
-from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch
+from llmgym.baselines.tiles import decodes_in_turn, tile_batch
 from llmgym.core.arrays import first_rows, prefix_sum, rows
-from llmgym.core.checks import check_name, keep_number
+from llmgym.core.checks import check_name, check_text, keep_number
 from llmgym.core.errors import LLMGymError, shown, unknown
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
-from llmgym.envs.interface.sound import OfScenario, sound_batch
+from llmgym.envs.interface.encoding import ActionEncoding, OfSizes, Sizes
+from llmgym.envs.interface.sound import sound_batch
 from llmgym.scenario.scenario import Scenario
-
-
-class ActionEncoding(Protocol):
-    """What an encoding offers; ``space`` is None where the action is a Batch itself."""
-
-    @property
-    def space(self) -> gym.Space[Any] | None:
-        """The Gymnasium space."""
-
-    def mask(self, view: View) -> jax.Array:
-        """Which choices are feasible, flat over the dimensions (choices, ...); some in each."""
-
-    def expand(self, action: Any, view: View) -> Batch:
-        """The batch that an action stands for, of an encoding without a memory."""
-
-    def start(self, view: View) -> Any:
-        """The memory at the start of an episode, whose first state ``view`` shows; None without one."""
-
-    def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
-        """The batch that an action stands for, and the memory for the next decision.
-
-        Args:
-            action: an element of ``space``; of a batch of environments (dimensions, num_envs) or
-                (num_envs,).
-            view: what the engine shows, or all engines of a network.
-            memory: as ``start`` or the decision before returned it.
-        """
-
-
-class Memoryless(OfScenario):
-    """Base of the encodings whose batch depends on the action and the view alone."""
-
-    def start(self, view: View) -> None:
-        return None
-
-    def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
-        return self.expand(action, view), memory
-
-    def expand(self, action: Any, view: View) -> Batch:
-        raise NotImplementedError
-
-
-def tile_of(scenario: Scenario) -> int:
-    """Tokens of a tile: b_0 of a staircase, else a default."""
-    return int(getattr(scenario.engine.batch_time, "tile", DEFAULT_TILE))
 
 
 def _tiles_mask(view: View, tile: int, most: int) -> jax.Array:
@@ -84,47 +37,37 @@ def _tiles_mask(view: View, tile: int, most: int) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Tiles(Memoryless):
+class Tiles(OfSizes):
     """``action="tiles"``: Discrete(K); action k opens k + 1 tiles, filled with decodes first.
 
     K = ceil(b_max / tile). Decodes that do not all fit take turns; prefill is first come, first
     served.
     """
 
-    scenario: Scenario
+    sizes: Sizes
     name: ClassVar[str] = "tiles"
-
-    @property
-    def tile(self) -> int:
-        """Tokens of a tile."""
-        return tile_of(self.scenario)
-
-    @property
-    def most(self) -> int:
-        """K, the number of tiles in a full batch."""
-        return -(-self.scenario.engine.token_budget // self.tile)
 
     @property
     def space(self) -> gym.spaces.Discrete:
         """The Gymnasium space."""
-        return gym.spaces.Discrete(self.most)
+        return gym.spaces.Discrete(self.sizes.tiles)
 
     def mask(self, view: View) -> jax.Array:
-        return _tiles_mask(view, self.tile, self.most)
+        return _tiles_mask(view, self.sizes.tile, self.sizes.tiles)
 
     def expand(self, action: jax.Array, view: View) -> Batch:
-        return tile_batch(view, (jnp.asarray(action, jnp.int32) + 1) * self.tile)
+        return tile_batch(view, (jnp.asarray(action, jnp.int32) + 1) * self.sizes.tile)
 
 
 @dataclass(frozen=True)
-class Split(Memoryless):
+class Split(OfSizes):
     """``action="split"``: MultiDiscrete([K, shares]); tiles to open, and how much prefill gets.
 
     The second choice s reserves s / (shares - 1) of the tokens for prefill: prefill fills up to
     that, decodes fill the rest of the tiles, and room that they leave stays empty.
     """
 
-    scenario: Scenario
+    sizes: Sizes
     shares: int = 5
     name: ClassVar[str] = "split"
 
@@ -133,37 +76,33 @@ class Split(Memoryless):
         keep_number(self, "shares", low=2, high=1000, integer=True)
 
     @property
-    def _tiles(self) -> Tiles:
-        return Tiles(self.scenario)
-
-    @property
     def space(self) -> gym.spaces.MultiDiscrete:
         """The Gymnasium space."""
-        return gym.spaces.MultiDiscrete(np.array([self._tiles.most, self.shares]))
+        return gym.spaces.MultiDiscrete(np.array([self.sizes.tiles, self.shares]))
 
     def mask(self, view: View) -> jax.Array:
         prefill, decode = jnp.any(view.prefill > 0, axis=0), jnp.any(view.decoding, axis=0)
         share = jnp.arange(self.shares).reshape((-1,) + (1,) * prefill.ndim)
         none, some = (share == 0) & (decode | ~prefill), (share > 0) & prefill
-        return jnp.concatenate([self._tiles.mask(view), none | some])
+        return jnp.concatenate([Tiles(self.sizes).mask(view), none | some])
 
     def expand(self, action: jax.Array, view: View) -> Batch:
         action = jnp.asarray(action, jnp.int32)
-        tokens = jnp.minimum((action[0] + 1) * self._tiles.tile, view.token_budget)
+        tokens = jnp.minimum((action[0] + 1) * self.sizes.tile, view.token_budget)
         reserved = tokens * action[1] // (self.shares - 1)
         prefills = fill(view, view.empty(), view.prefill, reserved)
         return fill(view, prefills, decodes_in_turn(view, tokens - prefills.size), tokens)
 
 
 @dataclass(frozen=True)
-class Tokens(Memoryless):
+class Tokens(OfSizes):
     """``action="tokens"``: MultiDiscrete of prefill levels of each class, then of decode levels.
 
     Level n stands for n * quantum tokens (at most b_max), given FCFS inside class and phase. Where
     the sum exceeds the budget decodes go first, then prefill, classes in their order.
     """
 
-    scenario: Scenario
+    sizes: Sizes
     quantum: int = 16
     name: ClassVar[str] = "tokens"
 
@@ -174,15 +113,15 @@ class Tokens(Memoryless):
     @property
     def levels(self) -> int:
         """Choices of one dimension."""
-        return -(-self.scenario.engine.token_budget // self.quantum) + 1
+        return -(-self.sizes.token_budget // self.quantum) + 1
 
     @property
     def space(self) -> gym.spaces.MultiDiscrete:
         """The Gymnasium space."""
-        return gym.spaces.MultiDiscrete(np.full(2 * len(self.scenario.class_names), self.levels))
+        return gym.spaces.MultiDiscrete(np.full(2 * len(self.sizes.class_names), self.levels))
 
     def _demands(self, view: View) -> list[jax.Array]:
-        classes = range(len(self.scenario.class_names))
+        classes = range(len(self.sizes.class_names))
         return [
             jnp.where(view.job_class == k, tokens, 0)
             for tokens in (view.prefill, view.decode)
@@ -208,7 +147,7 @@ class Tokens(Memoryless):
 
 
 @dataclass(frozen=True)
-class Scores(Memoryless):
+class Scores(OfSizes):
     """``action="scores"``: Box of a score in [-1, 1] for each of the first M requests present.
 
     They are filled in order of falling score, each with all it can take, while token budget and
@@ -216,7 +155,7 @@ class Scores(Memoryless):
     says which of the M exist.
     """
 
-    scenario: Scenario
+    sizes: Sizes
     requests: int = 32
     name: ClassVar[str] = "scores"
 
@@ -264,14 +203,14 @@ class Scores(Memoryless):
 
 
 @dataclass(frozen=True)
-class Budget(OfScenario):
+class Budget(OfSizes):
     """``action="budget"``: Discrete(K); action k lets the policy ``base`` fill k + 1 tiles.
 
     ``base`` decides who runs, the agent how much: a token budget for each batch. It is the name of a
     baseline, or a policy; one with a memory goes on with it from step to step of an episode.
     """
 
-    scenario: Scenario
+    sizes: Sizes
     base: Any = "sarathi"
     name: ClassVar[str] = "budget"
 
@@ -286,16 +225,12 @@ class Budget(OfScenario):
         check_form(self.base)
 
     @property
-    def _tiles(self) -> Tiles:
-        return Tiles(self.scenario)
-
-    @property
     def space(self) -> gym.spaces.Discrete:
         """The Gymnasium space."""
-        return self._tiles.space
+        return Tiles(self.sizes).space
 
     def mask(self, view: View) -> jax.Array:
-        return self._tiles.mask(view)
+        return Tiles(self.sizes).mask(view)
 
     def start(self, view: View) -> Any:
         return start(self.base, view)
@@ -307,17 +242,21 @@ class Budget(OfScenario):
         return compose(self.base, keys_of(view), self._within(action, view))
 
     def _within(self, action: Any, view: View) -> View:
-        tokens = (jnp.asarray(action, jnp.int32) + 1) * self._tiles.tile
+        tokens = (jnp.asarray(action, jnp.int32) + 1) * self.sizes.tile
         return replace(view, token_budget=jnp.minimum(view.token_budget, tokens))
 
 
 @dataclass(frozen=True)
-class Composition(Memoryless):
+class Composition(OfSizes):
     """``action="batch"``: the Batch itself, for the functional environment; mask: demand > 0."""
 
-    scenario: Scenario
+    sizes: Sizes
     name: ClassVar[str] = "batch"
-    space: ClassVar[None] = None
+
+    @property
+    def space(self) -> None:
+        """None: an action is a Batch."""
+        return None
 
     def mask(self, view: View) -> jax.Array:
         return view.demand > 0
@@ -329,17 +268,49 @@ class Composition(Memoryless):
 ENCODINGS: dict[str, Any] = {e.name: e for e in (Tiles, Split, Tokens, Scores, Budget, Composition)}
 
 
-def make_encoding(action: str, scenario: Scenario, **settings: Any) -> ActionEncoding:
-    """The encoding ``action`` for a scenario.
+def register_action(name: str, encoding: Any) -> None:
+    """Make ``action=name`` known to all environments.
 
-    Settings: shares (split), quantum (tokens), requests (scores), base (budget).
+    Args:
+        name: a new one.
+        encoding: an ``ActionEncoding``, or a class of them. A dataclass with the field ``sizes`` (see
+            ``OfSizes``) gets those of the engine, and ``action_settings`` are its other fields.
+
+    Raises:
+        LLMGymError: the name is taken, or no name.
+    """
+    if check_text("name", name) in ENCODINGS:
+        raise LLMGymError(f"The action encoding {name!r} is taken: choose another name.")
+    ENCODINGS[name] = encoding
+
+
+def make_encoding(action: Any, scenario: Scenario | Sizes, **settings: Any) -> ActionEncoding:
+    """The encoding that a name stands for, or a class of encodings, or the object itself.
+
+    Args:
+        action: "tiles", "split", "tokens", "scores", "budget", "batch" or another registered name; a class
+            derived from ``ActionEncoding``; or an object of one.
+        scenario: that it must fit, or sizes.
+        settings: shares (split), quantum (tokens), requests (scores), base (budget), or the fields of a
+            class of one's own.
+
     Raises LLMGymError for an unknown encoding or setting.
     """
-    check_name("action encoding", action, ENCODINGS)
-    encoding = ENCODINGS[action]
-    known = [f for f in encoding.__dataclass_fields__ if f != "scenario"]
+    name = action if isinstance(action, str) else getattr(action, "__name__", "own")
+    if isinstance(action, str):
+        check_name("action encoding", action, ENCODINGS)
+        action = ENCODINGS[action]
+    if not isinstance(action, type):
+        if settings:
+            raise unknown(
+                "setting of an action encoding that is an object:", next(iter(settings)), []
+            )
+        found: ActionEncoding = action
+        return found
+    known = [f for f in getattr(action, "__dataclass_fields__", ()) if f != "sizes"]
     for setting in settings:
         if setting not in known:
-            raise unknown(f"setting of action encoding {action!r}:", setting, known)
-    made: ActionEncoding = encoding(scenario, **settings)
+            raise unknown(f"setting of action encoding {name!r}:", setting, known)
+    fits = "sizes" in getattr(action, "__dataclass_fields__", ())
+    made: ActionEncoding = action(*((scenario,) if fits else ()), **settings)
     return made

@@ -1,14 +1,14 @@
 """What an agent observes: a documented vector with finite bounds.
 
 Counts enter as log1p, ages as log1p of seconds, so that both an idle and an overloaded engine stay
-in range. ``Observation.names`` lists every entry; ``Observation.space`` bounds it.
+in range. ``names`` lists every entry; ``space`` bounds it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import jax
@@ -16,121 +16,160 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.arrays import first_rows
-from llmgym.core.checks import check_kind, keep_number
-from llmgym.engine import simulator
+from llmgym.core.checks import keep_number
 from llmgym.engine.view import View
-from llmgym.envs.interface.actions import tile_of
-from llmgym.scenario.scenario import Scenario
+from llmgym.envs.interface.arrival_rate import ArrivalRate
+from llmgym.envs.interface.encoding import Sizes
 
-MOST_AGE = float(np.log1p(1e5))
-"""Bound of log1p(seconds): a little over a day."""
+MOST_AGE = float(np.log1p(3600.0))
+"""Bound of log1p(seconds): an hour."""
+
+MOST_PROMPT = 1 << 15
+"""Prompt tokens of a request beyond which all are alike."""
 
 
-class Feature(NamedTuple):
-    """One entry of the observation."""
+class ObservationBase:
+    """Base of the observations, and of those of users: ``names``, ``space`` and a call are enough.
 
-    name: str
-    value: jax.Array
-    high: float = 1.0
+    A call takes a view and the memory, and gives the vector (entries, ...), float32.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the entries."""
+        raise NotImplementedError(f"{type(self).__name__} must define its names.")
+
+    @property
+    def space(self) -> gym.spaces.Box:
+        """Box of float32 with finite bounds."""
+        raise NotImplementedError(f"{type(self).__name__} must define its space.")
+
+    def start(self, view: View) -> Any:
+        """The memory at the start of an episode, whose first state ``view`` shows; None without one."""
+        return None
+
+    def remember(self, view: View, memory: Any) -> Any:
+        """The memory after a decision at ``view``, with that of the decision before."""
+        return memory
+
+    def __call__(self, view: View, memory: Any) -> jax.Array:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(view, memory).")
 
 
 @dataclass(frozen=True)
-class Observation:
-    """The observation vector of a scenario.
+class Observation(ObservationBase):
+    """The observation vector of an engine.
 
     Entries, in order:
 
     - ``prefill_tokens``: log1p(P / tile), P prompt tokens left; ``decoding``: log1p(D).
     - ``decode_sawtooth``, ``work_sawtooth``: (D mod tile) / tile and ((D + P) mod tile) / tile.
     - ``rate_k`` for k = 1..K tiles: tokens/ms of a batch of min(D + P, k * tile) tokens, as a
-      fraction of the best rate that any batch reaches.
+      fraction of the best rate of a batch of whole tiles.
     - ``oldest_prompt``: log1p of the age in seconds of the oldest request with prefill left.
     - ``oldest_gap``: log1p of the seconds since the longest unserved decode got a token.
-    - ``arrival_rate``: log1p of the estimated arrivals per second (see ``EnvState``).
+    - ``arrival_rate``: log1p of the estimated arrivals per second (see ``ArrivalRate``).
     - ``seat_slack``: free seats / k_max (1 without a limit); ``slot_slack``: free slots / slots.
     - for each class c: ``waiting_c`` and ``decoding_c`` (log1p of requests), ``prefill_c`` (log1p
       tokens / tile), ``age_c`` and ``gap_c`` (as the two ages above).
     - for each of the first ``requests`` requests present, in order of arrival: ``present``,
       ``prefill`` (log1p tokens / tile), ``decoding``, ``generated`` (log1p), ``waited``,
       ``unserved`` (log1p seconds), ``class``; zeros where there is none.
+
+    Args:
+        sizes: of the engine; a Scenario stands for its own.
+        requests: how many single requests it lists.
     """
 
-    scenario: Scenario
+    sizes: Sizes
     requests: int = 0
 
     def __post_init__(self) -> None:
-        check_kind("scenario", self.scenario, Scenario)
+        if not isinstance(self.sizes, Sizes):
+            object.__setattr__(self, "sizes", Sizes.of(self.sizes))
         keep_number(self, "requests", "observed_requests", low=0, high=1024, integer=True)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the entries."""
-        return tuple(name for name, _ in self._layout)
-
-    @property
-    def space(self) -> gym.spaces.Box:
-        """Box of float32 with finite bounds."""
-        high = np.array([bound for _, bound in self._layout], np.float32)
-        return gym.spaces.Box(np.zeros_like(high), high, dtype=np.float32)
+        sizes = self.sizes
+        fixed = ["prefill_tokens", "decoding", "decode_sawtooth", "work_sawtooth"]
+        fixed += [f"rate_{k}" for k in range(1, sizes.tiles + 1)]
+        fixed += ["oldest_prompt", "oldest_gap", "arrival_rate", "seat_slack", "slot_slack"]
+        per_class = ("waiting", "decoding", "prefill", "age", "gap")
+        fixed += [f"{what}_{name}" for name in sizes.class_names for what in per_class]
+        listed = [f"request_{n}_{what}" for n in range(self.requests) for what in OF_REQUEST]
+        return (*fixed, *listed)
 
     @cached_property
-    def _layout(self) -> list[tuple[str, float]]:
-        layout: list[tuple[str, float]] = []
+    def space(self) -> gym.spaces.Box:
+        """Box of float32 with finite bounds."""
+        sizes, log = self.sizes, np.log1p
+        tokens = log(sizes.slots * 4 * sizes.token_budget / sizes.tile)
+        high = [tokens, log(sizes.slots), 1, 1, *[1] * sizes.tiles]
+        high += [MOST_AGE, MOST_AGE, log(1e4), 1, 1]
+        high += [log(sizes.slots), log(sizes.slots), tokens, MOST_AGE, MOST_AGE] * len(
+            sizes.class_names
+        )
+        last = max(len(sizes.class_names) - 1, 1)
+        request = [1, log(MOST_PROMPT / sizes.tile), 1, log(2**20), MOST_AGE, MOST_AGE, last]
+        bounds = np.array(high + request * self.requests, np.float32)
+        return gym.spaces.Box(np.zeros_like(bounds), bounds, dtype=np.float32)
 
-        def trace() -> None:
-            features = self._features(_blank_view(self.scenario), jnp.float32(0))
-            layout.extend((f.name, f.high) for f in features)
+    def start(self, view: View) -> ArrivalRate:
+        return ArrivalRate.start(view)
 
-        jax.eval_shape(trace)  # nothing is computed: names and bounds are known from the shapes
-        return layout
+    def remember(self, view: View, memory: ArrivalRate) -> ArrivalRate:
+        return memory.at(view)
 
-    def __call__(self, view: View, arrival_rate: jax.Array) -> jax.Array:
-        """The vector (entries, ...) for a view and an estimate of the arrivals per second."""
-        features = self._features(view, arrival_rate)
-        return jnp.stack([jnp.clip(f.value.astype(jnp.float32), 0.0, f.high) for f in features])
+    def __call__(self, view: View, memory: ArrivalRate) -> jax.Array:
+        """The vector (entries, ...)."""
+        return self.of(view, memory.at(view).per_s)
 
-    def _features(self, view: View, arrival_rate: jax.Array) -> list[Feature]:
-        tile = tile_of(self.scenario)
-        seconds = view.tick_ms / 1000
-        features = self._load(view, tile)
-        features += [
-            _oldest("oldest_prompt", view.waited, view.prefill > 0, seconds),
-            _oldest("oldest_gap", view.unserved, view.decoding, seconds),
-            Feature("arrival_rate", jnp.log1p(arrival_rate), float(np.log1p(1e4))),
+    def of(self, view: View, arrival_rate: jax.Array) -> jax.Array:
+        """The vector (entries, ...) for a view and an estimate of the arrivals per second (...)."""
+        tile, seconds = self.sizes.tile, view.tick_ms / 1000
+        values = self._load(view, tile)
+        values += [
+            _oldest(view.waited, view.prefill > 0, seconds),
+            _oldest(view.unserved, view.decoding, seconds),
+            jnp.log1p(arrival_rate),
             *self._slack(view),
         ]
-        for k, name in enumerate(self.scenario.class_names):
-            features += _class_features(name, view, view.job_class == k, tile, seconds)
-        return features + self._first_requests(view, tile, seconds)
+        for k in range(len(self.sizes.class_names)):
+            values += _class_features(view, view.job_class == k, tile, seconds)
+        values += self._first_requests(view, tile, seconds)
+        vector = jnp.stack([value.astype(jnp.float32) for value in values])
+        bounds = jnp.asarray(self.space.high).reshape(-1, *[1] * (vector.ndim - 1))
+        return jnp.clip(vector, 0.0, bounds)
 
-    def _load(self, view: View, tile: int) -> list[Feature]:
-        budget = self.scenario.engine.token_budget
-        decodes = _count(view.decoding)
-        prefill = _tokens(view.prefill)
+    def _load(self, view: View, tile: int) -> list[jax.Array]:
+        decodes, prefill = _count(view.decoding), _tokens(view.prefill)
         work = decodes + prefill
-        sizes = np.arange(1, budget + 1)
-        best = float(np.max(sizes / self.scenario.engine.batch_time.ms(sizes)))
-        features = [
-            _log("prefill_tokens", prefill / tile, 2**30 / tile),
-            _log("decoding", decodes, self.scenario.slots),
-            Feature("decode_sawtooth", (decodes % tile) / tile),
-            Feature("work_sawtooth", (work % tile) / tile),
-        ]
-        for k in range(1, -(-budget // tile) + 1):
-            tokens = jnp.minimum(work, min(k * tile, budget)).astype(jnp.float32)
-            rate = tokens / view.batch_time.formula(jnp.maximum(tokens, 1.0), jnp)
-            features.append(Feature(f"rate_{k}", rate / best))
-        return features
+        sizes = [jnp.minimum(k * tile, view.token_budget) for k in range(1, self.sizes.tiles + 1)]
 
-    def _slack(self, view: View) -> list[Feature]:
-        slots = self.scenario.slots
+        def rate(tokens: jax.Array) -> jax.Array:
+            tokens = tokens.astype(jnp.float32)
+            found: jax.Array = tokens / view.batch_time.formula(jnp.maximum(tokens, 1.0), jnp)
+            return found
+
+        best = jnp.max(jnp.stack([rate(size) for size in sizes]), axis=0)
+        return [
+            jnp.log1p(prefill / tile),
+            jnp.log1p(decodes),
+            (decodes % tile) / tile,
+            (work % tile) / tile,
+            *(rate(jnp.minimum(work, size)) / best for size in sizes),
+        ]
+
+    def _slack(self, view: View) -> list[jax.Array]:
         present = _count(view.live)
         seats = jnp.ones_like(present, jnp.float32)
         if view.max_num_seqs is not None:
             seats = 1 - _count(view.started) / view.max_num_seqs
-        return [Feature("seat_slack", seats), Feature("slot_slack", 1 - present / slots)]
+        return [seats, 1 - present / self.sizes.slots]
 
-    def _first_requests(self, view: View, tile: int, seconds: jax.Array) -> list[Feature]:
+    def _first_requests(self, view: View, tile: int, seconds: jax.Array) -> list[jax.Array]:
         if self.requests == 0:
             return []
         slot, exists = first_rows(view.live, self.requests)
@@ -139,19 +178,19 @@ class Observation:
             return jnp.where(exists, jnp.take_along_axis(column, slot, axis=0), 0)
 
         columns = [
-            Feature("present", exists),
-            _log("prefill", at(view.prefill) / tile, 2**20),
-            Feature("decoding", at(view.decoding)),
-            _log("generated", at(view.generated), 2**20),
-            Feature("waited", jnp.log1p(at(view.waited) * seconds), MOST_AGE),
-            Feature("unserved", jnp.log1p(at(view.unserved) * seconds), MOST_AGE),
-            Feature("class", at(view.job_class), max(len(self.scenario.class_names) - 1, 1)),
+            exists,
+            jnp.log1p(at(view.prefill) / tile),
+            at(view.decoding),
+            jnp.log1p(at(view.generated)),
+            jnp.log1p(at(view.waited) * seconds),
+            jnp.log1p(at(view.unserved) * seconds),
+            at(view.job_class),
         ]
-        return [
-            Feature(f"request_{n}_{c.name}", c.value[n], c.high)
-            for n in range(self.requests)
-            for c in columns
-        ]
+        return [column[n] for n in range(self.requests) for column in columns]
+
+
+OF_REQUEST = ("present", "prefill", "decoding", "generated", "waited", "unserved", "class")
+"""What the observation says of each single request."""
 
 
 def _count(mask: jax.Array) -> jax.Array:
@@ -159,33 +198,19 @@ def _count(mask: jax.Array) -> jax.Array:
 
 
 def _tokens(prefill: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.minimum(prefill, 1 << 15), axis=0)
+    return jnp.sum(jnp.minimum(prefill, MOST_PROMPT), axis=0)
 
 
-def _log(name: str, value: jax.Array, most: float) -> Feature:
-    return Feature(name, jnp.log1p(value), float(np.log1p(most)))
+def _oldest(age: jax.Array, mask: jax.Array, seconds: jax.Array) -> jax.Array:
+    return jnp.log1p(jnp.max(jnp.where(mask, age, 0), axis=0) * seconds)
 
 
-def _oldest(name: str, age: jax.Array, mask: jax.Array, seconds: jax.Array) -> Feature:
-    oldest = jnp.max(jnp.where(mask, age, 0), axis=0) * seconds
-    return Feature(name, jnp.log1p(oldest), MOST_AGE)
-
-
-def _class_features(
-    name: str, view: View, mine: jax.Array, tile: int, seconds: jax.Array
-) -> list[Feature]:
+def _class_features(view: View, mine: jax.Array, tile: int, seconds: jax.Array) -> list[jax.Array]:
     prefill, decoding = jnp.where(mine, view.prefill, 0), mine & view.decoding
-    slots = view.prefill.shape[0]
     return [
-        _log(f"waiting_{name}", _count(prefill > 0), slots),
-        _log(f"decoding_{name}", _count(decoding), slots),
-        _log(f"prefill_{name}", _tokens(prefill) / tile, 2**30 / tile),
-        _oldest(f"age_{name}", view.waited, prefill > 0, seconds),
-        _oldest(f"gap_{name}", view.unserved, decoding, seconds),
+        jnp.log1p(_count(prefill > 0)),
+        jnp.log1p(_count(decoding)),
+        jnp.log1p(_tokens(prefill) / tile),
+        _oldest(view.waited, prefill > 0, seconds),
+        _oldest(view.unserved, decoding, seconds),
     ]
-
-
-def _blank_view(scenario: Scenario) -> View:
-    """A view of an empty engine: the layout needs shapes only."""
-    physics = simulator.lower(scenario)
-    return simulator.view(physics, simulator.init(physics, jax.random.key(0)))

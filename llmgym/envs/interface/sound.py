@@ -9,19 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.checks import check_kind, check_size
+from llmgym.core.checks import check_size
 from llmgym.core.errors import LLMGymError, shown
 from llmgym.engine.view import Batch
-from llmgym.scenario.scenario import Scenario
-
-
-class OfScenario:
-    """Base of the encodings of actions: each belongs to a scenario."""
-
-    scenario: Scenario
-
-    def __post_init__(self) -> None:
-        check_kind("scenario", self.scenario, Scenario)
 
 
 def sound_array(name: str, value: Any, shape: tuple[int, ...], kinds: str, must: str) -> jax.Array:

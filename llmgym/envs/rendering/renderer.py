@@ -6,9 +6,11 @@ from collections import deque
 from typing import Any
 
 import jax
+import numpy as np
 
 from llmgym.engine import simulator
 from llmgym.envs.functional import EnvState, FunctionalEngine
+from llmgym.envs.interface.arrival_rate import MEMORY_S
 from llmgym.envs.rendering.picture import Picture
 from llmgym.envs.rendering.text import Frame, Ran, text_panel
 from llmgym.theory.capacity import capacity
@@ -22,6 +24,7 @@ class Renderer:
         self._load = capacity(core.scenario).load_factor
         self._view = jax.jit(core.view)
         self._history: deque[Ran] = deque(maxlen=8192)
+        self._arrived, self._weight = 0.0, 0.0
         if mode == "rgb_array":
             self._draw: Any = Picture()
         else:
@@ -30,9 +33,13 @@ class Renderer:
     def reset(self) -> None:
         """Forget the steps of the last episode."""
         self._history.clear()
+        self._arrived, self._weight = 0.0, 0.0
 
     def record(self, info: dict[str, Any]) -> None:
         """Remember a step by its ``info``."""
+        fade = float(np.exp(-info["duration_ms"] / 1000 / MEMORY_S))
+        self._arrived = fade * self._arrived + float(info["arrived"])
+        self._weight = fade * self._weight + MEMORY_S * (1 - fade)
         self._history.append(
             Ran(
                 info["time_s"],
@@ -57,7 +64,7 @@ class Renderer:
             scenario=self._core.scenario,
             load=self._load,
             time_s=float(simulator.clock_ms(self._core.params, state.engine)) / 1000,
-            arrival_rate=float(state.arrival_rate),
+            arrival_rate=self._arrived / max(self._weight, 1e-6),
             completed=int(state.engine.totals.completed),
             dropped=int(state.engine.totals.dropped),
             prompt=view.prompt[live],

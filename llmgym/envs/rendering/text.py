@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmgym.core.text import one_line
-from llmgym.envs.interface.actions import tile_of
+from llmgym.envs.interface.encoding import Sizes
 from llmgym.scenario.scenario import Scenario
 
 RECENT_BATCHES = 32
@@ -70,7 +70,7 @@ class Frame:
     @property
     def tile(self) -> int:
         """Tokens of a tile, b_0."""
-        return tile_of(self.scenario)
+        return Sizes.of(self.scenario).tile
 
     @cached_property
     def window_s(self) -> float:

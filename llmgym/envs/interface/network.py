@@ -1,4 +1,4 @@
-"""``llmgym/Network-v0`` as pure functions: the batches of all engines of a network.
+"""What an agent sees of a network of engines, and does there.
 
 Every engine is seen and steered as one engine is in ``llmgym/Engine-v0``, with the classes that it
 serves; actions and observations of the engines stand in a row.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import jax
@@ -16,14 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.errors import LLMGymError
-from llmgym.engine import simulator
 from llmgym.engine.plan import Plan
 from llmgym.engine.view import Batch, View
-from llmgym.envs.functional import EnvState, FunctionalEngine
-from llmgym.envs.interface.actions import ActionEncoding, make_encoding
-from llmgym.envs.interface.observations import Observation
+from llmgym.envs.interface.actions import make_encoding
+from llmgym.envs.interface.chosen import make_observation
+from llmgym.envs.interface.encoding import ActionEncoding, Sizes, parts_of
+from llmgym.envs.interface.observations import Observation, ObservationBase
 from llmgym.envs.interface.sound import sound_batch
 from llmgym.scenario.scenario import Scenario
+
+MOST_BUSY = float(np.log1p(1e5))
+"""Bound of log1p(milliseconds) of a batch: 100 seconds."""
 
 
 def engine_scenario(scenario: Scenario, engine: int) -> Scenario:
@@ -60,57 +63,49 @@ def engine_view(plan: Plan, view: View, engine: int) -> View:
 
 
 @dataclass(frozen=True)
-class NetworkEncoding:
-    """The encoding ``action`` of Engine-v0 for every engine, in a row; then the routing choices.
+class NetworkEncoding(ActionEncoding):
+    """An encoding for every engine, in a row; then the routing choices.
 
     Discrete choices of the engines form one MultiDiscrete, scores one Box. Under ``router="action"``
     the last choices name, for each group of replicas, where calls go until the next decision.
     """
 
-    scenario: Scenario
-    action: str
-    settings: tuple[tuple[str, Any], ...] = ()
+    plan: Plan
+    parts: tuple[ActionEncoding, ...]  # of each engine
 
-    @cached_property
-    def plan(self) -> Plan:
-        """The structure of the network."""
-        return Plan.of(self.scenario)
-
-    @cached_property
-    def parts(self) -> tuple[ActionEncoding, ...]:
-        """The encoding of each engine."""
-        return tuple(
-            make_encoding(self.action, engine_scenario(self.scenario, s), **dict(self.settings))
-            for s in range(self.plan.engines)
-        )
+    @classmethod
+    def of(cls, scenario: Scenario, action: Any, settings: dict[str, Any]) -> NetworkEncoding:
+        """That of a scenario, made of the encodings that ``make_encoding`` gives for its engines."""
+        plan = Plan.of(scenario)
+        faces = (engine_scenario(scenario, s) for s in range(plan.engines))
+        return cls(plan, tuple(make_encoding(action, face, **settings) for face in faces))
 
     @property
     def routed(self) -> tuple[int, ...]:
         """The groups whose replica is chosen by the action."""
-        if self.plan.router != "action" or self.action == "scores":
+        scores = isinstance(self.parts[0].space, gym.spaces.Box)
+        if self.plan.router != "action" or scores:
             return ()
         return tuple(g for g, (_, replicas) in enumerate(self.plan.groups) if replicas > 1)
 
-    def _sizes(self, space: gym.Space[Any]) -> list[int]:
-        return [int(space.n)] if isinstance(space, gym.spaces.Discrete) else list(space.nvec)  # type: ignore[attr-defined]
-
-    @property
+    @cached_property
     def space(self) -> gym.Space[Any] | None:
         """The Gymnasium space; None where the action is a Batch itself."""
         spaces = [part.space for part in self.parts]
         if any(space is None for space in spaces):
             return None
         if isinstance(spaces[0], gym.spaces.Box):
+            low = np.concatenate([s.low for s in spaces])  # type: ignore[union-attr]
             high = np.concatenate([s.high for s in spaces])  # type: ignore[union-attr]
-            return gym.spaces.Box(-high, high, dtype=np.float32)
-        sizes = [n for space in spaces if space is not None for n in self._sizes(space)]
+            return gym.spaces.Box(low, high, dtype=np.float32)
+        sizes = [n for space in spaces if space is not None for n in parts_of(space)]
         return gym.spaces.MultiDiscrete([*sizes, *(self.plan.groups[g][1] for g in self.routed)])
 
     def _widths(self) -> list[int]:
         """Entries of the action that belong to each engine."""
         spaces = [part.space for part in self.parts]
         return [
-            space.shape[0] if isinstance(space, gym.spaces.Box) else len(self._sizes(space))  # type: ignore[arg-type]
+            space.shape[0] if isinstance(space, gym.spaces.Box) else len(parts_of(space))
             for space in spaces
         ]
 
@@ -124,8 +119,7 @@ class NetworkEncoding:
             mask = part.mask(one)
             first = np.zeros(mask.shape[0], bool)
             if not isinstance(part.space, gym.spaces.Box):
-                assert part.space is not None
-                sizes = self._sizes(part.space)
+                sizes = parts_of(part.space)
                 first[np.cumsum([0, *sizes[:-1]])] = True
             first = first.reshape((-1,) + (1,) * (mask.ndim - 1))
             masks.append(jnp.where(one.free, mask, first))
@@ -169,84 +163,66 @@ class NetworkEncoding:
 
 
 @dataclass(frozen=True)
-class NetworkObservation:
-    """The observation of every engine (see Observation), then ``busy``, ``busy_for`` of each, and ``jobs``.
+class NetworkObservation(ObservationBase):
+    """The observation of every engine, then ``busy``, ``busy_for`` of each, and ``jobs``.
 
-    ``busy_for``: log1p of the milliseconds until its batch ends; ``jobs``: log1p of jobs present.
+    ``busy_for``: log1p of the milliseconds until its batch ends; ``jobs``: log1p of jobs present. The arrival
+    rate that engines see is that of the network.
     """
 
-    scenario: Scenario
-    requests: int = 0
+    plan: Plan
+    engines: tuple[str, ...]  # their names
+    parts: tuple[ObservationBase, ...]  # of each engine
+    slots: int
 
-    @cached_property
-    def _plan(self) -> Plan:
-        return Plan.of(self.scenario)
-
-    @cached_property
-    def parts(self) -> tuple[Observation, ...]:
-        """The observation of each engine."""
-        faces = (engine_scenario(self.scenario, s) for s in range(self._plan.engines))
-        return tuple(Observation(face, self.requests) for face in faces)
+    @classmethod
+    def of(cls, scenario: Scenario, observation: Any, requests: int) -> NetworkObservation:
+        """That of a scenario, made of what ``make_observation`` gives for its engines."""
+        plan = Plan.of(scenario)
+        wholes = (
+            Observation(Sizes.of(engine_scenario(scenario, s)), requests)
+            for s in range(plan.engines)
+        )
+        parts = tuple(make_observation(observation, whole) for whole in wholes)
+        return cls(plan, tuple(scenario.engine_names), parts, scenario.slots)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the entries."""
-        engines = self.scenario.engine_names
-        own = [f"{e}.{n}" for e, part in zip(engines, self.parts, strict=True) for n in part.names]
-        busy = [f"{e}.{n}" for n in ("busy", "busy_for") for e in engines]
+        own = [
+            f"{e}.{n}" for e, part in zip(self.engines, self.parts, strict=True) for n in part.names
+        ]
+        busy = [f"{e}.{n}" for n in ("busy", "busy_for") for e in self.engines]
         return (*own, *busy, "jobs")
 
     @cached_property
     def space(self) -> gym.spaces.Box:
         """Box of float32 with finite bounds."""
-        engines = self._plan.engines
-        high = [part.space.high for part in self.parts]
-        high.append(np.full(engines, 1.0, np.float32))
-        high.append(np.full(engines, np.log1p(1e8), np.float32))
-        high.append(np.array([np.log1p(self.scenario.slots)], np.float32))
-        top = np.concatenate(high).astype(np.float32)
-        return gym.spaces.Box(np.zeros_like(top), top, dtype=np.float32)
+        engines = self.plan.engines
+        rest = [*[1.0] * engines, *[MOST_BUSY] * engines, np.log1p(self.slots)]
+        high = np.concatenate([*(part.space.high for part in self.parts), rest])
+        low = np.concatenate([*(part.space.low for part in self.parts), np.zeros(len(rest))])
+        return gym.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
-    def __call__(self, view: View, state: EnvState) -> jax.Array:
+    def start(self, view: View) -> tuple[Any, ...]:
+        return tuple(p.start(engine_view(self.plan, view, s)) for s, p in enumerate(self.parts))
+
+    def remember(self, view: View, memory: Any) -> tuple[Any, ...]:
+        return tuple(
+            p.remember(engine_view(self.plan, view, s), memory[s]) for s, p in enumerate(self.parts)
+        )
+
+    def __call__(self, view: View, memory: Any) -> jax.Array:
         """The vector (entries, ...)."""
-        inner = state.engine
+        assert view.busy is not None
+        assert view.present is not None
         parts = [
-            part(engine_view(self._plan, view, s), state.arrival_rate)
-            for s, part in enumerate(self.parts)
+            part(engine_view(self.plan, view, s), memory[s]) for s, part in enumerate(self.parts)
         ]
-        busy_ms = inner.busy.astype(jnp.float32) * view.tick_ms
+        busy_ms = view.busy.astype(jnp.float32) * view.tick_ms
         parts += [
-            (inner.busy > 0).astype(jnp.float32),
-            jnp.minimum(jnp.log1p(busy_ms), np.float32(np.log1p(1e8))),
-            jnp.log1p(inner.present.astype(jnp.float32))[None],
+            (view.busy > 0).astype(jnp.float32),
+            jnp.minimum(jnp.log1p(busy_ms), np.float32(MOST_BUSY)),
+            jnp.log1p(view.present[:1].astype(jnp.float32)),
         ]
         return jnp.concatenate(parts)
-
-
-class FunctionalNetwork(FunctionalEngine):
-    """The network environment as functions: as FunctionalEngine, for scenarios of any size.
-
-    ``params`` is a ``llmgym.engine.params.Params``. A ``Batch`` has an axis of engines behind the slots.
-    """
-
-    default_scenario: ClassVar[str] = "rybko-stolyar"
-
-    def _lower(self) -> Any:
-        return simulator.lower(self.scenario)
-
-    def _encoding(self, action: str, settings: dict[str, Any]) -> ActionEncoding:
-        make_encoding(action, engine_scenario(self.scenario, 0), **settings)  # refuse bad settings
-        return NetworkEncoding(self.scenario, action, tuple(settings.items()))
-
-    def _observation(self, requests: int) -> NetworkObservation:
-        return NetworkObservation(self.scenario, requests)
-
-    def _route(self, engine: Any, action: Any) -> Any:
-        assert isinstance(self.encoding, NetworkEncoding)
-        if not self.encoding.routed:
-            return engine
-        route = self.encoding.route(action, engine.inflow.route)
-        return replace(engine, inflow=replace(engine.inflow, route=route))
-
-    def _look(self, state: EnvState, view: View) -> jax.Array:
-        return jnp.asarray(self.observation(view, state))
