@@ -40,7 +40,7 @@ def test_the_memory_travels_with_the_state_and_begins_again_with_it() -> None:
         actions.append(action)
         final = info["final_obs"] if truncated.any() else observation
         seen.append(final)
-        moods.append(jax.device_get(envs._state.memory))
+        moods.append(jax.device_get(envs._groups[0]._state.memory[1]))
     calls = np.array([m["calls"] for m in moods])
     episode = [1, 2, 3, 4, 5, 6, 0]  # a new episode has decided nothing yet
     assert (calls == np.array([*episode, *episode, 1, 2, 3])[:, None]).all()
@@ -55,11 +55,11 @@ def test_the_memory_travels_with_the_state_and_begins_again_with_it() -> None:
             observation, *_ = one.step(int(actions[n][i]))
             np.testing.assert_array_equal(observation, seen[n][i])
             if n < STEPS - 1:
-                for name, value in one.state.memory.items():
+                for name, value in one.state.memory[1].items():
                     np.testing.assert_array_equal(value, moods[n][name][..., i], err_msg=name)
         end, found = scan(start, jnp.array([a[i] for a in actions[:STEPS]]))
         np.testing.assert_array_equal(found.observation[-1], seen[STEPS - 1][i])
-        assert int(end.memory["calls"]) == STEPS
+        assert int(end.memory[1]["calls"]) == STEPS
 
 
 def test_engines_of_a_network_remember_their_own_decisions() -> None:
@@ -74,7 +74,7 @@ def test_engines_of_a_network_remember_their_own_decisions() -> None:
         def body(state: Any, action: jax.Array) -> Any:
             free = core.view(state).free
             after, _ = core.step(state, action)
-            return after, (free, jnp.stack(after.memory))
+            return after, (free, jnp.stack(after.memory[1]))
 
         shape = core.action_space.shape
         return jax.lax.scan(body, state, jnp.ones((40, *shape, 2), jnp.int32))[1]
@@ -97,7 +97,7 @@ def test_an_action_is_the_budget_of_the_base() -> None:
         found = core.expand(state, action).tokens
         own = baselines.make("sarathi", token_budget=64 * (action + 1))
         np.testing.assert_array_equal(found, own(jax.random.key(0), core.view(state)).tokens)
-    assert state.memory is None
+    assert state.memory[1] is None
 
 
 def test_a_base_that_is_none_is_refused() -> None:

@@ -19,7 +19,7 @@ def rollout(env: EngineEnv, seed: int, steps: int) -> list[tuple[Any, ...]]:
     observation, info = env.reset(seed=seed)
     seen = [(observation, 0.0, False, False, info)]
     for _ in range(steps):
-        seen.append(env.step(random_masked(env.action_space, seen[-1][4]["action_mask"], rng)))
+        seen.append(env.step(random_masked(env.action_space, env.action_masks(), rng)))
     return seen
 
 
@@ -47,7 +47,7 @@ def test_types_and_info() -> None:
                                    ("arrived", "completed", "dropped"))  # fmt: skip
     assert completed > 0
     assert info["in_system"] == arrived - completed - dropped
-    assert (info["action_mask"] == env.action_masks()).all()
+    assert (np.concatenate([info["action_mask"]], axis=None) == env.action_masks()).all()
     assert info["prefill_tokens"] + info["decode_tokens"] <= SCENARIO.engine.token_budget
 
 

@@ -41,7 +41,8 @@ def test_both_checkers_are_content(action: str) -> None:
         assert reward <= 0
         assert not terminated
     if isinstance(env.action_space, gym.spaces.MultiDiscrete):
-        assert info["action_mask"].size == env.action_space.nvec.sum()
+        assert [mask.size for mask in info["action_mask"]] == list(env.action_space.nvec)
+        assert env.action_space.contains(env.action_space.sample(info["action_mask"]))
 
 
 @SLOW

@@ -52,7 +52,7 @@ def every_reward(scenario: Scenario) -> Any:
 def several_rewards() -> Iterator[None]:
     """Environments take rewards side by side, (rewards, envs), where they want one number for each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmgym.envs.functional.sound_reward", lambda reward, step: reward(step))
+        patch.setattr("llmgym.envs.task.sound_reward", lambda reward, step: reward(step))
         yield
 
 

@@ -120,7 +120,7 @@ def test_bad_calls_raise() -> None:
     ("wrong", "message"),
     [
         ({"num_envs": 0}, "num_envs"),
-        ({"render_mode": "rgb_array"}, "does not render"),
+        ({"render_mode": "human"}, "rgb_array"),
         ({"action": "batch"}, "functional"),
         ({"reward": "goodputs"}, "'goodput'"),
         ({"lode": 0.5}, "'load'"),
