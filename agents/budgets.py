@@ -51,7 +51,7 @@ class BudgetChoice(TileChoice):
         """Names of the features."""
         return (*super().features, *URGENT)
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: View, memory: Any = None) -> Sight:
         """Features, mask and prior of a view."""
         sight = self.of_tiles(view)
         features = jnp.concatenate([sight.features, _urgent_features(view)])

@@ -17,6 +17,7 @@ import numpy as np
 from llmgym.agents.budgets import BudgetChoice
 from llmgym.agents.choice import Choice
 from llmgym.agents.network_choice import NetworkChoice
+from llmgym.agents.of_interface import InterfaceChoice
 from llmgym.agents.scores import ScoreChoice
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.trained import TrainedPolicy
@@ -28,7 +29,7 @@ from llmgym.core.reading import BadJSONError, parse_json
 
 FORMAT = 1
 CHOICES: dict[str, type[Choice]] = {
-    c.kind: c for c in (TileChoice, BudgetChoice, ScoreChoice, NetworkChoice)
+    c.kind: c for c in (TileChoice, BudgetChoice, ScoreChoice, NetworkChoice, InterfaceChoice)
 }
 """The class of each ``kind`` that a checkpoint may name."""
 

@@ -6,21 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from llmgym.agents.neural import best_choice, init_mlp, log_prob_of, mlp
-from llmgym.core.pytree import register
 from llmgym.engine.view import Batch, View
-
-
-@register
-@dataclass(frozen=True)
-class Sight:
-    """What a decision is made of; arrays (entries, ...)."""
-
-    features: jax.Array  # float32
-    mask: jax.Array  # bool, allowed choices, part after part
-    prior: jax.Array  # float32, logits of the untrained policy, of the same choices
+from llmgym.envs.interface.interface import Interface, Sight
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,8 @@ class Choice(ABC):
         """Names of the features, without those of single requests."""
 
     @abstractmethod
-    def look(self, view: View) -> Sight:
-        """Features, mask and prior of a view."""
+    def look(self, view: View, memory: Any = None) -> Sight:
+        """Features, mask and prior of a view, with the memory of ``start`` or ``decide``, if there is one."""
 
     @abstractmethod
     def batch(self, view: View, choice: jax.Array) -> Batch:
@@ -68,6 +61,11 @@ class Choice(ABC):
             memory: from ``start`` or from the last decision; None without one.
         """
         return self.batch(view, choice), memory
+
+    @property
+    def interface(self) -> Interface:
+        """The same for an environment: ``gym.make(..., interface=choice)``."""
+        return OfChoice(self)
 
     @property
     def inputs(self) -> int:
@@ -94,3 +92,58 @@ class Choice(ABC):
     def log_prob_of(self, log_p: jax.Array, choice: jax.Array) -> jax.Array:
         """Log probability of a choice (..., parts), from those of all choices (..., choices)."""
         return log_prob_of(self.parts, log_p, choice)
+
+
+@dataclass(frozen=True)
+class OfChoice(Interface):
+    """The interface of an environment whose agent sees and does what a choice says.
+
+    In a network the entries of the first engine come first.
+    """
+
+    choice: Choice
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        several, features = self.choice.engines, self.choice.features
+        if several == 1:
+            return features
+        return tuple(f"engine {n + 1}.{name}" for n in range(several) for name in features)
+
+    @property
+    def observation_space(self) -> gym.spaces.Box:
+        entries = self.choice.inputs * self.choice.engines
+        return gym.spaces.Box(-np.inf, np.inf, (entries,), np.float32)
+
+    @property
+    def action_space(self) -> gym.spaces.Space[Any]:
+        parts = self.choice.parts * self.choice.engines
+        return (
+            gym.spaces.Discrete(parts[0])
+            if len(parts) == 1
+            else gym.spaces.MultiDiscrete(np.array(parts))
+        )
+
+    def start(self, view: View) -> Any:
+        return self.choice.start(view)
+
+    def look(self, view: View, memory: Any) -> Sight:
+        sight = self.choice.look(view, memory)
+        return jax.tree.map(self._in_a_row, sight)
+
+    def decide(self, action: Any, view: View, memory: Any) -> tuple[Batch, Any]:
+        engines, parts = self.choice.engines, len(self.choice.parts)
+        action = jnp.asarray(action, jnp.int32)
+        if engines * parts == 1:
+            chosen = action[None]
+        elif engines == 1:
+            chosen = action
+        else:
+            chosen = jnp.moveaxis(action.reshape(engines, parts, *action.shape[1:]), 0, 1)
+        return self.choice.decide(view, chosen, memory)
+
+    def _in_a_row(self, x: jax.Array) -> jax.Array:
+        """Entries (entries, engines, ...) as (engines * entries, ...)."""
+        if self.choice.engines == 1:
+            return x
+        return jnp.moveaxis(x, 1, 0).reshape(-1, *x.shape[2:])

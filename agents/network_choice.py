@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.agents.choice import Choice, Sight
+from llmgym.agents.choice import Choice
 from llmgym.baselines.max_pressure import MaxPressure, fill_phases, first_come, phases_of
 from llmgym.baselines.ranking import progress
 from llmgym.core.checks import keep_number
 from llmgym.core.errors import LLMGymError
 from llmgym.engine.view import Batch, View
+from llmgym.envs.interface.interface import Sight
 
 MANY, OLD = 32.0, 256.0
 """Features of a class are capped at MANY times b_max prompt tokens, and at an age of OLD full batches."""
@@ -94,7 +95,7 @@ class NetworkChoice(Choice):
         of_class = (f"{name}_{j}" for j in range(self.classes) for name in OF_CLASS)
         return (*of_class, *OF_ENGINE)
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: View, memory: Any = None) -> Sight:
         """Features, mask and prior of a view. Raises LLMGymError for a network of another size."""
         local = partial(_local, self._numbers(view), self.classes)
         pressure = jnp.concatenate([local(p) for p in jnp.split(self._pressures(view), 2)])

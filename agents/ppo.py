@@ -168,7 +168,7 @@ def _collect(
     last_axis = partial(jnp.moveaxis, source=0, destination=-1)
 
     def explore(memory: Any, n: jax.Array, view: View) -> tuple[Batch, Any]:
-        sight = choice.look(view)
+        sight = choice.look(view, memory)
         features, mask, prior = map(last_axis, (sight.features, sight.mask, sight.prior))
         log_p = log_probs(choice.parts, prior + choice.logits(actor, features), mask)
         noise = jax.random.gumbel(jax.random.fold_in(key, n + 1), log_p.shape)
@@ -196,7 +196,7 @@ def _collect(
 
     steps = jnp.arange(settings.steps)
     (after, memory), experience = jax.lax.scan(decide, (engine, memory), steps)
-    sight = choice.look(simulator.view(physics, after))
+    sight = choice.look(simulator.view(physics, after), memory)
     last = last_axis(critic_inputs(physics, after, sight.features[:shared]))
     ticks = after.totals.request_ticks.low - engine.totals.request_ticks.low
     present = jnp.sum(ticks.astype(jnp.float32)) * physics.tick_ms / 1000

@@ -40,9 +40,11 @@ class _Program:
     worlds: int
     prefill_weight: float
 
-    def _observe(self, physics: Any, number: jax.Array, engine: Any) -> tuple[jax.Array, jax.Array]:
+    def _observe(
+        self, physics: Any, number: jax.Array, engine: Any, memory: Any
+    ) -> tuple[jax.Array, jax.Array]:
         """Observation and mask of a world."""
-        sight = self.choice.look(simulator.view(physics, engine))
+        sight = self.choice.look(simulator.view(physics, engine), memory)
         if not self.residual:
             return sight.features, sight.mask
         work = critic_inputs(physics, engine, sight.features)[: LEFT + PRODUCTS]
@@ -54,7 +56,7 @@ class _Program:
     def look(self, physics: Any, numbers: Any, carries: Any) -> tuple[jax.Array, jax.Array]:
         """Observations and masks of all engines (worlds, entries, envs)."""
         groups = [
-            jax.lax.map(lambda x: self._observe(*x), (group, number, carry.state))
+            jax.lax.map(lambda x: self._observe(*x), (group, number, carry.state, carry.memory))
             for group, number, carry in zip(physics, numbers, carries, strict=True)
         ]
         observation, mask = (jnp.concatenate(x) for x in zip(*groups, strict=True))
@@ -97,13 +99,13 @@ class _Program:
         step = Transition(carry.state, epoch.info, after, physics.tick_ms)
         cost = -weighted_holding(step, self.prefill_weight, 1.0)
         full = after.totals.dropped > 0
-        final, next_mask = self._observe(physics, number, after)
+        final, next_mask = self._observe(physics, number, after, epoch.told)
 
         def renew(last: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
             state = simulator.init(physics, jax.random.split(key, full.size))
             fresh = Carry(state, self.choice.start(simulator.view(physics, state)))
             carry = jax.tree.map(lambda new, old: jnp.where(full, new, old), fresh, last[0])
-            return (carry, *self._observe(physics, number, carry.state))
+            return (carry, *self._observe(physics, number, carry.state, carry.memory))
 
         # Few engines fill their table; a branch costs nothing in the steps where none does.
         renewed, first, next_mask = jax.lax.cond(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ class ScoreChoice(TileChoice):
         """Entries of an observation."""
         return len(self.features) + len(REQUEST_FEATURES) * self.requests
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: View, memory: Any = None) -> Sight:
         """Features, mask and prior: those of the tiles, then those of prompt after prompt."""
         sight = self.of_tiles(view)
         slot, exists = first_rows(view.prefill > 0, self.requests)

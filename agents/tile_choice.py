@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from llmgym.agents.choice import Choice, Sight
+from llmgym.agents.choice import Choice
 from llmgym.baselines.tiles import DEFAULT_TILE, decodes_in_turn, tile_batch, tokens_waiting
 from llmgym.core.checks import keep_number
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
+from llmgym.envs.interface.interface import Sight
 
 WINDOW_S = 5.0
 """The arrival rate is estimated from the requests younger than this: few leave before that age."""
@@ -108,7 +109,7 @@ class TileChoice(Choice):
         """Names of the features."""
         return (*FEATURES, *(f"rate_{k + 1}" for k in range(self.tiles)))
 
-    def look(self, view: View) -> Sight:
+    def look(self, view: View, memory: Any = None) -> Sight:
         """Features, mask and prior of a view."""
         return self.of_tiles(view)
 

@@ -52,7 +52,7 @@ class TrainedPolicy(Policy):
     def __call__(self, key: jax.Array, view: View, memory: Any = None) -> Any:
         """The batch; where the choice has a memory (Batch, memory)."""
         view = replace(view, token_budget=own_budget(view, self.token_budget))
-        sight = self.choice.look(view)
+        sight = self.choice.look(view, memory)
         features, mask, prior = (
             jnp.moveaxis(x, 0, -1) for x in (sight.features, sight.mask, sight.prior)
         )

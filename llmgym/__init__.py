@@ -12,7 +12,13 @@ from llmgym.core.errors import LLMGymError, UnservableWarning
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 from llmgym.envs.checker import check_vector_env
+from llmgym.envs.interface.actions import register_action
+from llmgym.envs.interface.encoding import ActionEncoding
+from llmgym.envs.interface.features import Feature, register_feature
+from llmgym.envs.interface.interface import Interface
+from llmgym.envs.interface.observations import ObservationBase
 from llmgym.envs.registration import functional
+from llmgym.envs.rewards import Transition, register_reward
 from llmgym.evaluation.capacity import CapacityEstimate, estimate_capacity
 from llmgym.evaluation.simulate import Run, simulate
 from llmgym.evaluation.stability import Stability, stability

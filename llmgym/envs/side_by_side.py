@@ -97,11 +97,6 @@ class SideBySide:
         self._episode: Any = None
         self.mask = np.zeros((num_envs, 0), bool)
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is a state."""
-        return self._state is not None
-
     def reset(
         self, numbers: np.ndarray | None, conditions: Conditions, some: np.ndarray | None
     ) -> np.ndarray:

@@ -116,10 +116,11 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 (num_envs,): the environments to reset; the others stay as they are.
         """
         given = check_settings("options", options)
-        some = self._reset_mask(given.pop("reset_mask", None))
-        if "scenario" in given and not some.all():
+        mask = given.pop("reset_mask", None)
+        some, whole = self._reset_mask(mask), mask is None or self._action_mask is None
+        if "scenario" in given and not whole:
             raise LLMGymError("A scenario is changed in all environments: leave out reset_mask.")
-        numbers = self._numbers(seed, bool(some.all()))
+        numbers = self._numbers(seed, whole)
         if "scenario" in given:
             self._scenarios.replace_all(given.pop("scenario"))
             self.core = self._scenarios.cores[0]
@@ -131,7 +132,6 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._groups, self._scenarios.pairs(), self._conditions, strict=True
         ):
             fresh = None if numbers is None else numbers[members]
-            whole = bool(some.all()) or not group.begun
             part = None if whole else some[members]
             observations.append(group.reset(fresh, conditions, part))
             masks.append(group.mask)
@@ -158,7 +158,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """A random number for each environment; None where a partial reset goes on with its own."""
         if isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim):
             return self._listed_seeds(list(seed))
-        if seed is None and not of_all:
+        if seed is None and not of_all:  # each goes on with its own stream
             return None
         super().reset(seed=None if seed is None else check_seed(seed, 2**63 - 1))
         return self.np_random.integers(2**31, size=self.num_envs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -16,12 +17,25 @@ from env_samples import (
     single_env,
     vector_env,
 )
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector as wrappers
 
 from llmgym import LLMGymError
 from llmgym.envs.checker import check_vector_env
 from llmgym.envs.vector_env import EngineVectorEnv
 
 SEEDS = [5, 2**35, 7, 5]
+
+WRAPPERS = [
+    wrappers.NormalizeObservation,
+    wrappers.NormalizeReward,
+    wrappers.RecordEpisodeStatistics,
+    wrappers.FlattenObservation,
+    wrappers.DictInfoToList,
+    lambda envs: wrappers.RescaleObservation(envs, 0.0, 1.0),
+    lambda envs: wrappers.ClipReward(envs, -1.0, 1.0),
+    lambda envs: wrappers.DtypeObservation(envs, np.float64),
+]
 
 
 @pytest.mark.filterwarnings("error")
@@ -30,6 +44,81 @@ SEEDS = [5, 2**35, 7, 5]
 )
 def test_checker_finds_no_fault(action: str) -> None:
     check_vector_env(vector_env(action), steps=2 * MAX_STEPS + 5)
+
+
+@cache
+def next_step_env() -> EngineVectorEnv:
+    return EngineVectorEnv(NUM_ENVS, autoreset_mode="NextStep", **settings("tiles"))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, "Disabled"])
+def test_all_autoreset_modes_keep_their_rules(mode: Any) -> None:
+    envs = EngineVectorEnv(NUM_ENVS, autoreset_mode=mode, **settings("tiles"))
+    assert envs.autoreset_mode is envs.metadata["autoreset_mode"] is AutoresetMode(mode)
+    check_vector_env(envs, steps=2 * MAX_STEPS + 5)
+
+
+def test_episodes_are_the_same_in_all_modes() -> None:
+    """The same actions lead through the same episodes, one step later after each in NEXT_STEP."""
+    runs = []
+    for mode in AutoresetMode:
+        envs = EngineVectorEnv(NUM_ENVS, autoreset_mode=mode, **settings("tiles"))
+        observation, _ = envs.reset(seed=SEEDS)
+        seen = [observation]
+        for _ in range(2):
+            for _ in range(MAX_STEPS):
+                observation, _, _, done, _ = envs.step(np.full(NUM_ENVS, 2))
+                seen.append(observation)
+            assert done.all()
+            if mode is AutoresetMode.DISABLED:
+                with pytest.raises(LLMGymError, match="reset_mask"):
+                    envs.step(np.full(NUM_ENVS, 2))
+                seen[-1], info = envs.reset(options={"reset_mask": done})
+                assert info["_action_mask"].all()
+            elif mode is AutoresetMode.NEXT_STEP:
+                seen[-1], reward, _, done, info = envs.step(np.full(NUM_ENVS, 2))
+                assert not reward.any() and not done.any() and not info["_time_s"].any()
+        runs.append(seen)
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_a_partial_reset_leaves_the_others_alone() -> None:
+    envs = EngineVectorEnv(NUM_ENVS, autoreset_mode="Disabled", **settings("tiles"))
+    envs.reset(seed=SEEDS)
+    for _ in range(5):
+        before, *_ = envs.step(np.full(NUM_ENVS, 2))
+    some = np.array([True, False, False, True])
+    after, info = envs.reset(options={"reset_mask": some})
+    np.testing.assert_array_equal(after[~some], before[~some])
+    assert (after[some] != before[some]).any(axis=1).all()
+    np.testing.assert_array_equal(info["_action_mask"], some)
+    for wrong in (np.zeros(NUM_ENVS, bool), np.ones(3, bool), [1, 0, 0, 1], "all"):
+        with pytest.raises(LLMGymError, match="reset_mask must be a bool array"):
+            envs.reset(options={"reset_mask": wrong})
+
+
+def test_images_of_the_first_environments() -> None:
+    envs = EngineVectorEnv(NUM_ENVS + 2, render_mode="rgb_array", **settings("tiles"))
+    with pytest.raises(LLMGymError, match=r"reset\(\)"):
+        envs.render()
+    envs.reset(seed=0)
+    envs.step(np.full(NUM_ENVS + 2, 2))
+    frames = envs.render()
+    assert frames is not None and len(frames) == 4
+    assert {frame.shape[2] for frame in frames} == {3} and frames[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_of_gymnasium(wrapper: Any) -> None:
+    # Gymnasium's wrappers of observations want the last one of an episode in its place.
+    envs = wrapper(next_step_env())
+    observation, _ = envs.reset(seed=0)
+    for _ in range(3):
+        observation, reward, _, _, _ = envs.step(envs.action_space.sample())
+    assert observation.shape == (NUM_ENVS, *envs.single_observation_space.shape)
+    assert np.isfinite(observation).all() and reward.shape == (NUM_ENVS,)
 
 
 @pytest.mark.parametrize("action", ["tiles", "scores"])
