@@ -17,6 +17,7 @@ from llmgym.envs.interface.encoding import ActionEncoding
 from llmgym.envs.interface.features import Feature, register_feature
 from llmgym.envs.interface.interface import Interface
 from llmgym.envs.interface.observations import ObservationBase
+from llmgym.envs.problems import PROBLEMS
 from llmgym.envs.registration import functional
 from llmgym.envs.rewards import Transition, register_reward
 from llmgym.evaluation.capacity import CapacityEstimate, estimate_capacity
@@ -47,13 +48,17 @@ from llmgym.theory.capacity import at_load, capacity
 
 __version__ = "0.1.0"
 
-_gym.register(
-    id="llmgym/Engine-v0",
-    entry_point="llmgym.envs.gym_env:EngineEnv",
-    vector_entry_point="llmgym.envs.vector_env:EngineVectorEnv",
-)
-_gym.register(
-    id="llmgym/Network-v0",
-    entry_point="llmgym.envs.gym_env:NetworkEnv",
-    vector_entry_point="llmgym.envs.vector_env:NetworkVectorEnv",
-)
+for _name in ("Engine", "Network"):
+    _gym.register(
+        id=f"llmgym/{_name}-v0",
+        entry_point=f"llmgym.envs.gym_env:{_name}Env",
+        vector_entry_point=f"llmgym.envs.vector_env:{_name}VectorEnv",
+    )
+for _problem in PROBLEMS.values():
+    _kind = "" if _problem.base == "llmgym/Engine-v0" else "Network"
+    _gym.register(
+        id=_problem.id,
+        entry_point=f"llmgym.envs.problem_envs:{_kind}ProblemEnv",
+        vector_entry_point=f"llmgym.envs.problem_envs:{_kind}ProblemVectorEnv",
+        kwargs={"problem": _problem.id},
+    )

@@ -43,6 +43,10 @@ class UnservableWarning(UserWarning):
     """The policy can never serve some of the requests (say, a prompt above a whole-prompt budget)."""
 
 
+class TableFullWarning(UserWarning):
+    """Requests found no room in the request table of an environment, at a load that can be served."""
+
+
 def in_short(text: str, most: int = MOST_CHARACTERS) -> str:
     """A text, cut in the middle where it has more than ``most`` characters."""
     if len(text) <= most:

@@ -8,9 +8,13 @@ vmap (vmap over one environment works too, with its axis where vmap puts it).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import jax
+import jax.numpy as jnp
 
 from llmgym.core.checks import check_settings
 from llmgym.core.errors import LLMGymError, check_number, shown
@@ -25,10 +29,11 @@ from llmgym.envs.interface.interface import Composed, Interface
 from llmgym.envs.interface.network import NetworkEncoding, NetworkObservation, engine_scenario
 from llmgym.envs.interface.observations import Observation, ObservationBase
 from llmgym.envs.interface.sound import sound_action
-from llmgym.envs.rewards import Reward, make_reward
+from llmgym.envs.rewards import REWARDS, Reward, make_reward
 from llmgym.envs.task import EnvState, Task, TimeStep
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
+from llmgym.theory.table_size import enough_slots
 
 
 class FunctionalEngine:
@@ -53,6 +58,9 @@ class FunctionalEngine:
         backlog_tokens: see ``start``.
         window_s: seconds after which an episode is truncated. A replay plays a window of its trace, which
             is drawn for every episode; without a window it begins in the first half of the trace.
+        slots: rows of the request table; ``"auto"``: enough for the load (the highest, of several) that a
+            stable policy drops nothing (llmgym.theory.table_size); None: those of the scenario.
+        num_envs: how many environments a batch will have, where ``load`` is a list.
         offset_s: seconds into the trace at which every episode of a replay begins, in place of drawing.
 
     Attributes:
@@ -81,12 +89,13 @@ class FunctionalEngine:
         backlog_tokens: float | None = None,
         window_s: float | None = None,
         offset_s: float | None = None,
+        slots: int | str | None = None,
         num_envs: int | None = None,
     ) -> None:
         self.max_steps = check_number("max_steps", max_steps, low=1, high=2**30, integer=True)
         chosen = self.default_scenario if scenario is None else scenario
         self.own_load = base_load(load)
-        self.scenario = at_load(chosen, self.own_load)
+        self.scenario = _with_slots(at_load(chosen, self.own_load), slots)
         self._check_kind()
         self.params = simulator.lower(self.scenario)
         self.num_envs = num_envs
@@ -106,6 +115,7 @@ class FunctionalEngine:
             )
         interface = getattr(interface, "interface", interface)
         rewarding = check_settings("reward_settings", reward_settings)
+        self.reward_is_own = not isinstance(reward, str) or reward not in REWARDS
         self.task = self._task(interface, make_reward(reward, self.scenario, **rewarding))
         self.action_space: Any = interface.action_space
         self.observation_space = interface.observation_space
@@ -136,9 +146,19 @@ class FunctionalEngine:
                     "dataclass, with tuples for lists."
                 ) from None
         if isinstance(interface, Composed):
-            sees = jax.eval_shape(self._blank)
-            check_encoding(interface.action, sees)
+            check_encoding(interface.action, jax.eval_shape(self._blank))
+        if self.reward_is_own:  # shape and type are known from the shapes
+            jax.eval_shape(partial(self._one_step, task))
         return task
+
+    def _one_step(self, task: Task) -> TimeStep:
+        state = task.init(self.params, self.conditions, jax.random.key(0))
+        action = task.view(self.params, state).empty()
+        if task.interface.action_space is not None:
+            space: Any = task.interface.action_space
+            kind = jnp.float32 if isinstance(space, gym.spaces.Box) else jnp.int32
+            action = jnp.zeros(space.shape, kind)
+        return task.step(self.params, state, action)[1]
 
     def _blank(self) -> View:
         return simulator.view(self.params, simulator.init(self.params, jax.random.key(0)))
@@ -254,6 +274,15 @@ class FunctionalEngine:
         """
         action = sound_action(action, self.action_space, state.engine.present.shape)
         return self.task.expand(self._physics(params), state, action)
+
+
+def _with_slots(scenario: Scenario, slots: Any) -> Scenario:
+    """The scenario with another size of its request table."""
+    if slots is None:
+        return scenario
+    if isinstance(slots, str) and slots != "auto":
+        raise LLMGymError(f'slots must be a whole number or "auto", got {shown(slots)}.')
+    return replace(scenario, slots=enough_slots(scenario) if slots == "auto" else slots)
 
 
 class FunctionalNetwork(FunctionalEngine):

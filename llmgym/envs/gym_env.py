@@ -13,7 +13,7 @@ from llmgym.core.errors import LLMGymError
 from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState, TimeStep
 from llmgym.envs.interface.encoding import sample_mask
-from llmgym.envs.interface.sound import check_rewards, sound_actions
+from llmgym.envs.interface.sound import check_rewards, sound_actions, tell_of_drops
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
 from llmgym.envs.scenarios import Scenarios
@@ -48,6 +48,19 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         self._renderer = None if render_mode is None else self._make_renderer(render_mode)
         self._state: EnvState | None = None
         self._action_mask: np.ndarray | None = None
+        self._told_of_drops = False
+        if self.core.reward_is_own:
+            self._try_reward()
+
+    def _try_reward(self) -> None:
+        """Refuse a user's reward that is not finite in the first step of an empty engine."""
+        core, space = self.core, self.action_space
+        assert space.shape is not None
+        state = core.init(jax.random.key(0, impl="threefry2x32"), core.params)
+        nothing = np.zeros(
+            space.shape, np.float32 if isinstance(space, gym.spaces.Box) else np.int32
+        )
+        check_rewards(np.asarray(core.task.step(core.params, state, nothing)[1].reward))
 
     def _make_renderer(self, render_mode: str) -> Any:
         return Renderer(self.core, render_mode)
@@ -108,6 +121,10 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         result: TimeStep = jax.device_get(outcome)
         info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
         check_rewards(np.asarray(result.reward))
+        if not self._told_of_drops and info["dropped"]:
+            self._told_of_drops = tell_of_drops(
+                info["dropped"], info["load"], self.core.scenario.slots
+            )
         self._action_mask = info["action_mask"]
         info["action_mask"] = self._sample_mask()
         if self._renderer is not None:

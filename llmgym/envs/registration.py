@@ -8,10 +8,8 @@ from typing import Any
 from llmgym.core.checks import check_name
 from llmgym.core.errors import LLMGymError, unknown
 from llmgym.envs.functional import FunctionalEngine, FunctionalNetwork
-
-
-class UnknownSettingError(LLMGymError, TypeError):
-    """A setting that an environment does not have: a TypeError, as Python raises, for tools that probe."""
+from llmgym.envs.problems import PROBLEMS, settings_of
+from llmgym.envs.unknown import UnknownSettingError
 
 
 def ids() -> dict[str, type[FunctionalEngine]]:
@@ -22,11 +20,15 @@ def ids() -> dict[str, type[FunctionalEngine]]:
 def functional(env_id: str, **settings: Any) -> FunctionalEngine:
     """The functional form of an environment: ``functional("llmgym/Engine-v0", load=0.9)``.
 
-    Settings are those of ``gym.make``. Raises LLMGymError for an unknown id or setting; the latter is a
+    Settings are those of ``gym.make``; a problem with a name has none.
+
+    Raises LLMGymError for an unknown id or setting; the latter is a
     TypeError as well.
     """
     known_ids = ids()
-    check_name("environment", env_id, known_ids)
+    check_name("environment", env_id, (*known_ids, *PROBLEMS))
+    if env_id in PROBLEMS:
+        env_id, settings = PROBLEMS[env_id].base, settings_of(env_id, settings)
     known = inspect.signature(known_ids[env_id]).parameters
     for name in settings:
         if name not in known:

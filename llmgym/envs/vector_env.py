@@ -14,7 +14,7 @@ from llmgym.core.checks import check_name, check_seed, check_settings
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.precision import in_32_bits
 from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
-from llmgym.envs.interface.sound import check_rewards, sound_actions
+from llmgym.envs.interface.sound import check_rewards, sound_actions, tell_of_drops
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
 from llmgym.envs.scenarios import Scenarios
@@ -84,6 +84,21 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._done = np.zeros(num_envs, bool)
         self._action_mask: np.ndarray | None = None
         self._renderers: list[Any] = []
+        self._told_of_drops = False
+        if self.core.reward_is_own:
+            self._try_rewards()
+
+    def _try_rewards(self) -> None:
+        """Refuse a user's reward that is not finite in the first step of empty engines."""
+        space = self.single_action_space
+        kind = np.float32 if isinstance(space, gym.spaces.Box) else np.int32
+        for group, (_, members), conditions in zip(
+            self._grouped(), self._scenarios.pairs(), self._conditions, strict=True
+        ):
+            group.reset(np.arange(len(members)), conditions, None)
+            assert space.shape is not None
+            nothing = np.zeros((len(members), *space.shape), kind)
+            check_rewards(group.step(conditions, nothing, None)["reward"])
 
     def _grouped(self) -> list[SideBySide]:
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
@@ -207,6 +222,9 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         rewards, done = result.pop("reward"), result.pop("truncated")
         check_rewards(rewards)
         self._done = done
+        if not self._told_of_drops:
+            slots = self.core.scenario.slots
+            self._told_of_drops = tell_of_drops(result["dropped"], result["load"], slots)
         everywhere = np.ones(self.num_envs, bool) if waiting is None else ~waiting
         facts = result
         info = _masked(facts, everywhere)

@@ -9,6 +9,7 @@ arXiv:2504.07347v3). A single engine is a network of one; its requests are jobs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +126,12 @@ def capacity(scenario: Scenario | str) -> Capacity:
     Raises:
         LLMGymError: an unknown name, or a batch-time model whose times are not positive and finite.
     """
-    scenario = unshared(as_scenario(scenario))
+    return _solved(unshared(as_scenario(scenario)))
+
+
+@lru_cache(maxsize=256)
+def _solved(scenario: Scenario) -> Capacity:
+    """The solution, kept: an environment, its slots and its observations all ask for it."""
     plans = [_engine_plan(scenario, engine) for engine in scenario.engines]
     loads = tuple(load for load, _, _ in plans)
     first = int(np.argmin([load.jobs_per_s for load in loads]))

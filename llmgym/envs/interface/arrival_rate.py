@@ -43,7 +43,8 @@ class ArrivalRate:
         fade = jnp.exp(-seconds / MEMORY_S)
         return ArrivalRate(
             weighted=fade * self.weighted + (arrived - self.arrived),
-            weight=fade * self.weight + MEMORY_S * (1 - fade),
+            # One product only: which of two is rounded would be left to the compiler.
+            weight=MEMORY_S + fade * (self.weight - MEMORY_S),
             arrived=arrived,
             clock=clock,
         )

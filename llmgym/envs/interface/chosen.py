@@ -82,6 +82,8 @@ def make_observation(observation: Any, whole: ObservationBase) -> ObservationBas
     given = (
         (observation,) if one else as_list("observation", observation, what="names and features")
     )
+    if given == (ENGINE,):
+        return whole
     taken: list[int] = []
     features: list[Feature] = []
     for entry in given:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmgym.core.checks import check_size
-from llmgym.core.errors import LLMGymError, shown
+from llmgym.core.errors import LLMGymError, TableFullWarning, shown
+from llmgym.core.user_code import warn
 from llmgym.engine.view import Batch
 
 
@@ -116,6 +117,25 @@ def sound_actions(
         raise LLMGymError(f"{must}, got {shown(actions)}{shapes}.")
     _check_inside(must, space, found)
     return found.astype(np.float32 if scores else np.int32)
+
+
+def tell_of_drops(dropped: Any, load: Any, slots: int) -> bool:
+    """Warn of requests that found the table full at a load below 1; whether there were any.
+
+    Args:
+        dropped: requests in a step, of one environment or of each.
+        load: of their episodes.
+        slots: of the table.
+    """
+    if not np.any(dropped) or not np.any((np.asarray(dropped) > 0) & (np.asarray(load) < 1)):
+        return False
+    warn(
+        f"Requests were dropped: the table of {slots} slots is full at a load below 1, so that the policy is "
+        'unstable or the table too small. What is learned is then another problem: use slots="auto", more '
+        "slots or a lower load. This is said once.",
+        TableFullWarning,
+    )
+    return True
 
 
 def check_rewards(rewards: np.ndarray) -> None:
