@@ -15,7 +15,7 @@ from workloads import reference_engine
 
 import llmgym
 from llmgym import Affine, Replay, Tenant
-from llmgym.envs.network import engine_scenario
+from llmgym.envs.interface.network import engine_scenario
 from llmgym.evaluation.benchmark import Benchmark
 from llmgym.evaluation.metrics.service_levels import service_levels, verdicts
 from llmgym.evaluation.simulate import Run

@@ -6,11 +6,10 @@ What comes in is a right result or one short LLMGymError; in no case does NaN pa
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,19 +20,20 @@ from odd_values import ODD, ONE, VALUES, Silent, changed, try_out
 import llmgym
 from llmgym import LLMGymError
 from llmgym.core.errors import MOST_CHARACTERS
-from llmgym.envs.functional import FunctionalEngine
+from llmgym.envs.functional import FunctionalEngine, FunctionalNetwork
 from llmgym.envs.gym_env import EngineEnv
 from llmgym.envs.interface import actions as encodings
 from llmgym.envs.interface.observations import Observation
 from llmgym.envs.interface.sound import sound_action, sound_actions, sound_batch
-from llmgym.envs.network import FunctionalNetwork
 from llmgym.envs.rewards import make_reward
 from llmgym.envs.vector_env import EngineVectorEnv
 from llmgym.integrations.pettingzoo import NetworkParallelEnv
 
 SETTINGS: dict[str, Any] = {
     "scenario": ONE, "load": None, "action": "tiles", "reward": "holding_cost", "max_steps": 8,
-    "observed_requests": 0, "action_settings": None, "reward_settings": None,
+    "observed_requests": 0, "action_settings": None, "reward_settings": None, "observation": "engine",
+    "interface": None, "start": "empty", "backlog_tokens": None, "window_s": None, "offset_s": None,
+    "slots": None,
 }  # fmt: skip
 
 
@@ -50,18 +50,19 @@ CONSTRUCTORS: dict[Callable[..., Any], dict[str, Any]] = {
     FunctionalEngine: SETTINGS,
     FunctionalNetwork: SETTINGS,
     EngineEnv: SETTINGS | {"render_mode": None},
-    EngineVectorEnv: SETTINGS | {"num_envs": 2, "render_mode": None},
+    EngineVectorEnv: SETTINGS
+    | {"num_envs": 2, "render_mode": None, "autoreset_mode": "NextStep", "max_episode_steps": None},
     NetworkParallelEnv: SETTINGS,
     llmgym.functional: SETTINGS | {"env_id": "llmgym/Engine-v0"},
     made: SETTINGS,
     made_vec: SETTINGS | {"num_envs": 2},
-    encodings.Tiles: {"scenario": ONE},
-    encodings.Split: {"scenario": ONE, "shares": 5},
-    encodings.Tokens: {"scenario": ONE, "quantum": 16},
-    encodings.Scores: {"scenario": ONE, "requests": 32},
-    encodings.Budget: {"scenario": ONE, "base": "sarathi"},
+    encodings.Tiles: {"sizes": ONE},
+    encodings.Split: {"sizes": ONE, "shares": 5},
+    encodings.Tokens: {"sizes": ONE, "quantum": 16},
+    encodings.Scores: {"sizes": ONE, "requests": 32},
+    encodings.Budget: {"sizes": ONE, "base": "sarathi"},
     encodings.make_encoding: {"scenario": ONE, "action": "split", "shares": 3},
-    Observation: {"scenario": ONE, "requests": 2},
+    Observation: {"sizes": ONE, "requests": 2},
     make_reward: {
         "scenario": ONE, "reward": "weighted_holding", "prefill_weight": 1.0, "decode_weight": 1.0,
     },
@@ -198,22 +199,29 @@ REWARDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_odd_answers_of_a_reward_are_refused_as_it_is_traced(name: str) -> None:
-    core = FunctionalEngine(**SETTINGS | {"reward": REWARDS[name]})
-    state = jax.eval_shape(core.init, jax.random.key(0))
+def test_odd_answers_of_a_reward_are_refused_when_the_environment_is_made(name: str) -> None:
     with pytest.raises(LLMGymError, match="reward function") as raised:
-        jax.eval_shape(partial(core.step, action=0), state)
+        FunctionalEngine(**SETTINGS | {"reward": REWARDS[name]})
     assert len(str(raised.value)) <= MOST_CHARACTERS
+
+
+def late(value: float) -> Any:
+    """A reward that is finite in the first three steps."""
+    return lambda step: jnp.where(step.after.steps > 3, value, 0.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_rewards_that_are_not_finite_are_refused_as_they_come(value: float) -> None:
-    def odd(step: Any) -> jax.Array:
-        return value * jnp.ones(step.after.present.shape)
-
-    env, envs = (kind(**SETTINGS | {"reward": odd}) for kind in (EngineEnv, EngineVectorEnv))
+def test_rewards_that_are_not_finite_are_refused_at_once_or_as_they_come(value: float) -> None:
+    for kind in (EngineEnv, EngineVectorEnv):
+        with pytest.raises(LLMGymError, match=r"The reward is .*nf|The reward is nan"):
+            kind(**SETTINGS | {"reward": lambda step: value * jnp.ones(step.after.present.shape)})
+    env, envs = (
+        kind(**SETTINGS | {"reward": late(value)}) for kind in (EngineEnv, EngineVectorEnv)
+    )
     for one, action in ((env, 0), (envs, [0])):
         one.reset(seed=0)
+        for _ in range(3):
+            one.step(action)
         with pytest.raises(LLMGymError, match=r"The reward is .*nf|The reward is nan"):
             one.step(action)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ from llmgym.baselines.tiles import decodes_in_turn, tile_batch
 from llmgym.core.arrays import first_rows, prefix_sum, rows
 from llmgym.core.checks import check_name, check_text, keep_number
 from llmgym.core.errors import LLMGymError, shown, unknown
+from llmgym.core.user_code import ask
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
 from llmgym.envs.interface.encoding import ActionEncoding, OfSizes, Sizes
@@ -312,5 +314,7 @@ def make_encoding(action: Any, scenario: Scenario | Sizes, **settings: Any) -> A
         if setting not in known:
             raise unknown(f"setting of action encoding {name!r}:", setting, known)
     fits = "sizes" in getattr(action, "__dataclass_fields__", ())
-    made: ActionEncoding = action(*((scenario,) if fits else ()), **settings)
+    made: ActionEncoding = ask(
+        f"The action encoding {name}", partial(action, **settings), *((scenario,) if fits else ())
+    )
     return made
