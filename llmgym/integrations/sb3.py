@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from llmgym.core.errors import LLMGymError, shown
+from llmgym.integrations.lazy_info import LazyInfo, columns_of, row_of
 
 try:
     from stable_baselines3.common.vec_env import VecEnv
@@ -27,8 +28,9 @@ class SB3VecEnv(VecEnv):
     kin, and into MaskablePPO, which asks for ``action_masks``. Episode statistics come from
     ``VecMonitor(SB3VecEnv(...))``, as for every VecEnv.
 
-    The infos are a list of dicts with Python numbers. Where an episode ended the dict is that of
-    its last step, with ``terminal_observation``; ``TimeLimit.truncated`` says where to bootstrap.
+    The infos are a list of mappings with Python numbers, filled when they are first looked at. Where an
+    episode ended it is that of its last step, with ``terminal_observation``;
+    ``TimeLimit.truncated`` says where to bootstrap.
 
     Args:
         vector_env: any vector environment with autoreset mode SAME_STEP, which is how SB3 resets.
@@ -68,7 +70,8 @@ class SB3VecEnv(VecEnv):
         )
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = unbatch_info(info, self.num_envs)
+        columns = columns_of(info)
+        self.reset_infos = [row_of(columns, i) for i in range(self.num_envs)]
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -77,12 +80,11 @@ class SB3VecEnv(VecEnv):
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         observation, reward, terminated, truncated, info = self.vector_env.step(self._actions)
         done = terminated | truncated
-        infos = unbatch_info(info, self.num_envs)
+        columns = columns_of(info) | {"TimeLimit.truncated": (truncated & ~terminated, None)}
+        infos: list[Any] = [LazyInfo(columns, i) for i in range(self.num_envs)]
         for i in np.flatnonzero(done):
             final = infos[i].pop("final_info", {})
-            infos[i] |= final | {"terminal_observation": infos[i].pop("final_obs")}
-        for row, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
-            row["TimeLimit.truncated"] = cut
+            infos[i].update(final | {"terminal_observation": infos[i].pop("final_obs")})
         return observation, reward.astype(np.float32), done, infos
 
     def close(self) -> None:
@@ -156,27 +158,3 @@ class SB3VecEnv(VecEnv):
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
         return [False for _ in self._get_indices(indices)]
-
-
-def unbatch_info(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """Info of a vector environment as one dict for each environment, with Python numbers.
-
-    An environment has the keys whose mask ``_key`` says so. Key by key, which takes about a
-    microsecond for each environment.
-    """
-    infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-    for key, value in info.items():
-        if key.startswith("_"):
-            continue
-        if isinstance(value, dict):
-            column = unbatch_info(value, num_envs)
-        else:
-            column = value.tolist() if value.ndim == 1 else list(value)
-        mask = info.get(f"_{key}")
-        if mask is None or mask.all():
-            for row, entry in zip(infos, column, strict=True):
-                row[key] = entry
-        else:
-            for i in np.flatnonzero(mask):
-                infos[i][key] = column[i]
-    return infos

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,10 +29,12 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from llmgym.integrations.sb3 import SB3VecEnv, unbatch_info
+from llmgym.integrations.lazy_info import LazyInfo, columns_of, row_of
+from llmgym.integrations.sb3 import SB3VecEnv
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore::llmgym.core.errors.TableFullWarning"),  # small tables
     # Torch and TensorBoard speak of their own future.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -201,12 +206,34 @@ def test_infos_follow_their_masks() -> None:
         "inner": {"flag": np.array([True, False, False])},
         "_inner": np.array([False, True, True]),
     }
-    assert unbatch_info(info, 3) == [
+    expected = [
         {"speed": 1.5, "count": 1},
         {"count": 2, "inner": {"flag": False}},
         {"speed": 3.5, "count": 3, "inner": {"flag": False}},
     ]
-    assert unbatch_info({}, 2) == [{}, {}]
+    assert [row_of(columns_of(info), i) for i in range(3)] == expected
+    assert [LazyInfo(columns_of(info), i) for i in range(3)] == expected
+    assert LazyInfo({}, 2) == {}
+
+
+LOOKS: list[Any] = [
+    dict, lambda d: {**d}, lambda d: d | {}, lambda d: {} | d, copy.copy, copy.deepcopy,
+    lambda d: d.copy(), lambda d: dict(d.items()), lambda d: {k: d[k] for k in d}, lambda d: {
+        k: d.get(k) for k in ("speed", "count")}, lambda d: dict(zip(d.keys(), d.values(), strict=True)),
+    lambda d: pickle.loads(pickle.dumps(d)),
+    lambda d: json.loads(json.dumps(dict(d))), lambda d: eval(repr(d)),
+    lambda d: {k: d.pop(k) for k in ("count", "speed")},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_however_an_info_is_looked_at_it_is_filled(look: Any) -> None:
+    columns = columns_of({"speed": np.array([1.5, 2.5]), "count": np.array([1, 2], np.int32)})
+    assert look(LazyInfo(columns, 1)) == {"speed": 2.5, "count": 2}
+    one = LazyInfo(columns, 0)
+    assert one.get("nothing") is None and one.get("nothing", 3) == 3
+    one["more"] = True
+    assert len(one) == 3 and "speed" in one and bool(LazyInfo(columns, 0))
 
 
 def test_without_sb3_the_extra_is_named() -> None:
