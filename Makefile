@@ -5,10 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 TRACE  ?=
+CLIENT ?=
+FORCE  ?=
 ARGS   ?=
 JOBS   ?= 2
 
-.PHONY: help benchmark test test-slow lint notebooks docs clean
+.PHONY: help benchmark test test-slow lint notebooks docs clients clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +21,8 @@ help:
 	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make notebooks    execute the notebooks; ARGS=--inplace keeps what they print"
 	@echo "make docs         the documentation, as pages in site/"
+	@echo "make clients      the recipe of every RL tool, each in an environment of its own; CLIENT=torchrl"
+	@echo "                  for one, FORCE=1 also those that passed before"
 	@echo "make clean        remove .venv, builds and caches; results stay"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer) that .venv is made with."
 
@@ -50,6 +54,9 @@ notebooks: $(VENV)/dev.stamp
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --clean $(ARGS)
 
+clients: | $(BIN)/pip
+	$(BIN)/python tools/clients.py $(CLIENT) $(if $(FORCE),--force)
+
 # What `make benchmark` needs, and what the other targets need on top of it.
 $(VENV)/core.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing llmgym into $(VENV): once, about a minute."
@@ -67,5 +74,5 @@ $(BIN)/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-clients build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find llmgym baselines agents tests -name __pycache__ -type d -prune -exec rm -rf {} +
