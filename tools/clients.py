@@ -11,6 +11,7 @@ run again for the same versions and the same recipe, unless forced.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -62,9 +63,11 @@ def install(folder: Path) -> Path:
         return python
     run([sys.executable, "-m", "venv", "--clear", str(venv)])
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-    run([*pip, "-c", str(CLIENTS / "constraints.txt"), "-e", str(ROOT), "-r", str(wanted)])
+    # By the environment, as builds of packages heed it there too.
+    pinned = {**os.environ, "PIP_CONSTRAINT": str(CLIENTS / "constraints.txt")}
+    run([*pip, "-e", str(ROOT), "-r", str(wanted)], env=pinned)
     if alone.exists():
-        run([*pip, "--no-deps", "--ignore-requires-python", "-r", str(alone)])
+        run([*pip, "--no-deps", "--ignore-requires-python", "-r", str(alone)], env=pinned)
     stamp.write_text(state)
     return python
 
@@ -93,10 +96,8 @@ def run(command: list[str], **settings: Any) -> str:
 
 def stop(process: subprocess.Popen[str]) -> None:
     """End a process and what it started, also where this program is interrupted."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def last_line(text: str) -> str:
@@ -158,7 +159,14 @@ def try_recipe(name: str, recipe: Path, kept: dict[str, Any], force: bool) -> di
 def surroundings(place: str) -> dict[str, str]:
     """Environment variables of a recipe: what tools write goes into its folder, nothing is reported."""
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "WANDB_MODE": "offline"}
-    return {**os.environ, **quiet, "RAY_AIR_LOCAL_CACHE_DIR": place, "PYTHONWARNINGS": "ignore"}
+    # Small networks: more threads of torch than one would wait for each other.
+    return {
+        **os.environ,
+        **quiet,
+        "OMP_NUM_THREADS": "1",
+        "HOME": place,
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 def table() -> list[str]:
@@ -166,7 +174,11 @@ def table() -> list[str]:
     rows = ["| client | versions | seconds | outcome |", "|---|---|---|---|"]
     for name, found in json.loads(KEPT.read_text()).items():
         shown = [f"{k} {v}" for k, v in found["versions"].items() if k not in ("llmgym", "python")]
-        says = "<br>".join(found.get("says", ())) if found["passed"] else f"**fails**: {found['error']}"
+        says = (
+            "<br>".join(found.get("says", ()))
+            if found["passed"]
+            else f"**fails**: {found['error']}"
+        )
         rows.append(
             f"| {name} | {', '.join(shown)} | {found['seconds'] or ''} | {says.replace('|', '/')} |"
         )
@@ -176,7 +188,11 @@ def table() -> list[str]:
 def code(name: str) -> list[str]:
     """A recipe as a block of Markdown, without its docstring."""
     text = recipes()[name].read_text().split('"""', 2)[2].strip()
-    return ["```py", *text.replace("  # noqa: F401 - registers", "  # registers").splitlines(), "```"]
+    return [
+        "```py",
+        *text.replace("  # noqa: F401 - registers", "  # registers").splitlines(),
+        "```",
+    ]
 
 
 def main() -> int:

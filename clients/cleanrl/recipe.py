@@ -29,8 +29,10 @@ class SyncVectorEnv(gymnasium.vector.SyncVectorEnv):
 
     def step(self, actions):
         observation, reward, terminated, truncated, info = super().step(actions)
-        last = info.get("final_info", {})
-        episodes = [{"episode": {"r": r}} for r in last["episode"]["r"]] if last else []
+        last = info.get("final_info", {}).get("episode", {"r": [], "l": []})
+        episodes = [
+            {"episode": {"r": r, "l": n}} for r, n in zip(last["r"], last["l"], strict=True)
+        ]
         return observation, reward, terminated | truncated, episodes
 
 

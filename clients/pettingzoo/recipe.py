@@ -9,4 +9,4 @@ settings = {"scenario": "rybko-stolyar", "load": 0.8, "max_steps": 256}
 parallel_api_test(NetworkParallelEnv(**settings), num_cycles=600)
 api_test(parallel_to_aec(NetworkParallelEnv(**settings)), num_cycles=600)
 agents = NetworkParallelEnv(**settings).possible_agents
-print(f"parallel_api_test and api_test: passed, agents {', '.join(agents)}")
+print(f"parallel_api_test and api_test: passed with agents {', '.join(agents)}")

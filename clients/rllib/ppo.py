@@ -20,9 +20,10 @@ algorithm = (
     .training(train_batch_size_per_learner=4000, minibatch_size=500, num_epochs=4)
     .build_algo()
 )
-for _ in range(5):
+steps = 0
+while steps < 20_000:
     result = algorithm.train()
-steps = result["num_env_steps_sampled_lifetime"]
+    steps = result["num_env_steps_sampled_lifetime"]
 mean = result["env_runners"]["episode_return_mean"]
 print(f"PPO: {steps:.0f} steps, mean return (scaled rewards) {mean:.1f}")
 algorithm.stop()

@@ -28,4 +28,4 @@ means = {
     r.config["env_config"]["load"]: r.metrics["env_runners"]["episode_return_mean"] for r in results
 }
 found = ", ".join(f"{mean:.1f} at {load}" for load, mean in sorted(means.items()))
-print(f"Tune: {len(means)} runs of 2,048 steps, mean return (scaled rewards) {found}")
+print(f"Tune: {len(means) * 2048} steps, mean return (scaled rewards) {found}")

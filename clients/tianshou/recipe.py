@@ -9,9 +9,8 @@ import llmgym  # noqa: F401 - registers the environments
 
 
 class Engines(EnvFactory):
-    def create_env(self, mode, seed=None):
+    def _create_env(self, mode):
         env = gym.make("llmgym/Engine-v0", scenario="latency", load=0.8, max_steps=256)
-        env.reset(seed=seed)
         return gym.wrappers.NormalizeReward(env, gamma=0.99)
 
 

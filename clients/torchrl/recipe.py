@@ -16,6 +16,6 @@ for env in (one, many):
     steps = scaled.rollout(192, break_when_any_done=False)
     returns = steps["next", "episode_reward"][steps["next", "done"]]
     print(
-        f"check_env_specs and a rollout of {tuple(steps.shape)}: "
-        f"{len(returns)} episodes, mean return (scaled) {returns.mean().item():.2f}"
+        f"check_env_specs and rollout: {steps.numel()} steps of {tuple(env.batch_size) or 'one'}, "
+        f"{len(returns)} episodes, mean return (scaled rewards) {returns.mean().item():.2f}"
     )
