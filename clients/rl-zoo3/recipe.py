@@ -24,5 +24,6 @@ zoo("train", f"--conf-file {HYPERPARAMETERS} --log-folder logs --save-freq -1")
 played = zoo("enjoy", "--folder logs --exp-id 0 --n-timesteps 512 --no-render --device cpu")
 returns = [float(x) for x in re.findall(r"Episode Reward: (-?[\d.]+)", played)]
 print(
-    f"train and enjoy: {4096} steps, then {len(returns)} episodes of mean return {sum(returns) / len(returns):.1f}"
+    f"train and enjoy: {4096} steps, {len(returns)} episodes played, "
+    f"mean return {sum(returns) / len(returns):.1f}"
 )

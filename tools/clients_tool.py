@@ -1,6 +1,6 @@
 """Run the recipe of every RL tool under ``clients/`` in a virtual environment of its own.
 
-    python tools/clients.py [NAME ...] [--force]
+    python tools/clients_tool.py [NAME ...] [--force]
 
 ``clients/NAME`` holds requirements.txt and one or more recipes; ``alone.txt``, where there is one, lists
 packages that are installed without what they ask for. What came of each recipe is kept in
@@ -30,10 +30,12 @@ CLIENTS = ROOT / "clients"
 KEPT = ROOT / "docs" / "results" / "clients" / "clients.json"
 VENVS = Path(os.environ.get("CLIENT_VENVS", ROOT / ".venv-clients"))
 LIMIT_S = 900
+NOT_RUN = 77
+"""Exit code of a recipe that says what it lacks, "not run: ..."."""
 WITH_ALL = ("llmgym", "gymnasium", "jax", "numpy", "pandas")
 """Packages whose versions are kept for every client, if it has them."""
 
-RESULT = re.compile(r"^[\w' -]+: (?:\d[\d,]* steps|passed).*$", re.MULTILINE)
+RESULT = re.compile(r"^[\w'., -]+: (?:\d[\d,]* steps|passed).*$", re.MULTILINE)
 """A line in which a recipe says what it did."""
 
 
@@ -89,6 +91,8 @@ def run(command: list[str], **settings: Any) -> str:
             raise RuntimeError(f"took more than {LIMIT_S} s") from None
         finally:
             stop(process)
+    if process.returncode == NOT_RUN:
+        raise RuntimeError(last_line(out))
     if process.returncode:
         raise RuntimeError(last_line(errors) or last_line(out) or f"exit {process.returncode}")
     return out
@@ -169,19 +173,20 @@ def surroundings(place: str) -> dict[str, str]:
     }
 
 
+def outcome(found: dict[str, Any]) -> str:
+    """What came of a recipe, in a line."""
+    if found["passed"]:
+        return "; ".join(found["says"])
+    return f"**fails**: {found['error']}" if failed(found) else found["error"]
+
+
 def table() -> list[str]:
     """The outcomes as lines of Markdown."""
     rows = ["| client | versions | seconds | outcome |", "|---|---|---|---|"]
     for name, found in json.loads(KEPT.read_text()).items():
         shown = [f"{k} {v}" for k, v in found["versions"].items() if k not in ("llmgym", "python")]
-        says = (
-            "<br>".join(found.get("says", ()))
-            if found["passed"]
-            else f"**fails**: {found['error']}"
-        )
-        rows.append(
-            f"| {name} | {', '.join(shown)} | {found['seconds'] or ''} | {says.replace('|', '/')} |"
-        )
+        cells = (name, ", ".join(shown), str(found["seconds"] or ""), outcome(found))
+        rows.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return rows
 
 
@@ -212,21 +217,22 @@ def main() -> int:
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for n, (name, recipe) in enumerate(chosen.items(), 1):
         print(f"[{n}/{len(chosen)}] {name} ...", end=" ", flush=True)
-        before = kept.get(name)
         found = try_recipe(name, recipe, kept, asked.force)
+        took = "before" if found is kept.get(name) else f"after {found['seconds'] or 0} s"
         print(
-            "passed before"
-            if found is before
-            else f"passed in {found['seconds']} s: {'; '.join(found['says'])}"
-            if found["passed"]
-            else f"FAILED: {found['error']}"
+            f"{'passed' if found['passed'] else 'FAILED' if failed(found) else ''} {took}: {outcome(found)}"
         )
         kept[name] = found
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         ordered = {key: kept[key] for key in known if key in kept}
         KEPT.with_suffix(".part").write_text(json.dumps(ordered, indent=2) + "\n")
         KEPT.with_suffix(".part").replace(KEPT)
-    return int(not all(kept[name]["passed"] for name in chosen))
+    return int(any(failed(kept[name]) for name in chosen))
+
+
+def failed(found: dict[str, Any]) -> bool:
+    """Whether a recipe ran and failed."""
+    return not found["passed"] and not found["error"].startswith("not run")
 
 
 if __name__ == "__main__":
