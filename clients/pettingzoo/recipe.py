@@ -6,7 +6,7 @@ from pettingzoo.utils.conversions import parallel_to_aec
 from llmgym.integrations.pettingzoo import NetworkParallelEnv
 
 settings = {"scenario": "rybko-stolyar", "load": 0.8, "max_steps": 256}
-parallel_api_test(NetworkParallelEnv(**settings), num_cycles=600)
+network = NetworkParallelEnv(**settings)
+parallel_api_test(network, num_cycles=600)
 api_test(parallel_to_aec(NetworkParallelEnv(**settings)), num_cycles=600)
-agents = NetworkParallelEnv(**settings).possible_agents
-print(f"parallel_api_test and api_test: passed with agents {', '.join(agents)}")
+print(f"parallel_api_test and api_test: passed with agents {', '.join(network.possible_agents)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import gymnasium as gym
@@ -18,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import llmgym
 from llmgym.baselines.decisions import decide, keys_of, start
 from llmgym.core.checks import check_seed
 from llmgym.core.errors import LLMGymError, check_number
@@ -87,7 +87,7 @@ def export(
         observation_space=core.observation_space,
         action_space=core.action_space,
         algorithm_name=policy if isinstance(policy, str) else None,
-        requirements=[f"llmgym=={llmgym.__version__}"],
+        requirements=[f"llmgym=={version('llmgym')}"],
         **known,
     )
 
