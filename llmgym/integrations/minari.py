@@ -27,12 +27,6 @@ from llmgym.engine.fill import feasible
 from llmgym.envs.functional import FunctionalEngine
 from llmgym.evaluation.policies import PolicyLike, resolve
 
-try:
-    import minari
-    from minari.data_collector import EpisodeBuffer
-except ImportError as error:
-    raise LLMGymError("Data sets need Minari: pip install llmgym[minari]") from error
-
 Act = Callable[[np.ndarray, np.ndarray], Any]
 
 MOST_CHOICES = 1024
@@ -76,10 +70,14 @@ def export(
         raise LLMGymError("Give either policy= or act=.")
     check_number("episodes", episodes, low=1, integer=True)
     check_seed(seed)
+    minari = _minari()
     env = gym.make("llmgym/Engine-v0", **settings)
     core: FunctionalEngine = env.unwrapped.core  # type: ignore[attr-defined]
     player = _Chooser(core, policy) if act is None else _Actor(act)  # type: ignore[arg-type]
-    buffers = [_episode(env, player, n, seed + n) for n in range(episodes)]
+    buffers = [
+        minari.data_collector.EpisodeBuffer(id=n, seed=seed + n, **_episode(env, player, seed + n))
+        for n in range(episodes)
+    ]
     known = {"env": env} if _plain(settings) else {}
     return minari.create_dataset_from_buffers(
         dataset_id,
@@ -92,8 +90,18 @@ def export(
     )
 
 
-def _episode(env: gym.Env[Any, Any], player: Any, number: int, seed: int) -> EpisodeBuffer:
-    """One episode, played to its end."""
+def _minari() -> Any:
+    """The package, or one line that says how to get it."""
+    try:
+        import minari
+        import minari.data_collector
+    except ImportError as error:
+        raise LLMGymError("Data sets need Minari: pip install llmgym[minari]") from error
+    return minari
+
+
+def _episode(env: gym.Env[Any, Any], player: Any, seed: int) -> dict[str, Any]:
+    """One episode, played to its end, as Minari's EpisodeBuffer takes it."""
     seen, info = env.reset(seed=seed)
     observations, actions, rewards, ended = [seen], [], [], False
     player.begin(env)
@@ -103,16 +111,13 @@ def _episode(env: gym.Env[Any, Any], player: Any, number: int, seed: int) -> Epi
         observations.append(seen)
         actions.append(action)
         rewards.append(reward)
-    cut = [False] * (len(rewards) - 1) + [True]
-    return EpisodeBuffer(
-        id=number,
-        seed=seed,
-        observations=np.array(observations),
-        actions=np.array(actions),
-        rewards=rewards,
-        terminations=[False] * len(rewards),
-        truncations=cut,
-    )
+    return {
+        "observations": np.array(observations),
+        "actions": np.array(actions),
+        "rewards": rewards,
+        "terminations": [False] * len(rewards),
+        "truncations": [False] * (len(rewards) - 1) + [True],
+    }
 
 
 class _Actor:

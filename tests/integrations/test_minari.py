@@ -11,10 +11,9 @@ import pytest
 from env_samples import settings
 
 from llmgym import LLMGymError, View, baselines
+from llmgym.integrations.minari import export
 
-minari = pytest.importorskip("minari")
-
-from llmgym.integrations.minari import export  # noqa: E402
+pytest.importorskip("minari")
 
 
 @pytest.fixture(autouse=True)
