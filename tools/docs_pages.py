@@ -97,7 +97,13 @@ API = {
         "agents.dynamic_programming",
         "agents.optimality",
     ),
-    "Integrations": ("integrations.sb3", "integrations.pettingzoo", "integrations.vllm"),
+    "Integrations": (
+        "integrations.sb3",
+        "integrations.pettingzoo",
+        "integrations.gymnax",
+        "integrations.minari",
+        "integrations.vllm",
+    ),
 }
 """Modules of the reference, by part."""
 

@@ -15,9 +15,11 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import clients_tool
 import summary_tool
 from summary_tool import LEARNED, RESULTS, learned_rows
 
@@ -288,6 +290,11 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "learned": learned_table,
     "optimum": optimum_table,
     "capped": capped_table,
+    "clients": clients_tool.table,
+    **{
+        f"recipe-{name.replace('/', '-')}": partial(clients_tool.code, name)
+        for name in clients_tool.recipes()
+    },
 }
 """What may stand between the two comments, by name."""
 
@@ -305,7 +312,9 @@ def filled(page: str) -> str:
 def main() -> int:
     """Update the pages, or check them."""
     check = "--check" in sys.argv
-    written = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    written = [ROOT / "README.md"]
+    for folder in (ROOT / "docs", ROOT / "docs" / "guides"):
+        written += sorted(folder.glob("*.md"))
     pages = {path: filled(path.read_text()) for path in written}
     pages[RESULTS / "azure-hour" / "README.md"] = "\n".join(azure_hour(RESULTS / "azure-hour"))
     stale = [path for path, new in pages.items() if not path.exists() or path.read_text() != new]
