@@ -53,7 +53,7 @@ def export(
     Args:
         dataset_id: as Minari names it: "llmgym/latency/sarathi-v0".
         policy: a policy of llmgym, as ``simulate`` takes it.
-        act: in its place, a function of observation and action mask that returns an action, say
+        act: in its place, a function of observation and flat action mask that returns an action, say
             ``lambda seen, mask: model.predict(seen, action_masks=mask)[0]``.
         episodes: how many.
         seed: of the first; the next ones count on.
@@ -102,12 +102,13 @@ def _minari() -> Any:
 
 def _episode(env: gym.Env[Any, Any], player: Any, seed: int) -> dict[str, Any]:
     """One episode, played to its end, as Minari's EpisodeBuffer takes it."""
-    seen, info = env.reset(seed=seed)
+    seen, _ = env.reset(seed=seed)
+    one: Any = env.unwrapped
     observations, actions, rewards, ended = [seen], [], [], False
     player.begin(env)
     while not ended:
-        action = player.choose(env, seen, info["action_mask"])
-        seen, reward, _, ended, info = env.step(action)
+        action = player.choose(env, seen, one.action_masks())
+        seen, reward, _, ended, _ = env.step(action)
         observations.append(seen)
         actions.append(action)
         rewards.append(reward)
@@ -172,7 +173,7 @@ class _Chooser:
         state = env.unwrapped.state  # type: ignore[attr-defined]
         found, self.memory = self._find(state, self.memory, self.core.params)
         if int(found) < 0:
-            name = self.core.encoding.name  # type: ignore[attr-defined]
+            name = self.core.encoding.name
             raise LLMGymError(
                 f"action={name!r} has no choice whose batch is that of the policy, at decision "
                 f"{int(state.engine.steps)}. Use action='budget' with "
