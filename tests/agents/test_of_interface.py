@@ -56,7 +56,7 @@ def test_ppo_learns_an_interface_of_the_environment(
         chosen, batch, memory = acted(state)
         np.testing.assert_array_equal(core.expand(state, chosen).tokens, batch.tokens)
         seen = choice.look(core.view(state), state.memory).features
-        np.testing.assert_allclose(observation, seen, rtol=1e-6)
+        np.testing.assert_allclose(observation, seen, rtol=1e-5)  # compiled with something else
         observation, *_ = env.step(np.asarray(chosen))
         for one, two in zip(
             jax.tree.leaves(memory),

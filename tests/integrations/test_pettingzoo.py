@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pettingzoo.test import parallel_api_test, parallel_seed_test
+from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test
+from pettingzoo.utils.conversions import parallel_to_aec
 
 from llmgym.core.errors import LLMGymError
 from llmgym.integrations.pettingzoo import NetworkParallelEnv
@@ -19,6 +20,28 @@ def make() -> NetworkParallelEnv:
 def test_the_api_test_of_pettingzoo_passes() -> None:
     parallel_api_test(make(), num_cycles=300)
     parallel_seed_test(make)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["tiles", "split"])
+def test_turn_by_turn_the_api_test_passes_too(action: str) -> None:
+    """It samples actions inside the masks: int8, a tuple for MultiDiscrete."""
+    env = NetworkParallelEnv(scenario="planner-workers-critic", action=action, max_steps=60)
+    api_test(parallel_to_aec(env), num_cycles=200)
+
+
+def test_options_and_pictures() -> None:
+    env = NetworkParallelEnv(scenario="planner-workers-critic", render_mode="rgb_array", load=0.5)
+    with pytest.raises(LLMGymError, match=r"reset\(\)"):
+        env.render()
+    env.reset(seed=0, options={"load": 0.9, "start": "backlog", "backlog_tokens": 4000})
+    assert float(env._state.episode.load) == pytest.approx(0.9)  # type: ignore[union-attr]
+    picture = env.render()
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    with pytest.raises(LLMGymError, match="Unknown option of reset"):
+        env.reset(options={"lode": 1})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lode'"):
+        NetworkParallelEnv(lode=1)
 
 
 @pytest.mark.slow

@@ -75,7 +75,13 @@ class NetworkEncoding(ActionEncoding):
 
     @classmethod
     def of(cls, scenario: Scenario, action: Any, settings: dict[str, Any]) -> NetworkEncoding:
-        """That of a scenario, made of the encodings that ``make_encoding`` gives for its engines."""
+        """That of a scenario, made of the encodings that ``make_encoding`` gives for its engines.
+
+        Args:
+            scenario: the network.
+            action: name or class of the encoding of every engine.
+            settings: of it.
+        """
         plan = Plan.of(scenario)
         faces = (engine_scenario(scenario, s) for s in range(plan.engines))
         return cls(plan, tuple(make_encoding(action, face, **settings) for face in faces))
@@ -177,7 +183,13 @@ class NetworkObservation(ObservationBase):
 
     @classmethod
     def of(cls, scenario: Scenario, observation: Any, requests: int) -> NetworkObservation:
-        """That of a scenario, made of what ``make_observation`` gives for its engines."""
+        """That of a scenario, made of what ``make_observation`` gives for its engines.
+
+        Args:
+            scenario: the network.
+            observation: names and features of every engine.
+            requests: how many single requests each lists.
+        """
         plan = Plan.of(scenario)
         wholes = (
             Observation(Sizes.of(engine_scenario(scenario, s)), requests)
