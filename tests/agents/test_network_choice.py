@@ -22,7 +22,7 @@ from llmgym.agents.training import Training
 from llmgym.agents.worlds import network_size
 from llmgym.engine import simulator
 from llmgym.evaluation import rollout
-from llmgym.evaluation.fleet import compiled
+from llmgym.core.blocks import compiled
 from llmgym.theory.capacity import at_load
 
 SCENARIO = at_load(llmgym.scenario("rybko-stolyar", slots=320), 0.9)

@@ -24,7 +24,7 @@ from llmgym.baselines import make
 from llmgym.engine import simulator
 from llmgym.envs.rewards import ServiceLevels, Transition, holding_cost, tardiness
 from llmgym.evaluation import rollout
-from llmgym.evaluation.fleet import compiled
+from llmgym.core.blocks import compiled
 from llmgym.scenario.kv_cache import KVCache
 
 
