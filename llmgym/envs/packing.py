@@ -72,6 +72,8 @@ class Packing:
                     self.packed[number] = Leaf(shape, np.dtype(leaf.dtype), self.words)
                     self.words += prod(shape)
         self.key = (self.structure, batched, tuple(self.packed.items()))
+        order = {number: place for place, number in enumerate(self.packed)}
+        self._order = [order[n] for n in range(len(leaves)) if n in order]
         self.apart = [n for n in range(len(leaves)) if n not in self.packed]
 
     def pack(self, tree: Any) -> tuple[jax.Array, list[jax.Array]]:
@@ -119,23 +121,32 @@ class Packing:
         Arrays are views of the words where their numbers have 32 bits; single numbers become scalars of
         Python. Of several environments every leaf has them first.
         """
+        if self.batched:
+            leaves = [_environments_first(words[leaf.rows], leaf) for leaf in self.packed.values()]
+        else:
+            leaves = self._read_one(words)
+        return self.structure.unflatten([leaves[n] for n in self._order])
+
+    def _read_one(self, words: np.ndarray) -> list[Any]:
         floats, ints = words.view(np.float32), words.view(np.int32)
-        leaves: list[Any] = [None] * len(self.packed)
-        for number, leaf in self.packed.items():
+        typed = {"f": floats, "i": ints, "u": words, "b": words}
+        numbers = {"f": floats.tolist(), "i": ints.tolist(), "u": words.tolist()}
+        leaves: list[Any] = []
+        for leaf in self.packed.values():
             kind = leaf.dtype.kind
-            source = floats if kind == "f" else ints if kind == "i" else words
-            part: Any = source[leaf.row] if not leaf.shape else source[leaf.rows]
-            if part.dtype != leaf.dtype:
-                part = part.astype(leaf.dtype)
-            if self.batched and leaf.shape:
-                part = np.ascontiguousarray(part.T)
-                part = part.reshape(-1, *leaf.shape) if len(leaf.shape) > 1 else part
-            elif len(leaf.shape) > 1:
-                part = part.reshape(leaf.shape)
-            elif not leaf.shape and not self.batched:
-                part = part.item()
-            leaves[number] = part
-        return self.structure.unflatten(leaves)
+            if not leaf.shape:
+                leaves.append(bool(numbers["u"][leaf.row]) if kind == "b" else numbers[kind][leaf.row])
+                continue
+            part = typed[kind][leaf.rows]
+            part = part if part.dtype == leaf.dtype else part.astype(leaf.dtype)
+            leaves.append(part if len(leaf.shape) == 1 else part.reshape(leaf.shape))
+        return leaves
+
+
+def _environments_first(words: np.ndarray, leaf: Leaf) -> np.ndarray:
+    part = words.view(_WIDE[leaf.dtype.kind])
+    part = part if part.dtype == leaf.dtype else part.astype(leaf.dtype)
+    return part[0] if not leaf.shape else np.ascontiguousarray(part.T).reshape(-1, *leaf.shape)
 
 
 def _to_words(leaf: jax.Array, batched: bool) -> jax.Array:

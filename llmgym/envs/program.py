@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -32,8 +32,12 @@ ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 two hundred pieces that it makes of a step otherwise take five times as long, for one environment: each is
 handed to a pool of threads. Wide batches lose by it. Versions that do not know the marks ignore them."""
 
-ONE_KERNEL_OPTIONS = COMPILER_OPTIONS | {"xla_cpu_use_fusion_emitters": False}
-"""Some fusions of XLA cannot be part of such a piece."""
+ONE_KERNEL_OPTIONS = COMPILER_OPTIONS | {
+    "xla_cpu_use_fusion_emitters": False,  # some of those fusions cannot be part of such a piece
+    # Every scalar of every reduction costs an allocation a call, and this pass doubles their number.
+    "xla_disable_hlo_passes": "tree_reduction_rewriter",
+}
+"""Options of XLA for such calls; wide batches lose by them, too."""
 
 KEPT = 64
 """Programs that are kept for environments of equal settings, the latest."""
@@ -50,48 +54,62 @@ class _Program:
         one_kernel: whether to compile it as one piece of machine code.
 
     Attributes:
-        states, outputs: how they are packed, once it is compiled.
+        states, outputs: how they are packed, once it is traced.
+        shapes: of the packed states, once a Begin is traced.
     """
 
     states: Packing
     outputs: Packing
+    shapes: Any
 
     def __init__(
         self, function: Any, params: Packing, begun: _Program | None, batched: bool, one_kernel: bool
     ) -> None:
         self._function, self._params, self._begun = function, params, begun
         self._batched, self._one_kernel = batched, one_kernel
-        self._lock, self._call = threading.Lock(), None
+        self._lock, self._lowered, self._call = threading.Lock(), None, None
 
     def ready(self, *arguments: Any) -> Any:
         """The compiled program; ``arguments`` as it is called with: states, words of params, inputs."""
         if self._call is None:
-            with self._lock:
-                if self._call is None:
-                    self._call = self._compile(arguments)
-                    self._function = None  # what it closes over may be large
+            self.lower(*arguments)()
         return self._call
 
-    def _compile(self, arguments: Any) -> Any:
+    def lower(self, *arguments: Any) -> Callable[[], None]:
+        """Trace, unless that is done; returns what is left to do, for any thread: to compile.
+
+        Args:
+            arguments: as of ``ready``, or their shapes.
+        """
+        with self._lock:
+            if self._lowered is None and self._call is None:
+                self._lowered = self._lower(arguments)
+                self._function = None  # what it closes over may be large
+        return self._compile
+
+    def _lower(self, arguments: Any) -> Any:
         donated = () if self._begun is None else (0,)
         if not self._one_kernel:
-            return compiled(jax.jit(self._packed, donate_argnums=donated).lower(*arguments))
+            return jax.jit(self._packed, donate_argnums=donated).lower(*arguments)
         inner = jax.jit(self._packed)
 
         def marked(*arguments: Any) -> Any:
             return set_xla_metadata(inner(*arguments), **ONE_KERNEL)
 
-        lowered = jax.jit(marked).lower(*arguments)
-        try:
-            return lowered.compile(compiler_options=ONE_KERNEL_OPTIONS)
-        except jax.errors.JaxRuntimeError:  # options and marks are not those of every version
-            return compiled(jax.jit(self._packed, donate_argnums=donated).lower(*arguments))
+        return jax.jit(marked).lower(*arguments)
+
+    def _compile(self) -> None:
+        with self._lock:
+            if self._call is None:
+                self._call = compiled(self._lowered, ONE_KERNEL_OPTIONS if self._one_kernel else None)
+                self._lowered = None
 
     def _packed(self, before: Any, params: jax.Array, first: Any, extra: Any) -> Any:
         unpacked = self._params.unpack(params, [])
         if self._begun is None:
             state, outputs = self._function(unpacked, first, extra)
             self.states = Packing(state, self._batched, SMALL if self._batched else None)
+            self.shapes = jax.eval_shape(self.states.pack, state)
         else:
             self.states = self._begun.states
             state, outputs = self._function(unpacked, self.states.unpack(*before), first, extra)
@@ -175,12 +193,22 @@ class Runner:
 
     @in_32_bits
     def compile(self, keys: Any, extra: Any, moves: Mapping[str, tuple[Any, Any]]) -> None:
-        """Compile all that is needed at once, on all cores.
+        """Compile at once what would be compiled when it is first called; the programs side by side.
 
         Args:
             keys, extra: as of ``begin``.
-            moves: for each move, an action and what goes with it.
+            moves: by name, an action and what goes with it.
         """
+        jobs = []
+        for part in {part.stop - part.start: part for part in self._parts}.values():
+            program = self._program("", part)
+            mine = (keys, extra) if len(self._parts) == 1 else self._of_block(part, (keys, extra))
+            jobs.append(program.lower(None, self._words, *mine))
+            for name, inputs in moves.items():
+                mine = inputs if len(self._parts) == 1 else self._of_block(part, inputs)
+                jobs.append(self._program(name, part).lower(program.shapes, self._words, *mine))
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            list(pool.map(lambda job: job(), jobs))
 
     @property
     def started(self) -> bool:
@@ -203,6 +231,8 @@ class Runner:
             raise LLMGymError("Call reset() first: there is no state yet.")
 
     def _run(self, name: str, *inputs: Any) -> Any:
+        if len(self._parts) == 1:
+            return self._run_one(name, inputs)
         count, states, words = len(self._parts), self._states, self._words
         mine = [self._of_block(part, inputs) for part in self._parts]
         before = [None] * count if name == "" or states is None else states
@@ -218,18 +248,22 @@ class Runner:
             found[number] = np.asarray(made)
 
         self._states = None  # what fails half way leaves nothing to go on from
-        if count == 1 or self.threads == 1:
-            for number in range(count):
-                advance(number)
-        else:
-            _crew(self.threads).run(advance, count)
+        _crew(self.threads).run(advance, count)
         self._states = new
-        # A copy, as memory that JAX owns cannot be written to.
-        joined = found[0].copy() if count == 1 else np.concatenate(found, axis=-1)
-        return self._program(name, self._parts[0]).outputs.read(joined)
+        return self._program(name, self._parts[0]).outputs.read(np.concatenate(found, axis=-1))
+
+    def _run_one(self, name: str, inputs: Any) -> Any:
+        """As ``_run``, where there is one block."""
+        program = self._program(name, self._parts[0])
+        before = None if name == "" or self._states is None else self._states[0]
+        call = program.ready(before, self._words, *inputs)
+        self._states = None
+        state, made = call(before, self._words, *inputs)
+        self._states = [state]
+        return program.outputs.read(np.array(made))  # a copy: JAX's memory cannot be written to
 
     def _of_block(self, part: slice, inputs: Any) -> Any:
-        return inputs if len(self._parts) == 1 else jax.tree.map(lambda x: x[..., part], inputs)
+        return jax.tree.map(lambda x: x[..., part], inputs)
 
     def _program(self, name: str, part: slice) -> _Program:
         size = part.stop - part.start
