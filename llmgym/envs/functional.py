@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from llmgym.core.arrays import rounded
 from llmgym.core.checks import check_settings
 from llmgym.core.errors import LLMGymError, check_number
 from llmgym.core.precision import in_32_bits
@@ -232,10 +233,11 @@ def _whole(tokens: jax.Array, state: Any) -> jax.Array:
 
 def _remember(state: EnvState, arrived: jax.Array, duration_s: jax.Array) -> EnvState:
     fade = jnp.exp(-duration_s / RATE_MEMORY_S)
+    never = state.engine.steps >> 31
     return replace(
         state,
-        weighted_arrivals=fade * state.weighted_arrivals + arrived,
-        weight=fade * state.weight + RATE_MEMORY_S * (1 - fade),
+        weighted_arrivals=rounded(fade * state.weighted_arrivals, never) + arrived,
+        weight=rounded(fade * state.weight, never) + rounded(RATE_MEMORY_S * (1 - fade), never),
     )
 
 

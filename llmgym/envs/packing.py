@@ -88,7 +88,7 @@ class Packing:
         """The pytree. Inside a compiled program."""
         leaves: dict[int, Any] = dict(zip(self.apart, apart, strict=True))
         for number, leaf in self.packed.items():
-            part = words[leaf.rows].reshape(*leaf.shape, *words.shape[1:])
+            part = words[leaf.rows].reshape((*leaf.shape, *words.shape[1:]))
             leaves[number] = _from_words(part, leaf.dtype)
         return self.structure.unflatten([leaves[n] for n in range(len(leaves))])
 
@@ -112,7 +112,7 @@ class Packing:
         leaves: dict[int, Any] = dict(zip(self.apart, apart, strict=True))
         for number, leaf in self.packed.items():
             part = words[leaf.rows].view(_WIDE[leaf.dtype.kind])
-            leaves[number] = part.astype(leaf.dtype).reshape(*leaf.shape, *words.shape[1:])
+            leaves[number] = part.astype(leaf.dtype).reshape((*leaf.shape, *words.shape[1:]))
         return self.structure.unflatten([leaves[n] for n in range(len(leaves))])
 
     def read(self, words: np.ndarray) -> Any:
