@@ -52,7 +52,7 @@ def reproduce(
 ) -> None:
     """Reproduce published results and judge every figure. Resumes; exit code 1 if an item fails."""
     from llmgym import reproduce as reproduction
-    from llmgym.evaluation.fleet import cores
+    from llmgym.core.blocks import cores
     from llmgym.reproduce import page as report
     from llmgym.reproduce import run as running
 

@@ -210,7 +210,7 @@ def _facts(found: Any, scales: list[float]) -> list[float]:
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Steps per second of every interface."""
-    from llmgym.evaluation.fleet import cores
+    from llmgym.core.blocks import cores
 
     columns = (
         Column("what", text=True),

@@ -77,6 +77,20 @@ def once(wanted: jax.Array, change: Callable[[T], T], state: T) -> T:
     return jax.lax.while_loop(lambda c: c[1], body, (state, wanted))[0]
 
 
+def rounded(product: jax.Array, zero: jax.Array) -> jax.Array:
+    """A float32 product as it is rounded, also where something is added to it next.
+
+    Compilers turn ``a * b + c`` into one instruction, which rounds once, in some programs and not in others;
+    sums of such products would depend on how an environment was compiled.
+
+    Args:
+        product: float32.
+        zero: int32 zeros of its shape, of which the compiler does not know that they are.
+    """
+    bits = jax.lax.bitcast_convert_type(product, jnp.int32) | zero
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
 def select(options: jax.Array, index: jax.Array) -> jax.Array:
     """``options[index]`` along a short axis 0, elementwise: masks beat a gather there."""
     picked = jnp.zeros_like(options[0])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmgym.core.arrays import rounded
 from llmgym.core.checks import as_list, check_name, check_settings
 from llmgym.core.errors import LLMGymError, check_number, shown, unknown
 from llmgym.core.pytree import register
@@ -72,7 +73,8 @@ class Conditions:
 
         drawn = one(key) if key.ndim == 0 else jax.vmap(one, out_axes=-1)(key)
         spread = jax.tree.map(lambda x: jnp.broadcast_to(x, key.shape), self)
-        pace = spread.low + drawn[0] * (spread.high - spread.low)
+        never = spread.max_steps >> 31  # 0, which the compiler does not know
+        pace = spread.low + rounded(drawn[0] * (spread.high - spread.low), never)
         ahead = (drawn[1] * spread.starts.astype(jnp.float32)).astype(jnp.int32)
         return Episode(
             pace=pace,

@@ -11,9 +11,10 @@ import numpy as np
 from llmgym.core.checks import check_name, check_seed
 from llmgym.core.errors import LLMGymError
 from llmgym.core.precision import in_32_bits
-from llmgym.envs.functional import EnvState, TimeStep
+from llmgym.envs.functional import EnvState, FunctionalEngine
 from llmgym.envs.interface.encoding import sample_mask
 from llmgym.envs.interface.sound import check_rewards, sound_actions, tell_of_drops
+from llmgym.envs.program import Runner
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
 from llmgym.envs.scenarios import Scenarios
@@ -46,7 +47,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         self.action_space = self.core.action_space
         self.observation_space = self._scenarios.observation_space
         self._renderer = None if render_mode is None else self._make_renderer(render_mode)
-        self._state: EnvState | None = None
+        self._runner = _runner_of(self.core)
         self._action_mask: np.ndarray | None = None
         self._told_of_drops = False
         if self.core.reward_is_own:
@@ -54,23 +55,29 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
 
     def _try_reward(self) -> None:
         """Refuse a user's reward that is not finite in the first step of an empty engine."""
-        core, space = self.core, self.action_space
-        assert space.shape is not None
-        state = core.init(jax.random.key(0, impl="threefry2x32"), core.params)
-        nothing = np.zeros(
-            space.shape, np.float32 if isinstance(space, gym.spaces.Box) else np.int32
-        )
-        check_rewards(np.asarray(core.task.step(core.params, state, nothing)[1].reward))
+        runner = _runner_of(self.core)
+        _begun(runner, self.core, 0, self.core.conditions)
+        check_rewards(np.asarray(runner.move("step", _nothing(self.action_space))[1]))
 
     def _make_renderer(self, render_mode: str) -> Any:
         return Renderer(self.core, render_mode)
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._runner.state if self._runner.started else None
+        return self.__dict__ | {"_runner": None, "_kept": state}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        state = kept.pop("_kept")
+        self.__dict__.update(kept)
+        self._runner = _runner_of(self.core)
+        if state is not None:
+            self._runner.restore(state, np.uint32(0), self.core.conditions)
+
     @property
     def state(self) -> EnvState:
         """The current state of the functional environment."""
-        if self._state is None:
-            raise LLMGymError("Call reset() first: the environment has no state yet.")
-        return self._state
+        state: EnvState = self._runner.state
+        return state
 
     @property
     def load(self) -> Any:
@@ -96,17 +103,15 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         number = int(self.np_random.integers(2**31))
         before = self.core
         self.core, conditions = self._scenarios.chosen(options, number)
-        key = jax.random.key(number, impl="threefry2x32")
-        self._state = self.core.init(key, self.core.params, conditions)
-        observation, mask = self.core.task.look(self.core.params, self._state)
-        self._action_mask = np.array(mask)
+        if self.core is not before:
+            self._runner = _runner_of(self.core)
+        observation, self._action_mask = _begun(self._runner, self.core, number, conditions)
         if self._renderer is not None:
             if self.core is not before:
                 assert self.render_mode is not None
                 self._renderer = self._make_renderer(self.render_mode)
             self._renderer.reset()
-        # A copy, here and below: memory that JAX owns cannot be written to.
-        return np.array(observation), {"action_mask": self._sample_mask()}
+        return observation, {"action_mask": self._sample_mask()}
 
     def _sample_mask(self) -> Any:
         return sample_mask(self._action_mask, self.action_space)
@@ -114,13 +119,10 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     @in_32_bits
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one batch."""
-        before = self.state
         assert self.action_space.shape is not None
         chosen = sound_actions(action, self.action_space, self.action_space.shape)
-        self._state, outcome = self.core.task.step(self.core.params, before, chosen)
-        result: TimeStep = jax.device_get(outcome)
-        info = {k: np.array(v) if np.ndim(v) else v.item() for k, v in result.info.items()}
-        check_rewards(np.asarray(result.reward))
+        observation, reward, truncated, info = self._runner.move("step", chosen)
+        check_rewards(np.asarray(reward))
         if not self._told_of_drops and info["dropped"]:
             self._told_of_drops = tell_of_drops(
                 info["dropped"], info["load"], self.core.scenario.slots
@@ -129,13 +131,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         info["action_mask"] = self._sample_mask()
         if self._renderer is not None:
             self._renderer.record(info)
-        return (
-            np.array(result.observation),
-            float(result.reward),
-            False,
-            bool(result.truncated),
-            info,
-        )
+        return observation, reward, False, truncated, info
 
     def action_masks(self) -> np.ndarray:
         """Feasible choices now, flat: what sb3-contrib's MaskablePPO asks for."""
@@ -161,3 +157,31 @@ class NetworkEnv(EngineEnv):
 
     def _make_renderer(self, render_mode: str) -> Any:
         return NetworkRenderer(self.core, render_mode)
+
+
+def _runner_of(core: FunctionalEngine) -> Runner:
+    """The compiled programs of one environment, shared by all of equal settings."""
+    task = core.task
+
+    def begin(params: Any, number: jax.Array, conditions: Any) -> tuple[EnvState, Any]:
+        state = task.init(params, conditions, jax.random.key(number, impl="threefry2x32"))
+        return state, task.look(params, state)
+
+    def step(params: Any, state: EnvState, action: Any, extra: None) -> tuple[EnvState, Any]:
+        state, result = task.step(params, state, action)
+        return state, (result.observation, result.reward, result.truncated, result.info)
+
+    return Runner(begin, {"step": step}, core.params, ("one", task))
+
+
+def _begun(runner: Runner, core: FunctionalEngine, number: int, conditions: Any) -> Any:
+    """Observation and mask of a new episode, drawn with a number."""
+    drawn = np.uint32(number)
+    if not runner.started:  # what a reset and a step need is compiled side by side
+        runner.compile(drawn, conditions, {"step": (_nothing(core.action_space), None)})
+    return runner.begin(drawn, conditions)
+
+
+def _nothing(space: Any) -> np.ndarray:
+    """The action of zeros."""
+    return np.zeros(space.shape, np.float32 if isinstance(space, gym.spaces.Box) else np.int32)

@@ -11,73 +11,63 @@ import numpy as np
 
 from llmgym.envs.conditions import Conditions
 from llmgym.envs.functional import FunctionalEngine
+from llmgym.envs.program import Runner
 from llmgym.envs.task import EnvState, Task
 
-
-@partial(jax.jit, static_argnums=0)
-def _begin(
-    task: Task, params: Any, conditions: Conditions, keys: jax.Array
-) -> tuple[EnvState, jax.Array, jax.Array]:
-    state = task.init(params, conditions, keys)
-    observation, mask = task.look(params, state)
-    return state, observation.T, mask.T
+Streams = tuple[jax.Array, jax.Array]
+"""Of each environment the number of its random stream, uint32, and of its episode in it, int32."""
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=4)
-def _begin_some(
-    task: Task,
-    params: Any,
-    conditions: Conditions,
-    keys: jax.Array,
-    state: EnvState,
-    some: jax.Array,
-) -> tuple[EnvState, jax.Array, jax.Array]:
-    fresh = task.init(params, conditions, keys)
+def _keys(streams: Streams) -> jax.Array:
+    """The random keys of episodes; that of the first is the stream's own."""
+    number, episode = streams
+
+    def one(number: jax.Array, episode: jax.Array) -> jax.Array:
+        key = jax.random.key(number, impl="threefry2x32")
+        return jnp.where(episode > 0, jax.random.fold_in(key, episode), key)
+
+    return jax.vmap(one)(number, episode)
+
+
+def _begin(task: Task, params: Any, streams: Streams, conditions: Conditions) -> Any:
+    state = task.init(params, conditions, _keys(streams))
+    return state, task.look(params, state)
+
+
+def _begin_some(task: Task, params: Any, state: Any, some: jax.Array, extra: Any) -> Any:
+    """New episodes in some environments; the others stay."""
+    streams, conditions = extra
+    fresh = task.init(params, conditions, _keys(streams))
     state = jax.tree.map(lambda new, old: jnp.where(some, new, old), fresh, state)
-    observation, mask = task.look(params, state)
-    return state, observation.T, mask.T
+    return state, task.look(params, state)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _advance(
-    task: Task,
-    same_step: bool,
-    params: Any,
-    conditions: Conditions,
-    state: EnvState,
-    actions: jax.Array,
-    keys: jax.Array,
-    episode: jax.Array,
-    waiting: jax.Array,
-) -> tuple[EnvState, jax.Array, dict[str, jax.Array]]:
+def _step(
+    task: Task, same_step: bool, params: Any, state: EnvState, action: jax.Array, extra: Any
+) -> tuple[EnvState, dict[str, jax.Array]]:
     """A step; new episodes where one has ended (``same_step``), or where they are ``waiting`` to begin."""
-    state, result = task.step(params, state, actions.T)
+    (number, episode), conditions, waiting = extra
+    state, result = task.step(params, state, action)
     ended = result.truncated & ~waiting
     again = ended if same_step else waiting
-    episode = episode + again.astype(jnp.int32)
 
     def renew(last: tuple[EnvState, Any, Any]) -> tuple[EnvState, Any, Any]:
-        fresh = task.init(params, conditions, jax.vmap(jax.random.fold_in)(keys, episode))
+        fresh = task.init(params, conditions, _keys((number, episode + 1)))
         state = jax.tree.map(lambda new, old: jnp.where(again, new, old), fresh, last[0])
         return state, *task.look(params, state)
 
-    # Outside of vmap a cond is a branch: resets cost nothing in the steps that have none.
+    # A cond is a branch: resets cost nothing in the steps that have none.
     last = (state, result.observation, result.info["action_mask"])
     state, observation, mask = jax.lax.cond(jnp.any(again), renew, lambda last: last, last)
-    facts = {name: value.T for name, value in result.info.items() if name != "action_mask"}
-    return (
-        state,
-        episode,
-        facts
-        | {
-            "observation": observation.T,
-            "action_mask": mask.T,
-            "final_obs": result.observation.T,
-            "final_mask": result.info["action_mask"].T,
-            "reward": jnp.where(waiting, 0.0, result.reward),
-            "truncated": ended,
-        },
-    )
+    facts = {name: value for name, value in result.info.items() if name != "action_mask"}
+    return state, facts | {
+        "observation": observation,
+        "action_mask": mask,
+        "final_obs": result.observation,
+        "final_mask": result.info["action_mask"],
+        "reward": jnp.where(waiting, 0.0, result.reward),
+        "truncated": ended,
+    }
 
 
 class SideBySide:
@@ -91,69 +81,101 @@ class SideBySide:
 
     def __init__(self, core: FunctionalEngine, num_envs: int, same_step: bool) -> None:
         self._core, self._num_envs, self._same_step = core, num_envs, same_step
+        self._runner = self._made()
+        self._numbers = np.zeros(num_envs, np.uint32)
+        self._episode = np.zeros(num_envs, np.int32)
         self._none = np.zeros(num_envs, bool)
-        self._state: EnvState | None = None
-        self._keys: Any = None
-        self._episode: Any = None
-        self.mask = np.zeros((num_envs, 0), bool)
+        self._drawn_from: Conditions | None = None
+        self._spread: Any = None
+
+    def _made(self) -> Runner:
+        core, task = self._core, self._core.task
+        engines = sum(e.replicas for e in core.scenario.engines)
+        return Runner(
+            partial(_begin, task),
+            {"step": partial(_step, task, self._same_step), "some": partial(_begin_some, task)},
+            core.params,
+            ("side by side", task, self._same_step),
+            self._num_envs,
+            core.scenario.slots * engines,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = self.__dict__ | {"_runner": None, "_spread": None, "_drawn_from": None}
+        state = self._runner.state if self._runner.started else None
+        return kept | {"_kept": (state, self._drawn_from)}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        state, conditions = kept.pop("_kept")
+        self.__dict__.update(kept)
+        self._runner = self._made()
+        if state is not None:
+            self._runner.restore(state, self._streams, self._of_each(conditions))
+
+    @property
+    def _streams(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._numbers, self._episode
+
+    def _of_each(self, conditions: Conditions) -> Any:
+        """The conditions with an entry for each environment."""
+        if conditions is not self._drawn_from:
+            self._drawn_from = conditions
+            self._spread = jax.tree.map(
+                lambda x: np.broadcast_to(np.asarray(x), (self._num_envs,)).copy(), conditions
+            )
+        return self._spread
 
     def reset(
         self, numbers: np.ndarray | None, conditions: Conditions, some: np.ndarray | None
-    ) -> np.ndarray:
-        """Begin episodes; returns the observations (num_envs, entries) of all environments.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Begin episodes; returns observations (num_envs, entries) and masks of all environments.
 
         Args:
             numbers: of the random streams, one for each environment; None: go on with those there are.
             conditions: from which the episodes are drawn.
             some: the environments to reset, bool; None: all.
         """
-        core = self._core
-        if numbers is not None:
-            fresh = jax.vmap(lambda s: jax.random.key(s, impl="threefry2x32"))(
-                jnp.asarray(numbers, jnp.uint32)
-            )
-            episode = jnp.zeros(self._num_envs, jnp.int32)
+        chosen = ~self._none if some is None else some
+        if numbers is None:
+            self._episode = self._episode + chosen.astype(np.int32)
         else:
-            fresh, episode = self._keys, self._episode + 1
+            self._numbers = np.where(chosen, numbers, self._numbers).astype(np.uint32)
+            self._episode = np.where(chosen, 0, self._episode).astype(np.int32)
+        spread = self._of_each(conditions)
         if some is None:
-            self._keys, self._episode = fresh, episode
-            begun = _begin(core.task, core.params, conditions, self._streams())
-        else:
-            chosen = jnp.asarray(some)
-            self._keys = jnp.where(chosen, fresh, self._keys)
-            self._episode = jnp.where(chosen, episode, self._episode)
-            begun = _begin_some(
-                core.task, core.params, conditions, self._streams(), self._state, chosen
-            )
-        self._state, observation, mask = begun
-        self.mask = np.array(mask)
-        # A copy: memory that JAX owns cannot be written to.
-        return np.array(observation)
+            self._compile(spread)
+            return self._runner.begin(self._streams, spread)
+        return self._runner.move("some", some, (self._streams, spread))
 
-    def _streams(self) -> jax.Array:
-        """The key of the current episode of each environment; that of the first is its own."""
-        later = jax.vmap(jax.random.fold_in)(self._keys, self._episode)
-        return jnp.where(self._episode > 0, later, self._keys)
+    def _compile(self, spread: Any) -> None:
+        """Compile what a reset and a step need side by side, the first time."""
+        if self._runner.started:
+            return
+        space = self._core.action_space
+        kind = np.float32 if hasattr(space, "high") else np.int32
+        nothing = np.zeros((*space.shape, self._num_envs), kind)
+        step = (nothing, (self._streams, spread, self._none))
+        self._runner.compile(self._streams, spread, {"step": step})
 
     def step(
         self, conditions: Conditions, actions: np.ndarray, waiting: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """One step of all environments: what ``_advance`` gives, environments first.
+        """One step of all environments: what ``_step`` gives, environments first.
 
         Args:
             conditions: from which new episodes are drawn.
             actions: (num_envs, ...).
             waiting: environments whose next episode begins in this step, in place of it; None: none.
         """
-        core = self._core
-        self._state, self._episode, found = _advance(
-            core.task, self._same_step, core.params, conditions, self._state, actions,
-            self._keys, self._episode, self._none if waiting is None else waiting,
-        )  # fmt: skip
-        result = {name: np.array(value) for name, value in found.items()}
-        self.mask = result["action_mask"]
-        return result
+        late = self._none if waiting is None else waiting
+        extra = (self._streams, self._of_each(conditions), late)
+        found: dict[str, np.ndarray] = self._runner.move("step", actions.T, extra)
+        again = found["truncated"] if self._same_step else late
+        if again.any():
+            self._episode = self._episode + again.astype(np.int32)
+        return found
 
     def state_of(self, row: int) -> EnvState:
         """The state of one environment."""
-        return jax.tree.map(lambda x: x[..., row], self._state)
+        one: EnvState = jax.tree.map(lambda x: x[..., row], self._runner.state)
+        return one

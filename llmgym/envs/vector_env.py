@@ -148,8 +148,9 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         ):
             fresh = None if numbers is None else numbers[members]
             part = None if whole else some[members]
-            observations.append(group.reset(fresh, conditions, part))
-            masks.append(group.mask)
+            seen, mask = group.reset(fresh, conditions, part)
+            observations.append(seen)
+            masks.append(mask)
         self._action_mask = self._scattered(masks)
         self._done = self._done & ~some
         self._begin_rendering()

@@ -7,7 +7,6 @@ do not depend on the blocks: an environment's requests depend on the seed and it
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmgym.core.blocks import block_sizes, compiled, cores
 from llmgym.core.checks import check_seed
 from llmgym.core.errors import UnservableWarning, check_number
 from llmgym.core.user_code import warn
@@ -40,12 +40,6 @@ LOAD = 0.8
 WARM_UP = 1000
 """Steps before the clock starts: an engine that starts empty is as full as it gets by then."""
 
-COMPILER_OPTIONS = {
-    "xla_cpu_prefer_vector_width": 512,
-    "xla_cpu_copy_insertion_use_region_analysis": True,
-}
-"""Options of XLA that make a step about 20 % faster on a CPU; they change no result."""
-
 
 @partial(jax.jit, static_argnames=("policy", "length"), donate_argnums=1)
 def _advance(
@@ -53,38 +47,6 @@ def _advance(
 ) -> rollout.Carry:
     """``length`` steps of a block of environments."""
     return rollout.scan(physics, policy, carry, key, length)[0]
-
-
-def compiled(lowered: Any) -> Any:
-    """The program that ``jit(...).lower`` gave, compiled with COMPILER_OPTIONS where XLA knows them."""
-    try:
-        return lowered.compile(compiler_options=COMPILER_OPTIONS)
-    except jax.errors.JaxRuntimeError:  # they come and go with its versions
-        return lowered.compile()
-
-
-def block_sizes(num_envs: int, slots: int, threads: int, block: int | None = None) -> list[int]:
-    """Environments of each block: sizes differ by at most one, and the blocks divide among the threads.
-
-    If there are fewer environments than that many blocks, each is a block of its own.
-
-    Args:
-        num_envs: environments in all.
-        slots: rows of an environment's tables, over all its engines.
-        threads: that run blocks.
-        block: most environments of a block; None: as many as a core's cache holds.
-    """
-    # 2**16 rows are 2.4 MB of table. Above 128 environments a scan's fixed costs no longer show.
-    most = block or max(min(128, 2**16 // slots), 16)
-    blocks = min(-(-num_envs // (most * threads)) * threads, num_envs)
-    return [part.size for part in np.array_split(np.arange(num_envs), blocks)]
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Fleet:

@@ -17,9 +17,10 @@ import gymnasium as gym
 import numpy as np
 
 from llmgym import baselines
+from llmgym.core.blocks import cores
 from llmgym.core.errors import check_number
 from llmgym.evaluation import policies
-from llmgym.evaluation.fleet import SCENARIO, SpeedResult, cores, measure, rates, speed_scenario
+from llmgym.evaluation.fleet import SCENARIO, SpeedResult, measure, rates, speed_scenario
 from llmgym.speed import event_loop as rival
 
 Row = dict[str, Any]

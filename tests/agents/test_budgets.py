@@ -19,8 +19,8 @@ from llmgym.agents.ppo import PPO
 from llmgym.agents.training import Training
 from llmgym.baselines import make
 from llmgym.baselines.decisions import remembers
+from llmgym.core.blocks import compiled
 from llmgym.engine.view import View
-from llmgym.evaluation.fleet import compiled
 from llmgym.scenario.kv_cache import KVCache
 
 BASE = "vllm_v1_priority"

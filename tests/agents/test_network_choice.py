@@ -20,9 +20,9 @@ from llmgym.agents.neural import init_mlp
 from llmgym.agents.ppo import PPO
 from llmgym.agents.training import Training
 from llmgym.agents.worlds import network_size
+from llmgym.core.blocks import compiled
 from llmgym.engine import simulator
 from llmgym.evaluation import rollout
-from llmgym.evaluation.fleet import compiled
 from llmgym.theory.capacity import at_load
 
 SCENARIO = at_load(llmgym.scenario("rybko-stolyar", slots=320), 0.9)

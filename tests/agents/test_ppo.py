@@ -21,10 +21,10 @@ from llmgym.agents.ppo import PPO, Experience
 from llmgym.agents.tile_choice import TileChoice
 from llmgym.agents.training import Training
 from llmgym.baselines import make
+from llmgym.core.blocks import compiled
 from llmgym.engine import simulator
 from llmgym.envs.rewards import ServiceLevels, Transition, holding_cost, tardiness
 from llmgym.evaluation import rollout
-from llmgym.evaluation.fleet import compiled
 from llmgym.scenario.kv_cache import KVCache
 
 

@@ -13,6 +13,7 @@ import pytest
 import llmgym
 from llmgym import baselines
 from llmgym.cli.tables import speed_table
+from llmgym.core import blocks
 from llmgym.core.errors import LLMGymError, UnservableWarning
 from llmgym.core.files import to_json
 from llmgym.evaluation import fleet, rollout
@@ -51,7 +52,7 @@ def test_results_do_not_depend_on_blocks_and_threads() -> None:
 def test_default_blocks_give_every_thread_the_same() -> None:
     cases = [(1024, 256), (1000, 256), (64, 256), (1, 256), (300, 2048)]
     for num_envs, slots in cases:
-        sizes = fleet.block_sizes(num_envs, slots, threads=2)
+        sizes = blocks.block_sizes(num_envs, slots, threads=2)
         assert sum(sizes) == num_envs
         assert max(sizes) - min(sizes) <= 1
         assert max(sizes) * slots <= 2**16
@@ -221,10 +222,10 @@ def test_table_has_every_row_and_says_where_it_is() -> None:
 def test_compiler_options_change_no_number() -> None:
     x = jnp.linspace(0.1, 9.0, 4097)
     lowered = jax.jit(lambda x: jnp.log(x) * 3.7 + jnp.exp(-x) / x).lower(x)
-    np.testing.assert_array_equal(fleet.compiled(lowered)(x), lowered.compile()(x))
+    np.testing.assert_array_equal(blocks.compiled(lowered)(x), lowered.compile()(x))
 
 
 def test_unknown_compiler_options_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "COMPILER_OPTIONS", {"xla_no_such_option": True})
+    monkeypatch.setattr(blocks, "COMPILER_OPTIONS", {"xla_no_such_option": True})
     lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
-    assert fleet.compiled(lowered)(jnp.float32(1)) == 2
+    assert blocks.compiled(lowered)(jnp.float32(1)) == 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from llmgym.core.arrays import rounded
 from llmgym.core.pytree import register
 from llmgym.core.wide import Wide
 from llmgym.engine.view import View
@@ -40,11 +41,11 @@ class ArrivalRate:
         """The estimate with what came since the last decision."""
         arrived, clock = _seen(view)
         seconds = self.clock.until(clock).astype(jnp.float32) * view.tick_ms / 1000
+        never = arrived >> 31  # 0, which the compiler does not know
         fade = jnp.exp(-seconds / MEMORY_S)
         return ArrivalRate(
-            weighted=fade * self.weighted + (arrived - self.arrived),
-            # One product only: which of two is rounded would be left to the compiler.
-            weight=MEMORY_S + fade * (self.weight - MEMORY_S),
+            weighted=rounded(fade * self.weighted, never) + (arrived - self.arrived),
+            weight=rounded(fade * (self.weight - MEMORY_S), never) + MEMORY_S,
             arrived=arrived,
             clock=clock,
         )
