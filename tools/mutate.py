@@ -4,8 +4,8 @@
     python tools/mutate.py metrics --cosmic-ray PATH/cosmic-ray --out metrics.json
     python tools/mutate.py metrics --cosmic-ray PATH/cosmic-ray --again metrics.json
 
-A sample of realistic mutants of one package is drawn, and its tests run on each. All happens in throw-away
-copies of the working tree, so a run that is killed leaves no mutant behind. A survivor is either a missing
+A sample of realistic mutants of one package is drawn, and its tests run on each. All happens in a throw-away
+copy of the working tree, so a run that is killed leaves no mutant behind. A survivor is either a missing
 test or changes nothing that a user can see.
 """
 
@@ -18,6 +18,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -30,48 +31,57 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PACKAGES: dict[str, tuple[list[str], list[str]]] = {
-    "core": (
-        ["llmgym/core"],
-        [
-            *("core", "fuzz/test_arguments.py", "fuzz/test_display.py", "cli/test_output.py"),
-            *("engine/test_fill.py", "engine/test_dynamics.py", "engine/test_same_results.py"),
-            "evaluation/test_policies.py",
-        ],
-    ),
-    "engine": (
-        ["llmgym/engine"],
-        [
-            *(f"engine/test_{name}.py" for name in ("fill", "dynamics", "ended", "reference")),
-            *(f"engine/test_{name}.py" for name in ("kv_cache", "prefix_cache", "network_memory")),
-            *(f"engine/test_{name}.py" for name in ("same_results", "rates", "long_waits")),
-            *(f"engine/test_{name}.py" for name in ("network_station", "network_reference")),
-            "engine/test_network.py",
-        ],
-    ),
-    "metrics": (
-        [
-            *("llmgym/evaluation/metrics", "llmgym/evaluation/statistics.py"),
-            *("llmgym/evaluation/comparison.py", "llmgym/evaluation/stability.py"),
-            "llmgym/envs/rewards.py",
-        ],
-        [
-            *(f"evaluation/test_{name}.py" for name in ("comparison", "service_levels")),
-            *(
-                "envs/test_rewards.py",
-                "evaluation/test_job_levels.py",
-                "evaluation/test_tenants.py",
-            ),
-            "engine/test_network.py::test_the_parts_of_a_job_add_up",
-            "baselines/test_vtc.py::test_vtc_keeps_the_bound_that_fcfs_breaks",
-            "baselines/test_vtc.py::test_bound_of_memory_and_of_none",
+PACKAGES: dict[str, list[tuple[str, str]]] = {
+    "core": [
+        (
+            "core/arrays.py core/wide.py core/precision.py core/pytree.py",
+            "core/test_arrays.py core/test_wide.py engine/test_fill.py engine/test_dynamics.py "
+            "engine/test_same_results.py core/test_precision.py",
+        ),
+        (
+            "core",
+            "fuzz/test_arguments.py fuzz/test_display.py cli/test_output.py cli/test_any_name.py "
+            "core/test_hostile_files.py core/test_folders.py core/test_written_files.py "
+            "evaluation/test_policies.py core/test_forked.py",
+        ),
+    ],
+    "engine": [
+        (
+            "engine/memory engine/block_pool.py",
+            "engine/test_kv_cache.py engine/test_prefix_cache.py engine/test_network_memory.py",
+        ),
+        (
+            "engine/calls.py engine/ended.py engine/entering.py engine/jobs.py engine/mixed_times.py "
+            "engine/plan.py engine/queues.py engine/routing.py",
+            "engine/test_ended.py engine/test_network_reference.py engine/test_network.py",
+        ),
+        (
+            "engine",
+            "engine/test_fill.py engine/test_dynamics.py engine/test_reference.py engine/test_rates.py "
+            "engine/test_same_results.py engine/test_long_waits.py engine/test_kv_cache.py "
+            "baselines/test_vtc.py engine/test_network_reference.py",
+        ),
+    ],
+    "metrics": [
+        (
+            "evaluation/comparison.py evaluation/statistics.py",
+            "evaluation/test_comparison.py fuzz/test_functions.py",
+        ),
+        (
+            "evaluation/metrics",
+            "evaluation/test_service_levels.py evaluation/test_job_levels.py "
+            "engine/test_network.py::test_the_parts_of_a_job_add_up "
+            "baselines/test_vtc.py::test_vtc_keeps_the_bound_that_fcfs_breaks "
+            "baselines/test_vtc.py::test_bound_of_memory_and_of_none "
             "baselines/test_vtc.py::test_every_engine_of_a_network_has_counters",
-            "evaluation/test_stability.py",
-        ],
-    ),
-    "theory": (["llmgym/theory"], ["theory"]),
+        ),
+        ("envs/rewards.py", "envs/test_rewards.py"),
+        ("evaluation/stability.py", "evaluation/test_stability.py"),
+    ],
+    "theory": [("theory", "theory")],
 }
-"""Name: modules, and the tests that judge them (in tests/), the quick and strict ones first."""
+"""Name: groups of modules (in llmgym/), each with the tests that judge it (in tests/), the quick and strict
+ones first. A module belongs to the first group that names it or its folder."""
 
 ALWAYS = "test_house.py::test_dataclasses_are_frozen"
 
@@ -91,27 +101,40 @@ REALISTIC = {
 SLACK = 5
 """Tests may take this many times as long as on the unchanged code before they count as hanging."""
 
+LEFT_OUT = (
+    ".git",
+    ".venv",
+    ".mypy_cache",
+    ".ruff_cache",
+    "__pycache__",
+    "*.egg-info",
+    "build",
+    "dist",
+    "site",
+)
+"""What the copy does without. It has the compiled programs, so that only what changes is compiled again."""
+
 Mutant = tuple[str, str, int]
 """Module, operator, and which of its places in the module."""
 
 
-class Copy:
-    """A throw-away copy of the working tree with the mutants that it is to try."""
+class Group:
+    """Some modules in a throw-away copy of the working tree, and the tests that judge them."""
 
-    def __init__(self, folder: Path, package: str) -> None:
-        self.folder, self.session, self.package = folder, folder / "session.sqlite", package
-        hidden = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "site")
-        shutil.copytree(ROOT, folder, symlinks=True, ignore=hidden)
+    def __init__(self, folder: Path, modules: str, tests: str) -> None:
+        self.folder, self.modules = folder, [f"llmgym/{name}" for name in modules.split()]
+        self.session = folder / f"{self.modules[0].replace('/', '-')}.sqlite"
+        self.config = self.session.with_suffix(".toml")
         flags = re.search(r"XLA_FLAGS \?= (.*)", (ROOT / "Makefile").read_text())
         self.environment = {
             "XLA_FLAGS": flags[1] if flags else "",
             **os.environ,
             "PYTHONPATH": str(folder),
             "PYTHONDONTWRITEBYTECODE": "1",  # a mutant made within a second could look unchanged
-            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / ".pytest_cache" / "compiled"),
         }
-        tests = [f"tests/{name}" for name in (ALWAYS, *PACKAGES[package][1])]
-        self.tests = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        chosen = [f"tests/{name}" for name in (ALWAYS, *tests.split())]
+        self.tests = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *chosen]
 
     def unchanged(self) -> float:
         """Seconds that the tests take on the code as it is; they must pass, or nothing counts."""
@@ -120,50 +143,47 @@ class Copy:
             sys.exit("The tests fail on the unchanged code; nothing can be learned from mutants.")
         return time.monotonic() - start
 
-    def init(self, cosmic_ray: str, limit_s: float) -> None:
-        """Let cosmic-ray find all mutants."""
-        config = {
-            "module-path": PACKAGES[self.package][0],
+    def write_config(self, limit_s: float) -> None:
+        """For cosmic-ray: what to change, what to run, and when to give up."""
+        values = {
+            "module-path": self.modules,
             "timeout": limit_s,
             "excluded-modules": [],
             "test-command": shlex.join(self.tests),
         }
-        lines = [f"{name} = {json.dumps(value)}" for name, value in config.items()]
-        text = "\n".join(["[cosmic-ray]", *lines, '[cosmic-ray.distributor]\nname = "local"\n'])
-        (self.folder / "mutants.toml").write_text(text)
-        command = [cosmic_ray, "init", "mutants.toml", str(self.session)]
-        subprocess.run(command, cwd=self.folder, env=self.environment, check=True)
+        lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+        lines = ["[cosmic-ray]", *lines, "[cosmic-ray.distributor]", 'name = "local"']
+        self.config.write_text("\n".join(lines))
 
-    def mutants(self) -> list[Mutant]:
-        """The realistic ones, in a fixed order."""
+    def mutants(self, cosmic_ray: str) -> set[Mutant]:
+        """All that are realistic."""
+        self.write_config(0)
+        command = [cosmic_ray, "init", str(self.config), str(self.session)]
+        subprocess.run(command, cwd=self.folder, env=self.environment, check=True)
         columns = "module_path, operator_name, occurrence, start_pos_row, start_pos_col"
         with sqlite3.connect(self.session) as session:
             rows = session.execute(f"select {columns} from mutation_specs").fetchall()
-        return sorted(
+        return {
             (module, operator, which)
             for module, operator, which, line, column in rows
             if operator.removeprefix("core/") in REALISTIC
             and not ("_Mul_" in operator and self.is_star(module, line, column))
-        )
+        }
 
     def is_star(self, module: str, line: int, column: int) -> bool:
         """Whether the * there is that of ``*args``, not a product."""
         before = (self.folder / module).read_text().splitlines()[line - 1][:column].rstrip()
         return not before or before[-1] in "(,[{="
 
-    def start(self, cosmic_ray: str, chosen: list[Mutant]) -> subprocess.Popen[bytes]:
-        """Try the chosen mutants only."""
+    def keep(self, chosen: list[Mutant]) -> None:
+        """Forget all other mutants."""
+        here = "(module_path, operator_name, occurrence)"
         with sqlite3.connect(self.session) as session:
             session.execute("create temp table chosen (module, operator, which)")
             session.executemany("insert into chosen values (?, ?, ?)", chosen)
-            session.execute(
-                "delete from mutation_specs where (module_path, operator_name, occurrence) not in chosen"
-            )
-            session.execute(
-                "delete from work_items where job_id not in (select job_id from mutation_specs)"
-            )
-        command = [cosmic_ray, "exec", "mutants.toml", str(self.session)]
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment)
+            session.execute(f"delete from mutation_specs where {here} not in chosen")
+            left = "select job_id from mutation_specs"
+            session.execute(f"delete from work_items where job_id not in ({left})")
 
     def results(self) -> list[dict[str, Any]]:
         """What is known so far of each mutant."""
@@ -172,24 +192,26 @@ class Copy:
         )
         with sqlite3.connect(self.session, timeout=60) as session:
             rows = session.execute(
-                f"select {columns} from work_results natural join mutation_specs"
+                f"select {columns} from work_results r natural join mutation_specs order by r.rowid"
             ).fetchall()
         names = ("module", "operator", "which", "line", "outcome", "output", "diff")
         return [dict(zip(names, row, strict=True)) for row in rows]
 
-
-def tried(copies: list[Copy], runs: list[subprocess.Popen[bytes]]) -> Iterator[dict[str, Any]]:
-    """The results of all copies, each once, as they come in."""
-    seen = set()
-    going = True
-    while going:
-        going = any(run.poll() is None for run in runs)
-        for result in (result for copy in copies for result in copy.results()):
-            name = result["module"], result["operator"], result["which"]
-            if name not in seen:
-                seen.add(name)
-                yield result
-        time.sleep(1)
+    def tried(self, cosmic_ray: str) -> Iterator[dict[str, Any]]:
+        """The results, each as soon as it is there."""
+        self.write_config(60 + SLACK * self.unchanged())
+        command = [cosmic_ray, "exec", str(self.config), str(self.session)]
+        run = subprocess.Popen(command, cwd=self.folder, env=self.environment)
+        known, going = 0, True
+        try:
+            while going:
+                going = run.poll() is None
+                results = self.results()
+                yield from results[known:]
+                known = len(results)
+                time.sleep(1)
+        finally:
+            run.terminate()
 
 
 def survived(result: dict[str, Any]) -> bool:
@@ -209,13 +231,28 @@ def show(result: dict[str, Any]) -> None:
         print(*marks, sep="\n", flush=True)
 
 
+def draw(groups: list[Group], given: argparse.Namespace, cosmic_ray: str) -> list[list[Mutant]]:
+    """The mutants to try, for each group."""
+    found: list[set[Mutant]] = []
+    claimed: set[Mutant] = set()
+    for group in groups:
+        mine = group.mutants(cosmic_ray) - claimed
+        claimed |= mine
+        found.append(mine)
+    if given.again:
+        before = filter(survived, json.loads(given.again.read_text()))
+        chosen = {(x["module"], x["operator"], x["which"]) for x in before}
+    else:
+        chosen = set(random.Random(given.seed).sample(sorted(claimed), given.sample))
+    return [sorted(mine & chosen) for mine in found]
+
+
 def main() -> None:
-    """Read the options; make copies, try the mutants, report."""
+    """Read the options; copy the tree, try the mutants, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("package", choices=list(PACKAGES))
     parser.add_argument("--sample", type=int, default=40, help="mutants to try")
     parser.add_argument("--seed", type=int, default=15, help="of the sample")
-    parser.add_argument("--jobs", type=int, default=1, help="copies that work side by side")
     parser.add_argument("--out", type=Path, help="file for the results, JSON")
     parser.add_argument("--again", type=Path, help="try only the survivors in this file")
     parser.add_argument("--cosmic-ray", default="cosmic-ray", help="the command, or its path")
@@ -225,37 +262,21 @@ def main() -> None:
         sys.exit(
             f"No command {given.cosmic_ray}: pip install cosmic-ray in an environment of its own."
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # and leave nothing behind
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        if (
-            ROOT / ".pytest_cache" / "compiled"
-        ).is_dir():  # what is unchanged need not be compiled again
-            shutil.copytree(ROOT / ".pytest_cache" / "compiled", Path(folder) / "compiled")
-        copies = [Copy(Path(folder) / f"copy{k}", given.package) for k in range(given.jobs)]
-        limit_s = 60 + SLACK * given.jobs * copies[0].unchanged()
-        for copy in copies:
-            copy.init(cosmic_ray, limit_s)
-        chosen = copies[0].mutants()
-        if given.again:
-            before = filter(survived, json.loads(given.again.read_text()))
-            again = {(x["module"], x["operator"], x["which"]) for x in before}
-            chosen = [mutant for mutant in chosen if mutant in again]
-        else:
-            chosen = random.Random(given.seed).sample(chosen, min(given.sample, len(chosen)))
-        runs = [copy.start(cosmic_ray, chosen[k :: given.jobs]) for k, copy in enumerate(copies)]
-        try:
-            for result in tried(copies, runs):
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        groups = [Group(copy, *group) for group in PACKAGES[given.package]]
+        for group, chosen in zip(groups, draw(groups, given, cosmic_ray), strict=True):
+            group.keep(chosen)
+            for result in group.tried(cosmic_ray) if chosen else ():
                 results.append(result)
                 show(result)
                 if given.out:
                     given.out.write_text(json.dumps(results, indent=1))
-        finally:
-            for run in runs:
-                run.terminate()
     alive = sum(map(survived, results))
     print(f"{len(results) - alive} of {len(results)} mutants of {given.package} died.")
-    if len(results) < len(chosen):
-        sys.exit(f"{len(chosen) - len(results)} mutants were not tried.")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from llmgym import LLMGymError
 from llmgym.evaluation import comparison
+from llmgym.evaluation.statistics import latency_summary, mean_interval
 
 
 def test_interquartile_mean() -> None:
@@ -45,3 +47,34 @@ def test_probability_of_improvement() -> None:
     assert better(mine, theirs) == pytest.approx((0.5 + 0.5) / 2)
     assert better(mine, theirs) + better(theirs, mine) == pytest.approx(1.0)
     assert better(mine, mine - 10) == 1.0
+
+
+def test_both_algorithms_need_the_same_tasks() -> None:
+    with pytest.raises(LLMGymError, match="scores has 2 of them, others 3"):
+        comparison.probability_of_improvement(np.ones((5, 2)), np.ones((4, 3)))
+
+
+@pytest.mark.parametrize("given", [{}, {"confidence": 0.9}])
+def test_mean_interval_is_students(given: dict[str, float]) -> None:
+    values = np.array([1.0, 2.0, 4.0])
+    share = given.get("confidence", 0.95)
+    low, high = stats.t.interval(share, 2, loc=values.mean(), scale=stats.sem(values))
+    expected = pytest.approx((values.mean(), low, high))
+    assert mean_interval(values, **given) == expected
+    assert mean_interval(np.append(values, np.nan), **given) == expected
+    assert mean_interval(np.array([7.0])) == pytest.approx((7, np.nan, np.nan), nan_ok=True)
+
+
+def test_latencies_are_pooled_and_their_interval_is_over_environments() -> None:
+    values, env = np.array([1.0, 2.0, 9.0]), np.array([0, 0, 2])
+    found = latency_summary(values, env, 3)  # the second environment has none
+    assert found["mean"] == 4.0 and found["p50"] == 2.0
+    assert found["p90"] == pytest.approx(2 + 0.8 * 7) and found["p99"] == pytest.approx(
+        2 + 0.98 * 7
+    )
+    assert (found["low"], found["high"]) == mean_interval(np.array([1.5, 9.0]))[1:]
+    alone = latency_summary(values, np.zeros(3), 1)
+    assert alone["mean"] == 4.0 and np.isnan(alone["low"])
+    for wrong in ([0, 0, 3], [0, 0, -1], [0, 0]):
+        with pytest.raises(LLMGymError, match="which of the 3 environments"):
+            latency_summary(values, np.array(wrong), 3)
