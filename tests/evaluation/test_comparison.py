@@ -35,6 +35,15 @@ def test_bootstrap_interval_covers_the_mean() -> None:
     assert 176 <= inside <= 198  # 95 % of 200, less the bias of percentiles
 
 
+def test_bootstrap_of_several_numbers() -> None:
+    scores = np.random.default_rng(2).normal(size=(6, 3))
+    low, high = comparison.stratified_bootstrap(scores, lambda x: x.mean(axis=0), resamples=100)
+    assert low.shape == high.shape == (3,)
+    assert np.all(low < scores.mean(axis=0)) and np.all(scores.mean(axis=0) < high)
+    with pytest.raises(LLMGymError, match="seed must be at most"):
+        comparison.stratified_bootstrap(scores, seed=2**63)
+
+
 def test_performance_profile() -> None:
     scores = np.array([[0.1, 0.2], [0.3, -0.1]])
     found = comparison.performance_profile(scores, np.array([-1.0, 0.0, 0.2, 1.0]))
@@ -75,6 +84,7 @@ def test_latencies_are_pooled_and_their_interval_is_over_environments() -> None:
     assert (found["low"], found["high"]) == mean_interval(np.array([1.5, 9.0]))[1:]
     alone = latency_summary(values, np.zeros(3), 1)
     assert alone["mean"] == 4.0 and np.isnan(alone["low"])
+    assert np.isnan(list(latency_summary(np.array([]), np.array([]), 3).values())).all()
     for wrong in ([0, 0, 3], [0, 0, -1], [0, 0]):
         with pytest.raises(LLMGymError, match="which of the 3 environments"):
             latency_summary(values, np.array(wrong), 3)
