@@ -69,7 +69,7 @@ PACKAGES: dict[str, list[tuple[str, str]]] = {
         ),
         (
             "evaluation/metrics",
-            "evaluation/test_jobs.py evaluation/test_service_levels.py evaluation/test_job_levels.py "
+            "evaluation/test_jobs.py evaluation/test_fairness.py evaluation/test_service_levels.py evaluation/test_job_levels.py "
             "engine/test_network.py::test_the_parts_of_a_job_add_up "
             "baselines/test_vtc.py::test_vtc_keeps_the_bound_that_fcfs_breaks "
             "baselines/test_vtc.py::test_bound_of_memory_and_of_none "
