@@ -69,7 +69,8 @@ PACKAGES: dict[str, list[tuple[str, str]]] = {
         ),
         (
             "evaluation/metrics",
-            "evaluation/test_jobs.py evaluation/test_fairness.py evaluation/test_service_levels.py evaluation/test_job_levels.py "
+            "evaluation/test_jobs.py evaluation/test_fairness.py evaluation/test_service_levels.py "
+            "evaluation/test_job_levels.py "
             "engine/test_network.py::test_the_parts_of_a_job_add_up "
             "baselines/test_vtc.py::test_vtc_keeps_the_bound_that_fcfs_breaks "
             "baselines/test_vtc.py::test_bound_of_memory_and_of_none "
@@ -101,17 +102,10 @@ REALISTIC = {
 SLACK = 5
 """Tests may take this many times as long as on the unchanged code before they count as hanging."""
 
-LEFT_OUT = (
-    ".git",
-    ".venv",
-    ".mypy_cache",
-    ".ruff_cache",
-    "__pycache__",
-    "*.egg-info",
-    "build",
-    "dist",
-    "site",
-)
+LEFT_OUT = [
+    *(".git", ".venv", ".mypy_cache", ".ruff_cache"),
+    *("__pycache__", "*.egg-info", "build", "dist", "site"),
+]
 """What the copy does without. It has the compiled programs, so that only what changes is compiled again."""
 
 Mutant = tuple[str, str, int]
@@ -187,15 +181,14 @@ class Group:
 
     def results(self) -> list[dict[str, Any]]:
         """What is known so far of each mutant."""
-        columns = (
-            "module_path, operator_name, occurrence, start_pos_row, test_outcome, output, diff"
-        )
+        query = """
+            select module_path as module, operator_name as operator, occurrence as which,
+                start_pos_row as line, test_outcome as outcome, output, diff
+            from work_results natural join mutation_specs order by work_results.rowid
+        """
         with sqlite3.connect(self.session, timeout=60) as session:
-            rows = session.execute(
-                f"select {columns} from work_results r natural join mutation_specs order by r.rowid"
-            ).fetchall()
-        names = ("module", "operator", "which", "line", "outcome", "output", "diff")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            session.row_factory = sqlite3.Row
+            return [dict(row) for row in session.execute(query)]
 
     def tried(self, cosmic_ray: str) -> Iterator[dict[str, Any]]:
         """The results, each as soon as it is there."""
@@ -225,10 +218,9 @@ def show(result: dict[str, Any]) -> None:
     where = f"{result['module']}:{result['line']}"
     print(f"{result['outcome'].lower():9} {where:45} {result['operator']}  {last[0]}", flush=True)
     if survived(result):
-        marks = [
-            x for x in result["diff"].splitlines() if x[:1] in "+-" and x[:3] not in ("+++", "---")
-        ]
-        print(*marks, sep="\n", flush=True)
+        print(
+            *re.findall(r"^[+-](?![+-]{2} ).*", result["diff"], re.MULTILINE), sep="\n", flush=True
+        )
 
 
 def draw(groups: list[Group], given: argparse.Namespace, cosmic_ray: str) -> list[list[Mutant]]:
@@ -243,7 +235,8 @@ def draw(groups: list[Group], given: argparse.Namespace, cosmic_ray: str) -> lis
         before = filter(survived, json.loads(given.again.read_text()))
         chosen = {(x["module"], x["operator"], x["which"]) for x in before}
     else:
-        chosen = set(random.Random(given.seed).sample(sorted(claimed), given.sample))
+        sample = min(given.sample, len(claimed))
+        chosen = set(random.Random(given.seed).sample(sorted(claimed), sample))
     return [sorted(mine & chosen) for mine in found]
 
 
