@@ -42,7 +42,7 @@ PACKAGES: dict[str, list[tuple[str, str]]] = {
             "core",
             "fuzz/test_arguments.py fuzz/test_display.py cli/test_output.py cli/test_any_name.py "
             "core/test_hostile_files.py core/test_folders.py core/test_written_files.py "
-            "evaluation/test_policies.py core/test_forked.py",
+            "evaluation/test_comparison.py evaluation/test_policies.py core/test_forked.py",
         ),
     ],
     "engine": [
