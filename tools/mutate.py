@@ -53,7 +53,8 @@ PACKAGES: dict[str, list[tuple[str, str]]] = {
         (
             "engine/calls.py engine/ended.py engine/entering.py engine/jobs.py engine/mixed_times.py "
             "engine/plan.py engine/queues.py engine/routing.py",
-            "engine/test_ended.py engine/test_network_reference.py engine/test_network.py",
+            "engine/test_ended.py engine/test_dynamics.py engine/test_network_reference.py "
+            "engine/test_network.py",
         ),
         (
             "engine",
