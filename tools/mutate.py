@@ -53,14 +53,12 @@ PACKAGES: dict[str, list[tuple[str, str]]] = {
         (
             "engine/calls.py engine/ended.py engine/entering.py engine/jobs.py engine/mixed_times.py "
             "engine/plan.py engine/queues.py engine/routing.py",
-            "engine/test_ended.py engine/test_dynamics.py engine/test_network_reference.py "
-            "engine/test_network.py",
+            "engine/test_ended.py engine/test_dynamics.py engine/test_network_reference.py",
         ),
         (
             "engine",
             "engine/test_fill.py engine/test_dynamics.py engine/test_reference.py engine/test_rates.py "
-            "engine/test_same_results.py engine/test_long_waits.py engine/test_kv_cache.py "
-            "baselines/test_vtc.py engine/test_network_reference.py",
+            "engine/test_same_results.py engine/test_long_waits.py",
         ),
     ],
     "metrics": [
