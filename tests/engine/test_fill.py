@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from request_classes import one_class
 
 from llmgym.core.arrays import GROUP, prefix_sum, rows, select
-from llmgym.engine.fill import choose, clip, fill, longest_unserved, own_budget
-from llmgym.engine.view import Batch, View
+from llmgym.engine.fill import choose, clip, fill, longest_unserved, oldest_first, own_budget
+from llmgym.engine.view import Batch, Memory, View
 from llmgym.scenario.batch_time import CODELLAMA_34B_A100
 
 SLOTS, ENVS = 11, 2
@@ -127,6 +127,9 @@ def _fill_parts(view: View, batch: Batch, demand: jax.Array, budget: jax.Array) 
     return fill(view, batch, demand, budget)
 
 
+_oldest_first = jax.jit(oldest_first)
+
+
 @jax.jit
 def _fill_whole(view: View, batch: Batch, demand: jax.Array, budget: jax.Array) -> Batch:
     return fill(view, batch, demand, budget, whole=True)
@@ -219,6 +222,34 @@ def test_longest_unserved_equals_a_stable_sort(
         slots.sort(key=lambda s: -int(ages[s, env]))  # stable: ties in slot order
         expected = set(slots[: count[env]])
         assert set(np.flatnonzero(chosen[:, env]).tolist()) == expected
+
+
+@given(data=st.data(), case=cases(), limited=st.booleans())
+@EXAMPLES
+def test_oldest_first_is_fill_where_slots_stand_by_age(
+    data: st.DataObject, case: Case, limited: bool
+) -> None:
+    demand, age, own = data.draw(table(0, 12)), data.draw(table(0, 4)), data.draw(per_env(1, 50))
+    before = np.where(case.started, data.draw(table(0, 2)), 0)
+    cached = np.where(case.started, data.draw(table(1, 9)), 0)
+    blocks = (-(-(cached + before) // 4)).sum(axis=0) + data.draw(per_env(0, 9))
+    order = np.argsort(-age, axis=0, kind="stable")  # ties in slot order
+
+    def by_age(table: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(table, order, axis=0)
+
+    def view(case: Case, cached: np.ndarray) -> View:
+        memory = Memory(jnp.asarray(cached), jnp.zeros_like(cached), jnp.asarray(blocks), 4)
+        return replace(case.view(), memory=memory if limited else None)
+
+    budget = jnp.minimum(own, case.token_budget)
+    arrays = (jnp.asarray(x) for x in (demand, age))
+    found = _oldest_first(view(case, cached), Batch(jnp.asarray(before)), *arrays, budget)
+    names = ("prefill", "decoding", "started")
+    ordered = replace(case, **{name: by_age(getattr(case, name)) for name in names})
+    before, demand = (jnp.asarray(by_age(x)) for x in (before, demand))
+    expected = _fill_parts(view(ordered, by_age(cached)), Batch(before), demand, budget)
+    np.testing.assert_array_equal(by_age(np.asarray(found.tokens)), expected.tokens)
 
 
 def test_choose_takes_whole_batches() -> None:
