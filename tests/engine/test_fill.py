@@ -224,32 +224,33 @@ def test_longest_unserved_equals_a_stable_sort(
         assert set(np.flatnonzero(chosen[:, env]).tolist()) == expected
 
 
-@given(data=st.data(), case=cases(), limited=st.booleans())
-@EXAMPLES
-def test_oldest_first_is_fill_where_slots_stand_by_age(
-    data: st.DataObject, case: Case, limited: bool
-) -> None:
-    demand, age, own = data.draw(table(0, 12)), data.draw(table(0, 4)), data.draw(per_env(1, 50))
-    before = np.where(case.started, data.draw(table(0, 2)), 0)
-    cached = np.where(case.started, data.draw(table(1, 9)), 0)
-    blocks = (-(-(cached + before) // 4)).sum(axis=0) + data.draw(per_env(0, 9))
-    order = np.argsort(-age, axis=0, kind="stable")  # ties in slot order
+@pytest.mark.parametrize("limit", ["budget", "seats", "resident", "memory"])
+def test_oldest_first_is_fill_where_slots_stand_by_age(limit: str) -> None:
+    rng = np.random.default_rng(0)
 
     def by_age(table: np.ndarray) -> np.ndarray:
         return np.take_along_axis(table, order, axis=0)
 
     def view(case: Case, cached: np.ndarray) -> View:
         memory = Memory(jnp.asarray(cached), jnp.zeros_like(cached), jnp.asarray(blocks), 4)
-        return replace(case.view(), memory=memory if limited else None)
+        return replace(case.view(), memory=memory if limit == "memory" else None)
 
-    budget = jnp.minimum(own, case.token_budget)
-    arrays = (jnp.asarray(x) for x in (demand, age))
-    found = _oldest_first(view(case, cached), Batch(jnp.asarray(before)), *arrays, budget)
-    names = ("prefill", "decoding", "started")
-    ordered = replace(case, **{name: by_age(getattr(case, name)) for name in names})
-    before, demand = (jnp.asarray(by_age(x)) for x in (before, demand))
-    expected = _fill_parts(view(ordered, by_age(cached)), Batch(before), demand, budget)
-    np.testing.assert_array_equal(by_age(np.asarray(found.tokens)), expected.tokens)
+    for _ in range(60):
+        demand, age = rng.integers(0, 12, SHAPE), rng.integers(0, 4, SHAPE)
+        order = np.argsort(-age, axis=0, kind="stable")  # ties in slot order
+        started = rng.random(SHAPE) < 0.3
+        before, cached = started * rng.integers(0, 3, SHAPE), started * rng.integers(1, 9, SHAPE)
+        blocks = (-(-(cached + before) // 4)).sum(axis=0) + rng.integers(0, 12, ENVS)
+        seats = started.sum(axis=0) + rng.integers(0, 6, ENVS)
+        seats = None if limit in ("budget", "memory") else seats.clip(1)
+        budget = rng.integers(1, 80, ENVS)
+        case = Case(demand, started & False, started, budget, seats, limit == "resident")
+        arrays = (jnp.asarray(x) for x in (demand, age, budget))
+        found = _oldest_first(view(case, cached), Batch(jnp.asarray(before)), *arrays)
+        ordered = replace(case, prefill=by_age(demand), started=by_age(started))
+        batch, wanted = Batch(jnp.asarray(by_age(before))), jnp.asarray(by_age(demand))
+        expected = _fill_parts(view(ordered, by_age(cached)), batch, wanted, budget)
+        np.testing.assert_array_equal(by_age(np.asarray(found.tokens)), expected.tokens)
 
 
 def test_choose_takes_whole_batches() -> None:
