@@ -58,7 +58,10 @@ PACKAGES: dict[str, list[tuple[str, str]]] = {
         (
             "engine",
             "engine/test_fill.py engine/test_dynamics.py engine/test_reference.py engine/test_rates.py "
-            "engine/test_same_results.py engine/test_long_waits.py",
+            "engine/test_same_results.py engine/test_long_waits.py "
+            "engine/test_kv_cache.py::test_batch_times_see_the_context "
+            "engine/test_prefix_cache.py::test_swapping_costs_time_and_loses_nothing "
+            "engine/test_network.py::test_calls_follow_the_workflow",
         ),
     ],
     "metrics": [
