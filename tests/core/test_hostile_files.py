@@ -208,6 +208,12 @@ def test_shapes_that_cannot_be_are_refused(tmp_path: Path, shape: Any) -> None:
         read_npz(tmp_path / "a.npz")
 
 
+def test_a_file_of_too_many_arrays_is_refused_for_that(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(HARMFUL["many"]())
+    with pytest.raises(BadArraysError, match="it lists more than 10,000 arrays"):
+        read_npz(tmp_path / "a.npz")
+
+
 def test_recorded_batches_do_not_unpack_without_end(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.json.gz", "wb", compresslevel=1) as file:
         for _ in range(70):
