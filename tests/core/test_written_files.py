@@ -200,3 +200,15 @@ def test_agents_are_shipped_into_their_folder_alone(tmp_path: Path, name: str) -
     (tmp_path / "results" / "stability.json").write_text(json.dumps({name: {}}))
     with pytest.raises(LLMGymError, match="is named by"):
         ship(agent, tmp_path / "results", name, tmp_path / "out")
+
+
+def test_what_cannot_be_written_says_why_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "folder" / "a.txt"
+    with pytest.raises(LLMGymError) as raised:
+        write(below, "text")
+    assert (
+        str(raised.value) == f"Cannot write {below}: Not a directory. Choose another --out folder."
+    )
+    with pytest.raises(LLMGymError, match="embedded null byte. Choose another"):
+        write(tmp_path / "a\0b" / "c", "text")
