@@ -212,3 +212,8 @@ def test_what_cannot_be_written_says_why_in_plain_words(tmp_path: Path) -> None:
     )
     with pytest.raises(LLMGymError, match="embedded null"):
         write(tmp_path / "a\0b" / "c", "text")
+
+
+def test_a_csv_file_has_the_columns_of_its_table_and_no_others() -> None:
+    table = pd.DataFrame({"load": [0.5, 1.0], "policy": ["sarathi", "=1+1"]})
+    assert csv_of(table) == "load,policy\n0.5,sarathi\n1.0,'=1+1\n"
