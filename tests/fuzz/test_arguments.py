@@ -214,6 +214,13 @@ def test_numbers_say_what_shape_they_must_have(axes: int | None, must: str) -> N
         check_numbers("x", [["a"]], axes)
 
 
+def test_numbers_may_be_of_any_size_but_nothing_else_is_one() -> None:
+    assert check_numbers("x", [1, 10**30]).tolist() == [1.0, 1e30]  # objects to NumPy
+    for wrong in ([1, None], [10**30, True], [10**30, "3"], [None]):
+        with pytest.raises(LLMGymError, match="x must hold numbers"):
+            check_numbers("x", wrong)
+
+
 def answer_of(file: Any, body: str) -> str:
     """The error of a policy with this body, from its file."""
     file.write_text(f"import numpy as np\nimport llmgym\n\ndef mine(key, view):\n    {body}\n")
