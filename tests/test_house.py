@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -123,3 +124,14 @@ def test_functions_of_more_than_two_parameters_explain_them() -> None:
         if len(parameters) > 2 and "Args:\n" not in text and not (method and name in explained)
     ]
     assert silent == []
+
+
+def test_the_mutation_tool_names_what_there_is() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "mutate.py"))
+    groups = [group for package in tool["PACKAGES"].values() for group in package]
+    for modules, tests in groups:
+        for folder, names in (("llmgym", modules), ("tests", tests)):
+            for name in names.split():
+                path, _, function = name.partition("::")
+                assert (ROOT / folder / path).exists(), name
+                assert not function or f"def {function}(" in (ROOT / folder / path).read_text()

@@ -36,6 +36,21 @@ if os.fork() == 0:
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
 """
 
+UNKNOWN_JAX = """
+import os
+import jax._src.xla_bridge as bridge
+del bridge.backends_are_initialized
+from llmgym.core.errors import LLMGymError
+from llmgym.core.forked import refuse_forked
+if os.fork() == 0:
+    try:
+        refuse_forked()
+    except LLMGymError:
+        os._exit(7)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+"""
+
 
 def entries() -> dict[str, Callable[[], Any]]:
     """What computes, by name."""
@@ -112,3 +127,7 @@ def test_a_process_that_is_forked_before_jax_starts_computes() -> None:
         [sys.executable, "-c", FORK_FIRST], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_a_jax_that_does_not_say_whether_it_has_started_is_not_trusted() -> None:
+    subprocess.run([sys.executable, "-c", UNKNOWN_JAX], check=True, timeout=120)

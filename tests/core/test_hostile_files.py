@@ -21,6 +21,7 @@ from llmgym.agents import checkpoint, index_search, optimum
 from llmgym.calibration.calibrate import calibrate
 from llmgym.calibration.validate import read_vllm_run
 from llmgym.core.errors import LLMGymError
+from llmgym.core.npz import BadArraysError, read_npz
 from llmgym.evaluation import benchmark, evaluate, policies
 from llmgym.reproduce import kv_memory
 from llmgym.scenario import toml_reader
@@ -183,6 +184,34 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, read: Callable[[Path], Any]) -> 
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(LLMGymError, match="unpacks to"):
         read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_arrays_are_read_as_numpy_wrote_them(tmp_path: Path, version: tuple[int, int]) -> None:
+    table = np.arange(6.0).reshape(2, 3)
+    arrays = {"rows": table, "columns": np.asfortranarray(table), "one": np.int64(3), "s": "text"}
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(array), version)
+    found = read_npz(tmp_path / "a.npz")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, strict=isinstance(array, np.ndarray))
+        assert not found[name].flags.writeable
+
+
+@pytest.mark.parametrize("shape", [(-1,), (2**40,), (1.0,), (1,) * 33])
+def test_shapes_that_cannot_be_are_refused(tmp_path: Path, shape: Any) -> None:
+    (tmp_path / "a.npz").write_bytes(packed({"x.npy": npy(shape, content=bytes(4))}))
+    with pytest.raises(BadArraysError, match="type float32 that llmgym does not write"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_a_file_of_too_many_arrays_is_refused_for_that(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(HARMFUL["many"]())
+    with pytest.raises(BadArraysError, match="it lists more than 10,000 arrays"):
+        read_npz(tmp_path / "a.npz")
 
 
 def test_recorded_batches_do_not_unpack_without_end(tmp_path: Path) -> None:

@@ -58,6 +58,15 @@ def test_sum_of_a_product(start: int, a: int, b: int) -> None:
     assert value(Wide.of(start).add_product(jnp.int32(a), jnp.int32(b))) == start + a * b
 
 
+def test_sum_of_many() -> None:
+    random = np.random.default_rng(0)
+    for most, count in ((2**16 - 1, 7), (2**16, 7), (2**31 - 1, 7), (2**31 - 1, 2**15)):
+        amounts = random.integers(0, most, count, endpoint=True)
+        amounts[:3] = most
+        found = Wide.of(2**32 - 1).add_sum(jnp.asarray(amounts, jnp.int32))
+        assert value(found) == 2**32 - 1 + amounts.sum()
+
+
 @given(start=counters, later=counters)
 @example(start=2**32 - 1, later=2**32)
 @example(start=2**32, later=2**32 - 1)

@@ -200,3 +200,20 @@ def test_agents_are_shipped_into_their_folder_alone(tmp_path: Path, name: str) -
     (tmp_path / "results" / "stability.json").write_text(json.dumps({name: {}}))
     with pytest.raises(LLMGymError, match="is named by"):
         ship(agent, tmp_path / "results", name, tmp_path / "out")
+
+
+def test_what_cannot_be_written_says_why_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "folder" / "a.txt"
+    with pytest.raises(LLMGymError) as raised:
+        write(below, "text")
+    assert (
+        str(raised.value) == f"Cannot write {below}: Not a directory. Choose another --out folder."
+    )
+    with pytest.raises(LLMGymError, match="embedded null"):
+        write(tmp_path / "a\0b" / "c", "text")
+
+
+def test_a_csv_file_has_the_columns_of_its_table_and_no_others() -> None:
+    table = pd.DataFrame({"load": [0.5, 1.0], "policy": ["sarathi", "=1+1"]})
+    assert csv_of(table) == "load,policy\n0.5,sarathi\n1.0,'=1+1\n"

@@ -199,11 +199,13 @@ def test_staircase_fixed_points() -> None:
     np.testing.assert_array_equal(batch_ticks(CODELLAMA_34B_A100, tokens), expected)
 
 
-def simple(arrival_s: list[float], prefill: list[int], decode: list[int]) -> Params:
+def simple(
+    arrival_s: list[float], prefill: list[int], decode: list[int], as_network: bool = False
+) -> Params:
     """Five requests on an engine of 3 slots whose batches, of up to 8 tokens, all take 100 ticks."""
-    workload = Replay(arrival_s, prefill, decode)
-    lowered = simulator.lower(Scenario.single_engine(ONE_MS, 8, workload, slots=3))
-    return replace(lowered, fresh=13)
+    scenario = Scenario.single_engine(ONE_MS, 8, Replay(arrival_s, prefill, decode), slots=3)
+    lowered = simulator.lower(scenario, as_network=as_network)
+    return lowered if as_network else replace(lowered, fresh=13)
 
 
 step = jax.jit(simulator.step)
@@ -222,11 +224,14 @@ def run_all(physics: Params, state: State, tokens: int = 8) -> list[tuple[State,
     return [*history, (state, info)]
 
 
-def test_a_request_that_arrives_as_a_batch_ends_is_in_the_next_one() -> None:
-    physics = simple([0.0, 0.001, 0.00201, 0.00399, 0.004], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0])
+@pytest.mark.parametrize("as_network", [False, True])
+def test_a_request_that_arrives_as_a_batch_ends_is_in_the_next_one(as_network: bool) -> None:
+    arrival_s = [0.0, 0.001, 0.00201, 0.00399, 0.004]
+    physics = simple(arrival_s, [1, 1, 1, 3, 1], [1, 1, 0, 0, 0], as_network)
     history = run_all(physics, start(physics, keys(0, 1)[0]))
     assert [int(s.clock.low) for s, _ in history] == [0, 100, 200, 300, 400, 500]
-    assert [int(i.requests) for _, i in history[:-1]] == [1, 2, 1, 1, 2]
+    assert [int(i.requests.sum()) for _, i in history[:-1]] == [1, 2, 1, 1, 2]
+    assert [int(i.prefill_tokens.sum()) for _, i in history[:-1]] == [1, 1, 0, 1, 4]
     assert [int(i.arrived) for _, i in history[:-1]] == [1, 0, 1, 2, 0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from request_classes import one_class
 
 from llmgym.core.arrays import GROUP, prefix_sum, rows, select
-from llmgym.engine.fill import choose, clip, fill, longest_unserved, own_budget
-from llmgym.engine.view import Batch, View
+from llmgym.engine.fill import choose, clip, fill, longest_unserved, oldest_first, own_budget
+from llmgym.engine.view import Batch, Memory, View
 from llmgym.scenario.batch_time import CODELLAMA_34B_A100
 
 SLOTS, ENVS = 11, 2
@@ -127,6 +127,9 @@ def _fill_parts(view: View, batch: Batch, demand: jax.Array, budget: jax.Array) 
     return fill(view, batch, demand, budget)
 
 
+_oldest_first = jax.jit(oldest_first)
+
+
 @jax.jit
 def _fill_whole(view: View, batch: Batch, demand: jax.Array, budget: jax.Array) -> Batch:
     return fill(view, batch, demand, budget, whole=True)
@@ -219,6 +222,35 @@ def test_longest_unserved_equals_a_stable_sort(
         slots.sort(key=lambda s: -int(ages[s, env]))  # stable: ties in slot order
         expected = set(slots[: count[env]])
         assert set(np.flatnonzero(chosen[:, env]).tolist()) == expected
+
+
+@pytest.mark.parametrize("limit", ["budget", "seats", "resident", "memory"])
+def test_oldest_first_is_fill_where_slots_stand_by_age(limit: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def by_age(table: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(table, order, axis=0)
+
+    def view(case: Case, cached: np.ndarray) -> View:
+        memory = Memory(jnp.asarray(cached), jnp.zeros_like(cached), jnp.asarray(blocks), 4)
+        return replace(case.view(), memory=memory if limit == "memory" else None)
+
+    for _ in range(60):
+        demand, age = rng.integers(0, 12, SHAPE), rng.integers(0, 4, SHAPE)
+        order = np.argsort(-age, axis=0, kind="stable")  # ties in slot order
+        started = rng.random(SHAPE) < 0.3
+        before, cached = started * rng.integers(0, 3, SHAPE), started * rng.integers(1, 9, SHAPE)
+        blocks = (-(-(cached + before) // 4)).sum(axis=0) + rng.integers(0, 12, ENVS)
+        seats = started.sum(axis=0) + rng.integers(0, 6, ENVS)
+        seats = None if limit in ("budget", "memory") else seats.clip(1)
+        budget = rng.integers(1, 80, ENVS)
+        case = Case(demand, started & False, started, budget, seats, limit == "resident")
+        arrays = (jnp.asarray(x) for x in (demand, age, budget))
+        found = _oldest_first(view(case, cached), Batch(jnp.asarray(before)), *arrays)
+        ordered = replace(case, prefill=by_age(demand), started=by_age(started))
+        batch, wanted = Batch(jnp.asarray(by_age(before))), jnp.asarray(by_age(demand))
+        expected = _fill_parts(view(ordered, by_age(cached)), batch, wanted, budget)
+        np.testing.assert_array_equal(by_age(np.asarray(found.tokens)), expected.tokens)
 
 
 def test_choose_takes_whole_batches() -> None:

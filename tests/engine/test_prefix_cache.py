@@ -10,6 +10,7 @@ import pytest
 
 import llmgym
 from llmgym.core.errors import LLMGymError
+from llmgym.engine import simulator
 from llmgym.scenario.kv_cache import KVCache
 from llmgym.scenario.prefixes import SharedPrefix, check_ids, dense, known_tokens
 from llmgym.traces.readers import read_trace
@@ -45,6 +46,15 @@ def test_what_others_had_before_is_not_computed_again() -> None:
     assert computed(played(prompts, ids, caching=False)) == prompts
     first = run.requests.first_token_ms - run.requests.arrival_ms
     assert first.tolist() == pytest.approx([30, 14, 12, 14, 40])
+
+
+@pytest.mark.parametrize("prompt", [27, 31, 32, 63])
+def test_the_longest_request_has_room_for_all_its_blocks(prompt: int) -> None:
+    replay = llmgym.Replay([0.0], [prompt], [2], prefix_ids=[[0]], prefix_tokens=8)
+    one = llmgym.Scenario((engine(40, prefix_caching=True),), replay, slots=8)
+    sources = simulator.lower(one).prefixes
+    assert sources is not None
+    assert sources.most * sources.block_size >= prompt + 1  # one token comes with the prompt
 
 
 @pytest.mark.slow

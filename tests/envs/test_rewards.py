@@ -120,6 +120,24 @@ def test_weighted_holding(run: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(run["weighted"], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("envs", [(), (1,)])
+def test_weighted_holding_of_a_network(envs: tuple[int, ...]) -> None:
+    """Two engines and a delay, whose rows hold no call."""
+    prefill = jnp.array([[3, 0, 0], [0, 2, 0]]).reshape(2, 3, *envs)
+    decode = jnp.array([[5, 4, 7], [0, 1, 9]]).reshape(2, 3, *envs)
+    before = SimpleNamespace(
+        table=SimpleNamespace(prefill=prefill, decode=decode),
+        busy=jnp.zeros((2, *envs)),
+        present=jnp.full(envs, 5),
+    )
+    # Of 5 jobs present for 100 ticks, and one that came 30 ticks before the end.
+    info = SimpleNamespace(duration=jnp.full(envs, 100), request_ticks=jnp.full(envs, 530.0))
+    reward = make_reward("weighted_holding", SCENARIO, prefill_weight=3.0, decode_weight=0.5)
+    found = reward(Transition(before, info, None, jnp.float32(10.0)))
+    assert found.shape == envs
+    assert float(found.sum()) == pytest.approx(-(3 * (2 * 100 + 30) + 0.5 * 1 * 100) * 10 / 1000)
+
+
 def test_backlog_and_throughput(run: dict[str, np.ndarray]) -> None:
     expected = -run["backlog"] * run["duration_ms"].astype(float) / 1e6
     np.testing.assert_allclose(run["backlog_cost"], expected, rtol=1e-5)
@@ -301,6 +319,8 @@ def test_bad_weights_raise(weight: Any) -> None:
         (100, 301, -1.0),
         (200, 400, 1.0),  # the first on its deadline too
         (201, 401, 0.0),  # the first a tick late: missed in a step before this one
+        (250, 250, -1.0),  # due on the tick on which this step of 50 began: missed in it
+        (200, 450, -1.0),  # the last too
     ],
 )
 def test_a_deadline_is_met_on_its_tick(first_token: int, end: int, expected: float) -> None:

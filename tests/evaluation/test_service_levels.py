@@ -211,6 +211,15 @@ def test_edge_cases_by_hand() -> None:
     assert level["goodput_per_s"] == pytest.approx(3 / 0.02)
 
 
+def test_drops_in_a_short_warm_up_do_not_count() -> None:
+    run = by_hand([(10, 20, 30, 2)], 2000, ttft_ms=10.0)  # one was dropped
+    counts = {"warm_clock": np.array([5]), "warm_dropped": np.array([1])}
+    later = replace(run, warmup_s=5e-5, raw=run.raw | counts)
+    levels = [service_levels(x)["slo"]["replay"] for x in (run, later)]
+    assert [level["requests"] for level in levels] == [2, 1]
+    assert [level["attainment"] for level in levels] == [0.5, 1.0]
+
+
 def test_one_target_alone() -> None:
     rows = [(0, 1001, 1900, 3), (0, NAN, NAN, 3), (1500, 1600, NAN, 2)]
     first = by_hand(rows, 2000, ttft_ms=10.0)

@@ -98,6 +98,16 @@ def test_theorem_2_growth(policy: str, load: float) -> None:
     assert abs(found.mean() - expected) < 4 * found.std(ddof=1) / np.sqrt(found.size)
 
 
+def test_a_backlog_is_served_at_the_limit() -> None:
+    # 13.871 requests/s of 241 tokens each; what comes on top of it is growth.
+    found = trend(at_load(FIGURE_1, 1.2), baselines.make("sarathi"), 60.0, 8, burst=256)
+    limit = 13.871 * 241 / 1000
+    assert found.dropped == 0
+    assert found.served == pytest.approx(np.full(8, limit), rel=5e-3)
+    error = found.growth.std(ddof=1) / np.sqrt(8)
+    assert abs(found.growth.mean() - 0.2 * limit) < 4 * error < 0.2 * limit
+
+
 def test_published_growth_figures() -> None:
     scenario = llmgym.scenario("theorem-2")
     limit = llmgym.capacity(scenario).requests_per_s

@@ -18,7 +18,7 @@ import llmgym
 from llmgym import Affine, Engine, KVCache, LLMGymError, Replay, Scenario, Stage, Tenant, baselines
 from llmgym.agents.ppo import PPO
 from llmgym.agents.training import Training
-from llmgym.core.checks import MOST_ITEMS, as_list
+from llmgym.core.checks import MOST_ITEMS, as_list, check_numbers, check_seed, check_size
 from llmgym.core.errors import MOST_CHARACTERS, plain_number
 from llmgym.evaluation.benchmark import Benchmark
 from llmgym.evaluation.evaluate import Evaluation
@@ -183,6 +183,42 @@ def test_a_number_is_what_stands_for_one() -> None:
         assert plain_number(value) == 3 and type(plain_number(value)) in (int, float)
     for value in (True, np.True_, "3", None, [3], np.array([3]), np.array("3"), 3j, object()):
         assert plain_number(value) is None
+
+
+def test_limits_are_those_that_are_promised() -> None:
+    assert check_seed(2**32 - 1) == 2**32 - 1
+    for seed in (2**32, -1):
+        with pytest.raises(LLMGymError, match="seed must be at"):
+            check_seed(seed)
+    check_size("values", range(50_000_000))
+    with pytest.raises(LLMGymError, match="50,000,001 entries; at most 50,000,000"):
+        check_size("values", range(50_000_001))
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    text = " ".join(map(str, range(1000)))
+    assert str(LLMGymError(text[:500])) == text[:500]
+    message = str(LLMGymError(text[:501]))
+    start, end = message.split(" ... ")
+    assert len(message) == 500 and len(start) == 330
+    assert text.startswith(start) and text[:501].endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("axes", "must"),
+    [(None, "numbers, got"), (1, "numbers in a flat list"), (2, "numbers in an array of 2 axes")],
+)
+def test_numbers_say_what_shape_they_must_have(axes: int | None, must: str) -> None:
+    assert check_numbers("x", np.ones([2] * (axes or 3)), axes).ndim == (axes or 3)
+    with pytest.raises(LLMGymError, match=f"x must hold {must}"):
+        check_numbers("x", [["a"]], axes)
+
+
+def test_numbers_may_be_of_any_size_but_nothing_else_is_one() -> None:
+    assert check_numbers("x", [1, 10**30]).tolist() == [1.0, 1e30]  # objects to NumPy
+    for wrong in ([1, None], [10**30, True], [10**30, "3"], [None]):
+        with pytest.raises(LLMGymError, match="x must hold numbers"):
+            check_numbers("x", wrong)
 
 
 def answer_of(file: Any, body: str) -> str:

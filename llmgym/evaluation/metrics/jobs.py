@@ -80,14 +80,16 @@ def stage_table(run: Record) -> pd.DataFrame:
     parts = _parts(calls)
     time = np.where(critical, calls.finish_ms - calls.arrival_ms, 0.0)
     frame = calls.assign(**parts, on_path=time)
-    stages = frame.groupby(["job_type", "stage"], sort=True).agg(
-        engine=("engine", lambda names: ", ".join(sorted(set(names)))),
+    groups = frame.groupby(["job_type", "stage"], sort=True)
+    stages = groups.agg(
         calls=("job", "size"),
         waiting_ms=("waiting", "mean"),
         service_ms=("service", "mean"),
         delay_ms=("delay", "mean"),
         critical_share=("on_path", "sum"),
     )
+    # Not in ``agg``, which takes a keyword ``engine`` for its own.
+    stages.insert(0, "engine", groups.engine.agg(lambda names: ", ".join(sorted(set(names)))))
     of_type = stages.groupby(level="job_type").critical_share.transform("sum")
     return stages.assign(critical_share=stages.critical_share / of_type).reset_index()
 
