@@ -18,6 +18,8 @@ import jax  # noqa: E402 - it reads them
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from llmgym.envs.program import forget_programs  # noqa: E402
+
 # The same examples in every run; `pytest --hypothesis-profile=explore` tries new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("explore", settings.get_profile("default"))
@@ -54,6 +56,7 @@ def _forget_what_was_compiled() -> Iterator[None]:
     yield
     if _mappings() > MOST_MAPPINGS:
         jax.clear_caches()
+        forget_programs()
         gc.collect()
 
 

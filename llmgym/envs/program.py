@@ -7,6 +7,7 @@ those functions would give if they were jitted and called, to the bit, whatever 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,10 @@ KEPT = 64
 """Programs that are kept for environments of equal settings, the latest."""
 
 
+_ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The programs that some environment holds."""
+
+
 class _Program:
     """A function of environments, compiled for so many of them when it is first needed.
 
@@ -72,7 +77,16 @@ class _Program:
     ) -> None:
         self._function, self._params, self._begun = function, params, begun
         self._batched, self._one_kernel = batched, one_kernel
-        self._lock, self._lowered, self._call = threading.Lock(), None, None
+        self._lock = threading.Lock()
+        self._lowered: Any = None
+        self._call: Any = None
+        self._plain: Any = None
+        _ALIVE.add(self)
+
+    def forget(self) -> None:
+        """Drop what was compiled; it is compiled again when it is needed."""
+        with self._lock:
+            self._lowered = self._call = None
 
     def ready(self, *arguments: Any) -> Any:
         """The compiled program; ``arguments`` as it is called with: states, words of params, inputs."""
@@ -89,7 +103,6 @@ class _Program:
         with self._lock:
             if self._lowered is None and self._call is None:
                 self._lowered = self._lower(arguments)
-                self._function = None  # what it closes over may be large
         return self._compile
 
     def _lower(self, arguments: Any) -> Any:
@@ -97,6 +110,8 @@ class _Program:
         if not self._one_kernel:
             return jax.jit(self._packed, donate_argnums=donated).lower(*arguments)
         inner = jax.jit(self._packed)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+        self._plain = lambda: jax.jit(self._packed, donate_argnums=donated).lower(*shapes)
 
         def marked(*arguments: Any) -> Any:
             return set_xla_metadata(inner(*arguments), **ONE_KERNEL)
@@ -106,10 +121,15 @@ class _Program:
     def _compile(self) -> None:
         with self._lock:
             if self._call is None:
-                self._call = compiled(
-                    self._lowered, ONE_KERNEL_OPTIONS if self._one_kernel else None
-                )
+                self._call = self._as_one_kernel() if self._one_kernel else compiled(self._lowered)
                 self._lowered = None
+
+    def _as_one_kernel(self) -> Any:
+        """As one piece of machine code; where XLA cannot make one, as the usual many."""
+        try:
+            return self._lowered.compile(compiler_options=ONE_KERNEL_OPTIONS)
+        except jax.errors.JaxRuntimeError:
+            return compiled(self._plain())
 
     def _packed(self, before: Any, params: jax.Array, first: Any, extra: Any) -> Any:
         unpacked = self._params.unpack(params, [])
@@ -298,6 +318,12 @@ class Runner:
                 ),
             )
         return program
+
+
+def forget_programs() -> None:
+    """Drop all compiled programs of environments, as ``jax.clear_caches`` drops those of functions."""
+    for program in list(_ALIVE):
+        program.forget()
 
 
 _PROGRAMS: OrderedDict[Hashable, _Program] = OrderedDict()

@@ -40,7 +40,7 @@ def test_the_memory_travels_with_the_state_and_begins_again_with_it() -> None:
         actions.append(action)
         final = info["final_obs"] if truncated.any() else observation
         seen.append(final)
-        moods.append(jax.device_get(envs._groups[0]._state.memory[1]))
+        moods.append(jax.device_get(envs._groups[0]._runner.state.memory[1]))
     calls = np.array([m["calls"] for m in moods])
     episode = [1, 2, 3, 4, 5, 6, 0]  # a new episode has decided nothing yet
     assert (calls == np.array([*episode, *episode, 1, 2, 3])[:, None]).all()

@@ -146,7 +146,7 @@ def test_a_window_ends_an_episode() -> None:
 def first_prompts(envs: Any, **reset: Any) -> np.ndarray:
     """The prompt of the first request of each environment: its number in the trace, from 1."""
     envs.reset(**reset)
-    group = envs.unwrapped._groups[0]._state.engine
+    group = envs.unwrapped._groups[0]._runner.state.engine
     return np.asarray(group.table.prompt.max(axis=0) - (group.table.prompt > 0).sum(axis=0) + 1)
 
 

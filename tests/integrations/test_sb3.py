@@ -29,6 +29,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
+from llmgym.envs.gym_env import EngineEnv
 from llmgym.integrations.lazy_info import LazyInfo, columns_of, row_of
 from llmgym.integrations.sb3 import SB3VecEnv
 
@@ -58,7 +59,7 @@ def cartpole(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Any:
 def test_it_is_a_dummy_vec_env_of_single_environments_but_faster() -> None:
     # SB3's own way: one environment after another. Same seeds, same actions, same everything.
     ours = SB3VecEnv(vector_env("tiles"))
-    dummy = DummyVecEnv([lambda: SingleView() for _ in range(NUM_ENVS)])
+    dummy = DummyVecEnv([lambda: EngineEnv(**settings("tiles"))] * NUM_ENVS)
     rng = np.random.default_rng(0)
     for env in (ours, dummy):
         env.seed(11)
@@ -76,27 +77,6 @@ def test_it_is_a_dummy_vec_env_of_single_environments_but_faster() -> None:
         for one, other in zip(infos, expected[3], strict=True):
             assert_same_info(one, other)
     assert infos[0]["TimeLimit.truncated"] is True
-
-
-class SingleView(gym.Env[Any, Any]):
-    """One of several single environments that share a compiled step."""
-
-    def __init__(self) -> None:
-        self.inner = single_env("tiles")
-        self.observation_space = self.inner.observation_space
-        self.action_space = self.inner.action_space
-        self.state: Any = None
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        result = self.inner.reset(seed=seed)
-        self.state = self.inner._state
-        return result
-
-    def step(self, action: Any) -> Any:
-        self.inner._state = self.state
-        result = self.inner.step(action)
-        self.state = self.inner._state
-        return result
 
 
 def assert_same_info(one: dict[str, Any], other: dict[str, Any]) -> None:
