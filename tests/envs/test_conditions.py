@@ -18,6 +18,10 @@ from llmgym.engine import simulator
 from llmgym.envs.task import Task
 from llmgym.theory.capacity import at_load, capacity
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::llmgym.core.errors.TableFullWarning"
+)  # small tables
+
 TRACE = llmgym.Replay(
     arrival_s=np.arange(200) * 0.1,
     prefill_tokens=np.arange(1, 201),

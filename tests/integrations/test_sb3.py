@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from env_samples import ACTIONS, MAX_STEPS, NUM_ENVS, single_env, vector_env
+from env_samples import settings as env_settings
 from gymnasium.vector import AutoresetMode, VectorWrapper
 
 import llmgym
@@ -59,7 +60,7 @@ def cartpole(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Any:
 def test_it_is_a_dummy_vec_env_of_single_environments_but_faster() -> None:
     # SB3's own way: one environment after another. Same seeds, same actions, same everything.
     ours = SB3VecEnv(vector_env("tiles"))
-    dummy = DummyVecEnv([lambda: EngineEnv(**settings("tiles"))] * NUM_ENVS)
+    dummy = DummyVecEnv([lambda: EngineEnv(**env_settings("tiles"))] * NUM_ENVS)
     rng = np.random.default_rng(0)
     for env in (ours, dummy):
         env.seed(11)
