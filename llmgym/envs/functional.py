@@ -58,10 +58,10 @@ class FunctionalEngine:
         backlog_tokens: see ``start``.
         window_s: seconds after which an episode is truncated. A replay plays a window of its trace, which
             is drawn for every episode; without a window it begins in the first half of the trace.
+        offset_s: seconds into the trace at which every episode of a replay begins, in place of drawing.
         slots: rows of the request table; ``"auto"``: enough for the load (the highest, of several) that a
             stable policy drops nothing (llmgym.theory.table_size); None: those of the scenario.
         num_envs: how many environments a batch will have, where ``load`` is a list.
-        offset_s: seconds into the trace at which every episode of a replay begins, in place of drawing.
 
     Attributes:
         params: the traced parameters (``llmgym.engine.params.Params``) that ``init`` and ``step`` use

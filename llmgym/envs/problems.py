@@ -62,7 +62,7 @@ PROBLEMS = MappingProxyType({problem.id: problem for problem in (
     ),
     Problem(
         "llmgym/Bursty-v0", "The same with bursts above capacity and lulls between them.",
-        "bursty", (0.5, 0.9), "tiles", "holding_cost", "e2e_ms.mean", "low", (0.5, 0.7, 0.9),
+        "bursty", (0.4, 0.7), "tiles", "holding_cost", "e2e_ms.mean", "low", (0.4, 0.5, 0.6, 0.7),
     ),
     Problem(
         "llmgym/KV-v0", "Mean time in system where KV memory binds.",

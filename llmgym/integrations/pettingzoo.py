@@ -94,7 +94,9 @@ class NetworkParallelEnv(ParallelEnv):
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
         """Begin an episode; ``options`` are those of llmgym.envs.gym_env.NetworkEnv, without a scenario."""
         given = check_settings("options", options)
-        given.pop("options", None)  # PettingZoo's own test gives one of this name, which means nothing
+        given.pop(
+            "options", None
+        )  # PettingZoo's own test gives one of this name, which means nothing
         conditions = self.core.conditions_for(given) if given else self.core.conditions
         if seed is not None:
             self._random = seeding.np_random(check_seed(seed, 2**63 - 1))[0]

@@ -17,6 +17,10 @@ RARE = 1e-9
 """Probability with which the requests present exceed the table, by the estimate."""
 
 
+LONGEST_BURST = 9
+"""Of the mean length of a burst: about the longest of 8,000."""
+
+
 def enough_slots(scenario: Scenario) -> int:
     """Slots for an engine at the scenario's load; those of the scenario itself where nothing can be said.
 
@@ -24,7 +28,7 @@ def enough_slots(scenario: Scenario) -> int:
     m_d + m_p / b_max + 1 full batches. And those that wait: in heavy traffic the work in a G/G/1 queue
     exceeds that of w requests with probability exp(-2 w (1 - rho) / (c_a^2 + c_s^2)) (Kingman 1962), c_a^2
     and c_s^2 the squared coefficients of variation of the gaps and of the work of a request; for arrivals
-    with bursts also what a burst of three times its mean length leaves behind.
+    with bursts also what a burst of nine times its mean length, one in 8,000, leaves behind.
 
     Said of one engine whose arrivals are drawn, at a load below 1. A network, a replay and an overloaded
     engine keep their own.
@@ -77,8 +81,8 @@ def _of_bursts(scenario: Scenario, limit_per_s: float) -> float:
         if isinstance(arrivals, MMPP):
             share = np.array(arrivals.sojourn_s) / np.sum(arrivals.sojourn_s)
             rates = arrivals.rate_per_s * np.array(arrivals.weights) / (arrivals.weights @ share)
-            over = np.maximum(rates + others - limit_per_s, 0) * np.array(arrivals.sojourn_s) * 3
-            extra += float(over.max())
+            over = np.maximum(rates + others - limit_per_s, 0) * np.array(arrivals.sojourn_s)
+            extra += LONGEST_BURST * float(over.max())
         elif isinstance(arrivals, RateCurve):
             weights = np.array(arrivals.weights)
             rates = arrivals.rate_per_s * weights / weights.mean() + others
