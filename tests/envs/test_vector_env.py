@@ -38,8 +38,8 @@ WRAPPERS = [
 ]
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.filterwarnings("ignore::llmgym.core.errors.TableFullWarning")  # small tables
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "action", ["tiles", *(pytest.param(a, marks=pytest.mark.slow) for a in ACTIONS if a != "tiles")]
 )
