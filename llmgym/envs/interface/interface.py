@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from llmgym.core.pytree import register
 from llmgym.engine.view import Batch, View
-from llmgym.envs.interface.encoding import ActionEncoding, choices_of, parts_of
+from llmgym.envs.interface.encoding import ActionEncoding, parts_of
 from llmgym.envs.interface.observations import ObservationBase
 
 
@@ -105,6 +105,3 @@ class Composed(Interface):
         seen, done = memory
         batch, done = self.action.decide(action, view, done)
         return batch, (self.observation.remember(view, seen), done)
-
-
-__all__ = ["Composed", "Interface", "Sight", "choices_of"]
