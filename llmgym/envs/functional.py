@@ -29,7 +29,7 @@ from llmgym.envs.interface.interface import Composed, Interface
 from llmgym.envs.interface.network import NetworkEncoding, NetworkObservation, engine_scenario
 from llmgym.envs.interface.observations import Observation, ObservationBase
 from llmgym.envs.interface.sound import sound_action
-from llmgym.envs.rewards import REWARDS, Reward, make_reward
+from llmgym.envs.rewards import REWARDS, Reward, make_reward, refuse_for_jobs
 from llmgym.envs.task import EnvState, Task, TimeStep
 from llmgym.scenario.scenario import Scenario
 from llmgym.theory.capacity import at_load
@@ -96,8 +96,7 @@ class FunctionalEngine:
         chosen = self.default_scenario if scenario is None else scenario
         self.own_load = base_load(load)
         self.scenario = _with_slots(at_load(chosen, self.own_load), slots)
-        self._check_kind()
-        self.params = simulator.lower(self.scenario)
+        self.params = self._lower()
         self.num_envs = num_envs
         given = {
             "load": load, "start": start, "backlog_tokens": backlog_tokens, "window_s": window_s,
@@ -116,15 +115,19 @@ class FunctionalEngine:
         interface = getattr(interface, "interface", interface)
         rewarding = check_settings("reward_settings", reward_settings)
         self.reward_is_own = not isinstance(reward, str) or reward not in REWARDS
-        self.task = self._task(interface, make_reward(reward, self.scenario, **rewarding))
+        self.task = self._task(interface, self._reward(reward, rewarding))
         self.action_space: Any = interface.action_space
         self.observation_space = interface.observation_space
 
-    def _check_kind(self) -> None:
+    def _lower(self) -> Any:
         if self.scenario.is_network:
             raise LLMGymError(
                 f"Scenario {self.scenario.name!r} is a network of engines; use llmgym/Network-v0."
             )
+        return simulator.lower(self.scenario)
+
+    def _reward(self, reward: Any, settings: dict[str, Any]) -> Reward:
+        return make_reward(reward, self.scenario, **settings)
 
     def _composed(
         self, observation: Any, requests: int, action: Any, settings: dict[str, Any]
@@ -294,8 +297,13 @@ class FunctionalNetwork(FunctionalEngine):
 
     default_scenario: ClassVar[str] = "rybko-stolyar"
 
-    def _check_kind(self) -> None:
-        pass
+    def _lower(self) -> Any:
+        return simulator.lower(self.scenario, as_network=True)  # one engine is a network of one
+
+    def _reward(self, reward: Any, settings: dict[str, Any]) -> Reward:
+        if isinstance(reward, str):
+            refuse_for_jobs(reward)
+        return make_reward(reward, self.scenario, **settings)
 
     def _composed(
         self, observation: Any, requests: int, action: Any, settings: dict[str, Any]

@@ -228,14 +228,8 @@ def _per_class(table: Table, values: tuple[float, ...]) -> jax.Array:
     return found
 
 
-REWARDS = (
-    "holding_cost",
-    "weighted_holding",
-    "backlog_tokens",
-    "throughput",
-    "goodput",
-    "tardiness",
-)
+JUDGES = {"goodput": goodput, "tardiness": tardiness}
+REWARDS = ("holding_cost", "weighted_holding", "backlog_tokens", "throughput", *JUDGES)
 
 OWN: dict[str, Reward] = {}
 """The rewards that users have registered."""
@@ -280,14 +274,21 @@ def make_reward(reward: str | Reward, scenario: Scenario, **settings: Any) -> Re
         return Bound(weighted_holding, tuple({**weights, **settings}.items()))
     if settings:
         raise LLMGymError(f"Reward {reward!r} has no settings, got {', '.join(settings)}.")
-    if reward in ("goodput", "tardiness"):
-        judge = {"goodput": goodput, "tardiness": tardiness}[reward]
-        return Bound(judge, (("levels", _service_levels(reward, scenario)),))
+    if reward in JUDGES:
+        return Bound(JUDGES[reward], (("levels", _service_levels(reward, scenario)),))
     return {
         "holding_cost": holding_cost,
         "backlog_tokens": backlog_tokens,
         "throughput": throughput,
     }[reward]
+
+
+def refuse_for_jobs(reward: str) -> None:
+    """Raise LLMGymError where the reward of that name judges single calls, not the jobs of a network."""
+    if reward in JUDGES:
+        raise LLMGymError(
+            f"Reward {reward!r} judges single calls; for jobs of a network give a function."
+        )
 
 
 def sound_reward(reward: Reward, step: Transition) -> jax.Array:
@@ -304,9 +305,7 @@ def sound_reward(reward: Reward, step: Transition) -> jax.Array:
 
 def _service_levels(reward: str, scenario: Scenario) -> ServiceLevels:
     if scenario.is_network:
-        raise LLMGymError(
-            f"Reward {reward!r} judges single calls; for jobs of a network give a function."
-        )
+        refuse_for_jobs(reward)
     if not scenario.has_targets:
         raise LLMGymError(
             f"Reward {reward!r} needs targets: "

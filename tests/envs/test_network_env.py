@@ -88,3 +88,23 @@ def test_what_cannot_be() -> None:
         llmgym.functional("llmgym/Network-v0", action="tile")
     with pytest.raises(LLMGymError, match="Did you mean 'llmgym/Network-v0'"):
         llmgym.functional("llmgym/Netwrk-v0")
+
+
+@pytest.mark.parametrize("action", ["tiles", "scores"])
+def test_one_engine_is_a_network_of_one(action: str) -> None:
+    """The same epochs as llmgym/Engine-v0 shows, with a row of choices of which there is one."""
+    scenario = llmgym.scenario("geometric", slots=32)
+    kinds = ("llmgym/Network-v0", "llmgym/Engine-v0")
+    network, engine = (gym.make(kind, scenario=scenario, action=action) for kind in kinds)
+    for env in (network, engine):
+        env.reset(seed=1)
+    network.action_space.seed(1)
+    for _ in range(40):
+        choice = network.action_space.sample()
+        seen = network.step(choice)
+        alone = engine.step(int(choice[0]) if action == "tiles" else choice)
+        assert seen[1] == pytest.approx(float(alone[1]), rel=1e-5)  # two compiled programs
+        assert seen[4]["in_system"] == alone[4]["in_system"]
+        assert network.observation_space.contains(seen[0])
+    with pytest.raises(LLMGymError, match="judges single calls"):
+        gym.make("llmgym/Network-v0", scenario="slo", reward="goodput")
