@@ -91,6 +91,15 @@ def rounded(product: jax.Array, zero: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def float_sum(x: jax.Array) -> jax.Array:
+    """Sum along axis 0 of int32 that are not negative, as float32: the same whatever the order of adding.
+
+    Of fewer than 2**15 rows: the upper and the lower halves of the numbers are summed apart, exactly.
+    """
+    low, high = (jnp.sum(part, axis=0).astype(jnp.float32) for part in (x & 0xFFFF, x >> 16))
+    return high * 2.0**16 + low
+
+
 def select(options: jax.Array, index: jax.Array) -> jax.Array:
     """``options[index]`` along a short axis 0, elementwise: masks beat a gather there."""
     picked = jnp.zeros_like(options[0])

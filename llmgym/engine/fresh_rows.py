@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import class_sums, compacted, prefix_sum, rows
+from llmgym.core.arrays import class_sums, compacted, float_sum, prefix_sum, rows
 from llmgym.engine import stream as streams
 from llmgym.engine.params import COMPACT_EVERY, Params
 from llmgym.engine.state import FreshRows, State, Table, high_of
@@ -102,7 +102,7 @@ def _join(params: Params, state: State) -> tuple[State, jax.Array]:
             dropped_of_class=dropped_of_class,
         ),
     )
-    return state, jnp.sum(waited.astype(jnp.float32), axis=0)
+    return state, float_sum(waited)
 
 
 def _compact(params: Params, state: State, wanted: jax.Array) -> State:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from llmgym.core.arrays import GROUP, class_sums, compacted, of_class, rows
+from llmgym.core.arrays import GROUP, class_sums, compacted, float_sum, of_class, rows
 from llmgym.engine import stream as streams
 from llmgym.engine.ended import Ended
 from llmgym.engine.jobs import no_jobs
@@ -217,7 +217,7 @@ def admit(params: Params, state: State, jobs: Heads, taken: jax.Array) -> tuple[
             dropped_of_class=dropped,
         ),
     )
-    return state, jnp.sum(ago.astype(jnp.float32), axis=0)
+    return state, float_sum(ago)
 
 
 def complete(state: State, count: jax.Array) -> State:

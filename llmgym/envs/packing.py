@@ -123,7 +123,8 @@ class Packing:
         Python. Of several environments every leaf has them first.
         """
         if self.batched:
-            leaves = [_environments_first(words[leaf.rows], leaf) for leaf in self.packed.values()]
+            typed = {kind: words.view(wide) for kind, wide in _WIDE.items()}
+            leaves = [_environments_first(typed[x.dtype.kind], x) for x in self.packed.values()]
         else:
             leaves = self._read_one(words)
         return self.structure.unflatten([leaves[n] for n in self._order])
@@ -146,10 +147,10 @@ class Packing:
         return leaves
 
 
-def _environments_first(words: np.ndarray, leaf: Leaf) -> np.ndarray:
-    part = words.view(_WIDE[leaf.dtype.kind])
+def _environments_first(typed: np.ndarray, leaf: Leaf) -> np.ndarray:
+    part = typed[leaf.rows] if leaf.shape else typed[leaf.row]
     part = part if part.dtype == leaf.dtype else part.astype(leaf.dtype)
-    return part[0] if not leaf.shape else np.ascontiguousarray(part.T).reshape(-1, *leaf.shape)
+    return np.ascontiguousarray(part.T).reshape(-1, *leaf.shape) if leaf.shape else part
 
 
 def _to_words(leaf: jax.Array, batched: bool) -> jax.Array:

@@ -11,6 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,15 +31,22 @@ Move = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 """Marks of a call that XLA compiles for a CPU as one piece of machine code, run by the calling thread. The
-two hundred pieces that it makes of a step otherwise take five times as long, for one environment: each is
-handed to a pool of threads. Wide batches lose by it. Versions that do not know the marks ignore them."""
+two hundred pieces that it makes of a step otherwise are handed to a pool of threads one by one, which for
+one environment takes five times as long as the step. Versions that do not know the marks ignore them."""
 
 ONE_KERNEL_OPTIONS = COMPILER_OPTIONS | {
-    "xla_cpu_use_fusion_emitters": False,  # some of those fusions cannot be part of such a piece
-    # Every scalar of every reduction costs an allocation a call, and this pass doubles their number.
-    "xla_disable_hlo_passes": "tree_reduction_rewriter",
+    "xla_cpu_use_fusion_emitters": False,  # what those make does not fit into such a piece
+    # The first doubles the scalars of reductions, each of which costs an allocation in every call; the second
+    # calls a library for sums of floats, which such a piece cannot.
+    "xla_disable_hlo_passes": "tree_reduction_rewriter,dot-library-rewriter",
 }
-"""Options of XLA for such calls; wide batches lose by them, too."""
+"""Options of XLA for such pieces."""
+
+QUICKLY = {"xla_backend_optimization_level": 1}
+"""They compile in half the time with it, and are no slower. JAX's switch against optimising goes first."""
+
+NARROW = 32
+"""Most environments of a block that steps as one piece; wider ones are faster in many."""
 
 KEPT = 64
 """Programs that are kept for environments of equal settings, the latest."""
@@ -56,7 +64,7 @@ class _Program:
         params: how they are packed.
         begun: the program whose states a Move goes on from; None: this is a Begin.
         batched: whether there are several environments.
-        one_kernel: whether to compile it as one piece of machine code.
+        one_kernel: whether to compile it as one piece of machine code, where XLA can.
 
     Attributes:
         states, outputs: how they are packed, once it is traced.
@@ -80,7 +88,6 @@ class _Program:
         self._lock = threading.Lock()
         self._lowered: Any = None
         self._call: Any = None
-        self._plain: Any = None
         _ALIVE.add(self)
 
     def forget(self) -> None:
@@ -107,29 +114,30 @@ class _Program:
 
     def _lower(self, arguments: Any) -> Any:
         donated = () if self._begun is None else (0,)
+        inner = jax.jit(self._packed, donate_argnums=donated)
+        plain = partial(inner.lower, *arguments)
         if not self._one_kernel:
-            return jax.jit(self._packed, donate_argnums=donated).lower(*arguments)
-        inner = jax.jit(self._packed)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-        self._plain = lambda: jax.jit(self._packed, donate_argnums=donated).lower(*shapes)
+            return plain(), None
 
         def marked(*arguments: Any) -> Any:
             return set_xla_metadata(inner(*arguments), **ONE_KERNEL)
 
-        return jax.jit(marked).lower(*arguments)
+        return jax.jit(marked).lower(*arguments), plain
 
+    @in_32_bits
     def _compile(self) -> None:
         with self._lock:
-            if self._call is None:
-                self._call = self._as_one_kernel() if self._one_kernel else compiled(self._lowered)
-                self._lowered = None
-
-    def _as_one_kernel(self) -> Any:
-        """As one piece of machine code; where XLA cannot make one, as the usual many."""
-        try:
-            return self._lowered.compile(compiler_options=ONE_KERNEL_OPTIONS)
-        except jax.errors.JaxRuntimeError:
-            return compiled(self._plain())
+            if self._call is not None:
+                return
+            lowered, plain = self._lowered
+            try:
+                options: dict[str, Any] = COMPILER_OPTIONS if plain is None else ONE_KERNEL_OPTIONS
+                if plain is not None and not jax.config.read("jax_disable_most_optimizations"):
+                    options = options | QUICKLY
+                self._call = lowered.compile(compiler_options=options)
+            except jax.errors.JaxRuntimeError:  # options and marks come and go with the versions
+                self._call = compiled(lowered if plain is None else plain())
+            self._lowered = None
 
     def _packed(self, before: Any, params: jax.Array, first: Any, extra: Any) -> Any:
         unpacked = self._params.unpack(params, [])
@@ -179,7 +187,7 @@ class Runner:
         self.threads = threads or (cores() if on_cpu else 1)
         self._functions: dict[str, Any] = {"": begin, **moves}
         self._same = object() if same is None else same
-        self._batched, self._one_kernel = num_envs is not None, on_cpu and num_envs is None
+        self._batched, self._on_cpu = num_envs is not None, on_cpu
         most = block or (None if on_cpu else num_envs)
         sizes = [1] if num_envs is None else block_sizes(num_envs, slots, self.threads, most)
         ends = np.cumsum(sizes).tolist()
@@ -304,17 +312,26 @@ class Runner:
         return program.outputs.read(np.array(made))  # a copy: JAX's memory cannot be written to
 
     def _of_block(self, part: slice, inputs: Any) -> Any:
-        return jax.tree.map(lambda x: x[..., part], inputs)
+        return tuple(
+            None
+            if each is None
+            else each[..., part]
+            if isinstance(each, np.ndarray)
+            else jax.tree.map(lambda x: x[..., part], each)
+            for each in inputs
+        )
 
     def _program(self, name: str, part: slice) -> _Program:
         size = part.stop - part.start
         program = self._programs.get((name, size))
         if program is None:
             begun = None if name == "" else self._program("", part)
+            # States are made seldom: there all that counts is the time to compile.
+            one_kernel = self._on_cpu and (size <= NARROW or name == "")
             program = self._programs[name, size] = _shared(
                 (self._same, self._packing.key, self._batched, name, size),
                 lambda: _Program(
-                    self._functions[name], self._packing, begun, self._batched, self._one_kernel
+                    self._functions[name], self._packing, begun, self._batched, one_kernel
                 ),
             )
         return program

@@ -12,10 +12,12 @@ from llmgym.core.arrays import (
     compacted,
     counted,
     first_rows,
+    float_sum,
     nth_bit,
     of_class,
     one_by_one,
     prefix_sum,
+    rounded,
     select,
     word_of,
 )
@@ -102,3 +104,18 @@ def test_engines_one_by_one_are_engines_side_by_side(shape: tuple[int, ...]) -> 
     found = one_by_one(lambda x, low: (x[::-1] + low, x.sum()), shape, table, lowest)
     np.testing.assert_array_equal(found[0], np.asarray(table)[::-1] + np.asarray(lowest))
     np.testing.assert_array_equal(found[1], np.asarray(table).sum(axis=0))
+
+
+def test_a_float_sum_does_not_depend_on_the_order() -> None:
+    values = np.random.default_rng(0).integers(0, 2**31 - 1, (304, 50)).astype(np.int32)
+    values[:, 0] = 2**31 - 1
+    found = np.asarray(float_sum(jnp.asarray(values)))
+    np.testing.assert_array_equal(found, np.asarray(float_sum(jnp.asarray(values[::-1]))))
+    np.testing.assert_allclose(found, values.astype(np.float64).sum(axis=0), rtol=2**-23)
+
+
+def test_a_rounded_product_is_rounded_before_the_sum() -> None:
+    draw = np.random.default_rng(0).uniform(0.5, 2, (3, 4096)).astype(np.float32)
+    zero = np.zeros(4096, np.int32)
+    found = jax.jit(lambda a, b, c, zero: rounded(a * b, zero) - c)(*draw, zero)
+    np.testing.assert_array_equal(found, draw[0] * draw[1] - draw[2])

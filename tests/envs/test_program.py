@@ -64,6 +64,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.long_runs  # optimised programs are those that could differ
 @pytest.mark.parametrize("num_envs", [None, 1, 7])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_runner_steps_as_the_functions_do(settings: dict[str, Any], num_envs: int | None) -> None:
@@ -79,6 +80,26 @@ def test_a_runner_steps_as_the_functions_do(settings: dict[str, Any], num_envs: 
         state, expected = plain(core.params, state, action, None)
         assert_equal(runner.move("step", action), environments_first(expected, batched))
     assert_equal(runner.state, jax.device_get(state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_envs", [None, 5])
+def test_networks_say_what_the_functions_say(num_envs: int | None) -> None:
+    core = llmgym.functional("llmgym/Network-v0")
+    begin, step = functions(core)
+    runner = Runner(begin, {"step": step}, core.params, num_envs=num_envs, block=3, threads=2)
+    seeds = np.arange(3, 3 + (num_envs or 1), dtype=np.uint32)
+    seeds = seeds if num_envs else seeds[0]
+    state, expected = jax.jit(begin)(core.params, seeds, None)
+    assert_equal(runner.begin(seeds), environments_first(expected, num_envs is not None))
+    plain = jax.jit(step)
+    for action in actions(
+        core, num_envs
+    ):  # their tables may lie in other rows: neighbours move them
+        state, expected = plain(core.params, state, action, None)
+        assert_equal(
+            runner.move("step", action), environments_first(expected, num_envs is not None)
+        )
 
 
 def counting(calls: list[str]) -> tuple[Any, Any]:
