@@ -13,7 +13,6 @@ from gymnasium.vector.utils import batch_space
 from llmgym.core.checks import check_name, check_seed, check_settings
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.precision import in_32_bits
-from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
 from llmgym.envs.interface.sound import check_rewards, sound_actions, tell_of_drops
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
@@ -71,8 +70,6 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             settings["max_steps"] = max_episode_steps
         self._scenarios = Scenarios(self.env_id, settings, num_envs)
         self.core = self._scenarios.cores[0]
-        if num_envs > FEW_ENVS:
-            check_memory(num_envs, max(bytes_of(c.scenario) for c in self._scenarios.cores))
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_action_space = self.core.action_space
         self.single_observation_space = self._scenarios.observation_space
