@@ -161,7 +161,9 @@ def test_nothing_steps_before_a_reset() -> None:
             env.step(0)
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.5, None, True, "2", [2], float("nan"), 10**400, 10**9, 2**32])
+@pytest.mark.parametrize(
+    "count", [0, -1, 2.5, None, True, "2", [2], float("nan"), 10**400, 10**9, 2**32]
+)
 def test_numbers_of_environments_that_cannot_be(count: Any) -> None:
     with pytest.raises(LLMGymError, match=r"num_envs must|would take .* GB"):
         gym.make_vec("llmgym/Engine-v0", num_envs=count, **SETTINGS)
