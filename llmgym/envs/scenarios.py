@@ -11,7 +11,7 @@ import numpy as np
 from llmgym.core.checks import check_settings
 from llmgym.core.errors import LLMGymError
 from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
-from llmgym.envs.conditions import Conditions
+from llmgym.envs.conditions import Conditions, is_listed
 from llmgym.envs.functional import FunctionalEngine
 from llmgym.envs.registration import array_form
 
@@ -93,7 +93,7 @@ class Scenarios:
 
     def _own_load(self, load: Any, n: int) -> Any:
         """The part of a load that is for scenario ``n``: of a list that of its environments."""
-        listed = isinstance(load, (list, np.ndarray)) and np.ndim(load) == 1
+        listed = is_listed(load) and not isinstance(load, tuple)
         if listed and self._num_envs is not None and len(load) == self._num_envs:
             return [load[i] for i in self._dealt[n]]
         return load

@@ -227,3 +227,14 @@ def test_rewards_that_are_not_finite_are_refused_at_once_or_as_they_come(value: 
             one.step(action)
         with pytest.raises(LLMGymError, match=r"The reward is .*nf|The reward is nan"):
             one.step(action)
+
+
+OPTIONS = ("load", "scenario", "start", "backlog_tokens", "window_s", "offset_s", "reset_mask")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_odd_options_of_resets_are_right_or_refused(option: str) -> None:
+    for value in [*VALUES, [[True], [True, False]], np.array([1.0, 2.0])]:
+        try_out(several().reset, {"seed": 0, "options": {option: value}})
+        if option != "reset_mask":
+            try_out(single().reset, {"seed": 0, "options": {option: value}})
