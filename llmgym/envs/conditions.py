@@ -144,10 +144,14 @@ def _own(scenario: Scenario, needed: bool) -> float:
     return load
 
 
+def is_listed(load: Any) -> bool:
+    """Whether a load is a pair or a list, good or not."""
+    return isinstance(load, (tuple, list)) or (isinstance(load, np.ndarray) and load.ndim > 0)
+
+
 def _loads(load: Any) -> tuple[float, ...]:
     """The loads of a number, a pair or a list, checked."""
-    several = isinstance(load, (tuple, list, np.ndarray)) and np.ndim(load) > 0
-    found = as_list("load", load, what="numbers") if several else (load,)
+    found = as_list("load", load, what="numbers") if is_listed(load) else (load,)
     checked = tuple(check_number("load", x, above=0, high=MOST_LOAD) for x in found)
     if isinstance(load, tuple) and (len(checked) != 2 or checked[0] > checked[1]):
         raise LLMGymError(

@@ -285,7 +285,7 @@ def _with_slots(scenario: Scenario, slots: Any) -> Scenario:
         return scenario
     if isinstance(slots, str) and slots != "auto":
         raise LLMGymError(f'slots must be a whole number or "auto", got {shown(slots)}.')
-    return replace(scenario, slots=enough_slots(scenario) if slots == "auto" else slots)
+    return replace(scenario, slots=enough_slots(scenario) if isinstance(slots, str) else slots)
 
 
 class FunctionalNetwork(FunctionalEngine):

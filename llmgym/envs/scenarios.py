@@ -10,7 +10,8 @@ import numpy as np
 
 from llmgym.core.checks import check_settings
 from llmgym.core.errors import LLMGymError
-from llmgym.envs.conditions import Conditions
+from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
+from llmgym.envs.conditions import Conditions, is_listed
 from llmgym.envs.functional import FunctionalEngine
 from llmgym.envs.registration import array_form
 
@@ -37,10 +38,12 @@ class Scenarios:
                 f"scenario is a list of {len(several)} for {num_envs or 1} environments: give each "
                 "environment one at most, and at least one in all."
             )
-        self.members = [
-            np.arange(n, num_envs or len(several), len(several)) for n in range(len(several))
-        ]
+        dealt = [range(n, num_envs or len(several), len(several)) for n in range(len(several))]
+        self._dealt = dealt
         self.cores = [self._made(n, scenario) for n, scenario in enumerate(several)]
+        if num_envs is not None and num_envs > FEW_ENVS:  # before there is an array of so many
+            check_memory(num_envs, max(bytes_of(core.scenario) for core in self.cores))
+        self.members = [np.arange(mine.start, mine.stop, mine.step) for mine in dealt]
         for core in self.cores[1:]:
             self._check(core)
         self.observation_space = self._widest()
@@ -50,7 +53,7 @@ class Scenarios:
         if "load" in settings:
             settings = settings | {"load": self._own_load(settings["load"], n)}
         if self._num_envs is not None:
-            settings = settings | {"num_envs": len(self.members[n])}
+            settings = settings | {"num_envs": len(self._dealt[n])}
         return array_form(self._env_id, scenario=scenario, **settings)
 
     def _check(self, core: FunctionalEngine) -> None:
@@ -90,9 +93,9 @@ class Scenarios:
 
     def _own_load(self, load: Any, n: int) -> Any:
         """The part of a load that is for scenario ``n``: of a list that of its environments."""
-        listed = isinstance(load, (list, np.ndarray)) and np.ndim(load) == 1
+        listed = is_listed(load) and not isinstance(load, tuple)
         if listed and self._num_envs is not None and len(load) == self._num_envs:
-            return [load[i] for i in self.members[n]]
+            return [load[i] for i in self._dealt[n]]
         return load
 
     def conditions(self, options: Mapping[str, Any]) -> list[Conditions]:

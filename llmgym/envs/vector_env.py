@@ -10,10 +10,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llmgym.core.checks import check_name, check_seed, check_settings
+from llmgym.core.checks import check_name, check_seed, check_settings, check_size
 from llmgym.core.errors import LLMGymError, check_number, shown
 from llmgym.core.precision import in_32_bits
-from llmgym.engine.size import FEW_ENVS, bytes_of, check_memory
 from llmgym.envs.interface.sound import check_rewards, sound_actions, tell_of_drops
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
@@ -71,8 +70,6 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             settings["max_steps"] = max_episode_steps
         self._scenarios = Scenarios(self.env_id, settings, num_envs)
         self.core = self._scenarios.cores[0]
-        if num_envs > FEW_ENVS:
-            check_memory(num_envs, max(bytes_of(c.scenario) for c in self._scenarios.cores))
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_action_space = self.core.action_space
         self.single_observation_space = self._scenarios.observation_space
@@ -160,7 +157,11 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _reset_mask(self, mask: Any) -> np.ndarray:
         if mask is None:
             return np.ones(self.num_envs, bool)
-        found = np.asarray(mask)
+        check_size("reset_mask", mask)
+        try:
+            found = np.asarray(mask)
+        except Exception:  # lists of several lengths, and what cannot be an array at all
+            found = np.empty(0)
         if found.shape != (self.num_envs,) or found.dtype != bool or not found.any():
             raise LLMGymError(
                 f"reset_mask must be a bool array of shape ({self.num_envs},) with a True in it, got "

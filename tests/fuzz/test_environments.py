@@ -161,7 +161,9 @@ def test_nothing_steps_before_a_reset() -> None:
             env.step(0)
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.5, None, True, "2", [2], float("nan"), 10**400, 10**9])
+@pytest.mark.parametrize(
+    "count", [0, -1, 2.5, None, True, "2", [2], float("nan"), 10**400, 10**9, 2**32]
+)
 def test_numbers_of_environments_that_cannot_be(count: Any) -> None:
     with pytest.raises(LLMGymError, match=r"num_envs must|would take .* GB"):
         gym.make_vec("llmgym/Engine-v0", num_envs=count, **SETTINGS)
@@ -225,3 +227,14 @@ def test_rewards_that_are_not_finite_are_refused_at_once_or_as_they_come(value: 
             one.step(action)
         with pytest.raises(LLMGymError, match=r"The reward is .*nf|The reward is nan"):
             one.step(action)
+
+
+OPTIONS = ("load", "scenario", "start", "backlog_tokens", "window_s", "offset_s", "reset_mask")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_odd_options_of_resets_are_right_or_refused(option: str) -> None:
+    for value in [*VALUES, [[True], [True, False]], np.array([1.0, 2.0])]:
+        try_out(several().reset, {"seed": 0, "options": {option: value}})
+        if option != "reset_mask":
+            try_out(single().reset, {"seed": 0, "options": {option: value}})
