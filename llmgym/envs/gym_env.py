@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import jax
 import numpy as np
 
 from llmgym.core.checks import check_name, check_seed
 from llmgym.core.errors import LLMGymError
 from llmgym.core.precision import in_32_bits
-from llmgym.envs.functional import EnvState, FunctionalEngine
+from llmgym.envs.functional import EnvState
 from llmgym.envs.interface.encoding import sample_mask
 from llmgym.envs.interface.sound import check_rewards, sound_actions, tell_of_drops
-from llmgym.envs.program import Runner
 from llmgym.envs.rendering.network import NetworkRenderer
 from llmgym.envs.rendering.renderer import Renderer
 from llmgym.envs.scenarios import Scenarios
+from llmgym.envs.side_by_side import begun, nothing, runner_of
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -47,7 +46,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         self.action_space = self.core.action_space
         self.observation_space = self._scenarios.observation_space
         self._renderer = None if render_mode is None else self._make_renderer(render_mode)
-        self._runner = _runner_of(self.core)
+        self._runner = runner_of(self.core)
         self._action_mask: np.ndarray | None = None
         self._told_of_drops = False
         if self.core.reward_is_own:
@@ -55,9 +54,9 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
 
     def _try_reward(self) -> None:
         """Refuse a user's reward that is not finite in the first step of an empty engine."""
-        runner = _runner_of(self.core)
-        _begun(runner, self.core, 0, self.core.conditions)
-        check_rewards(np.asarray(runner.move("step", _nothing(self.action_space))[1]))
+        runner = runner_of(self.core)
+        begun(runner, self.core, _stream(0), self.core.conditions)
+        check_rewards(np.asarray(runner.step(nothing(self.action_space))[1]))
 
     def _make_renderer(self, render_mode: str) -> Any:
         return Renderer(self.core, render_mode)
@@ -69,9 +68,9 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
     def __setstate__(self, kept: dict[str, Any]) -> None:
         state = kept.pop("_kept")
         self.__dict__.update(kept)
-        self._runner = _runner_of(self.core)
+        self._runner = runner_of(self.core)
         if state is not None:
-            self._runner.restore(state, np.uint32(0), self.core.conditions)
+            self._runner.restore(state, _stream(0), self.core.conditions)
 
     @property
     def state(self) -> EnvState:
@@ -104,8 +103,9 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         before = self.core
         self.core, conditions = self._scenarios.chosen(options, number)
         if self.core is not before:
-            self._runner = _runner_of(self.core)
-        observation, self._action_mask = _begun(self._runner, self.core, number, conditions)
+            self._runner = runner_of(self.core)
+        seen = begun(self._runner, self.core, _stream(number), conditions)
+        observation, self._action_mask = seen
         if self._renderer is not None:
             if self.core is not before:
                 assert self.render_mode is not None
@@ -121,7 +121,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
         """Run one batch."""
         assert self.action_space.shape is not None
         chosen = sound_actions(action, self.action_space, self.action_space.shape)
-        observation, reward, truncated, info = self._runner.move("step", chosen)
+        observation, reward, truncated, info = self._runner.step(chosen)
         check_rewards(np.asarray(reward))
         if not self._told_of_drops and info["dropped"]:
             self._told_of_drops = tell_of_drops(
@@ -159,29 +159,6 @@ class NetworkEnv(EngineEnv):
         return NetworkRenderer(self.core, render_mode)
 
 
-def _runner_of(core: FunctionalEngine) -> Runner:
-    """The compiled programs of one environment, shared by all of equal settings."""
-    task = core.task
-
-    def begin(params: Any, number: jax.Array, conditions: Any) -> tuple[EnvState, Any]:
-        state = task.init(params, conditions, jax.random.key(number, impl="threefry2x32"))
-        return state, task.look(params, state)
-
-    def step(params: Any, state: EnvState, action: Any, extra: None) -> tuple[EnvState, Any]:
-        state, result = task.step(params, state, action)
-        return state, (result.observation, result.reward, result.truncated, result.info)
-
-    return Runner(begin, {"step": step}, core.params, ("one", task))
-
-
-def _begun(runner: Runner, core: FunctionalEngine, number: int, conditions: Any) -> Any:
-    """Observation and mask of a new episode, drawn with a number."""
-    drawn = np.uint32(number)
-    if not runner.started:  # what a reset and a step need is compiled side by side
-        runner.compile(drawn, conditions, {"step": (_nothing(core.action_space), None)})
-    return runner.begin(drawn, conditions)
-
-
-def _nothing(space: Any) -> np.ndarray:
-    """The action of zeros."""
-    return np.zeros(space.shape, np.float32 if isinstance(space, gym.spaces.Box) else np.int32)
+def _stream(number: int) -> tuple[np.uint32, np.int32]:
+    """The first episode of a random stream."""
+    return np.uint32(number), np.int32(0)

@@ -11,22 +11,21 @@ import numpy as np
 
 from llmgym.envs.conditions import Conditions
 from llmgym.envs.functional import FunctionalEngine
-from llmgym.envs.program import Runner
+from llmgym.envs.runner import Runner
 from llmgym.envs.task import EnvState, Task
 
-Streams = tuple[jax.Array, jax.Array]
+Streams = tuple[Any, Any]
 """Of each environment the number of its random stream, uint32, and of its episode in it, int32."""
 
 
 def _keys(streams: Streams) -> jax.Array:
     """The random keys of episodes; that of the first is the stream's own."""
-    number, episode = streams
 
     def one(number: jax.Array, episode: jax.Array) -> jax.Array:
         key = jax.random.key(number, impl="threefry2x32")
         return jnp.where(episode > 0, jax.random.fold_in(key, episode), key)
 
-    return jax.vmap(one)(number, episode)
+    return jax.vmap(one)(*streams) if streams[0].ndim else one(*streams)
 
 
 def _begin(task: Task, params: Any, streams: Streams, conditions: Conditions) -> Any:
@@ -34,40 +33,49 @@ def _begin(task: Task, params: Any, streams: Streams, conditions: Conditions) ->
     return state, task.look(params, state)
 
 
-def _begin_some(task: Task, params: Any, state: Any, some: jax.Array, extra: Any) -> Any:
-    """New episodes in some environments; the others stay."""
-    streams, conditions = extra
-    fresh = task.init(params, conditions, _keys(streams))
-    state = jax.tree.map(lambda new, old: jnp.where(some, new, old), fresh, state)
-    return state, task.look(params, state)
-
-
-def _step(
-    task: Task, same_step: bool, params: Any, state: EnvState, action: jax.Array, extra: Any
-) -> tuple[EnvState, dict[str, jax.Array]]:
-    """A step; new episodes where one has ended (``same_step``), or where they are ``waiting`` to begin."""
-    (number, episode), conditions, waiting = extra
+def _step(task: Task, params: Any, state: EnvState, action: jax.Array) -> Any:
     state, result = task.step(params, state, action)
-    ended = result.truncated & ~waiting
-    again = ended if same_step else waiting
+    return state, (result.observation, result.reward, result.truncated, result.info)
 
-    def renew(last: tuple[EnvState, Any, Any]) -> tuple[EnvState, Any, Any]:
-        fresh = task.init(params, conditions, _keys((number, episode + 1)))
-        state = jax.tree.map(lambda new, old: jnp.where(again, new, old), fresh, last[0])
-        return state, *task.look(params, state)
 
-    # A cond is a branch: resets cost nothing in the steps that have none.
-    last = (state, result.observation, result.info["action_mask"])
-    state, observation, mask = jax.lax.cond(jnp.any(again), renew, lambda last: last, last)
-    facts = {name: value for name, value in result.info.items() if name != "action_mask"}
-    return state, facts | {
-        "observation": observation,
-        "action_mask": mask,
-        "final_obs": result.observation,
-        "final_mask": result.info["action_mask"],
-        "reward": jnp.where(waiting, 0.0, result.reward),
-        "truncated": ended,
-    }
+def runner_of(core: FunctionalEngine, num_envs: int | None = None) -> Runner:
+    """Compiled programs of one environment, or of several, shared by all of equal settings.
+
+    Args:
+        core: their functional form.
+        num_envs: how many; None: one, without an axis of environments.
+
+    Returns:
+        A Runner whose ``begin(streams, conditions)`` gives observations and masks, and whose
+        ``step(action)`` gives observations, rewards, whether episodes are truncated, and infos.
+    """
+    engines = sum(e.replicas for e in core.scenario.engines)
+    return Runner(
+        partial(_begin, core.task),
+        partial(_step, core.task),
+        core.params,
+        core.task,
+        num_envs,
+        core.scenario.slots * engines,
+    )
+
+
+def begun(runner: Runner, core: FunctionalEngine, streams: Streams, conditions: Any) -> Any:
+    """Observations and masks of new episodes, after what a reset and a step need is compiled side by side.
+
+    Args:
+        runner: of ``core``.
+        core: the functional form.
+        streams, conditions: as ``begin`` takes them.
+    """
+    if not runner.started:
+        runner.compile((streams, conditions), nothing(core.action_space, streams[0].shape))
+    return runner.begin(streams, conditions)
+
+
+def nothing(space: Any, envs: tuple[int, ...] = ()) -> np.ndarray:
+    """The action of zeros, environments last."""
+    return np.zeros((*space.shape, *envs), np.float32 if hasattr(space, "high") else np.int32)
 
 
 class SideBySide:
@@ -81,24 +89,12 @@ class SideBySide:
 
     def __init__(self, core: FunctionalEngine, num_envs: int, same_step: bool) -> None:
         self._core, self._num_envs, self._same_step = core, num_envs, same_step
-        self._runner = self._made()
+        self._runner = runner_of(core, num_envs)
         self._numbers = np.zeros(num_envs, np.uint32)
         self._episode = np.zeros(num_envs, np.int32)
-        self._none = np.zeros(num_envs, bool)
         self._drawn_from: Conditions | None = None
         self._spread: Any = None
-
-    def _made(self) -> Runner:
-        core, task = self._core, self._core.task
-        engines = sum(e.replicas for e in core.scenario.engines)
-        return Runner(
-            partial(_begin, task),
-            {"step": partial(_step, task, self._same_step), "some": partial(_begin_some, task)},
-            core.params,
-            ("side by side", task, self._same_step),
-            self._num_envs,
-            core.scenario.slots * engines,
-        )
+        self._last: Any = None  # what was seen last: those that are not reset see it again
 
     def __getstate__(self) -> dict[str, Any]:
         kept = self.__dict__ | {"_runner": None, "_spread": None, "_drawn_from": None}
@@ -108,12 +104,12 @@ class SideBySide:
     def __setstate__(self, kept: dict[str, Any]) -> None:
         state, conditions = kept.pop("_kept")
         self.__dict__.update(kept)
-        self._runner = self._made()
+        self._runner = runner_of(self._core, self._num_envs)
         if state is not None:
             self._runner.restore(state, self._streams, self._of_each(conditions))
 
     @property
-    def _streams(self) -> tuple[np.ndarray, np.ndarray]:
+    def _streams(self) -> Streams:
         return self._numbers, self._episode
 
     def _of_each(self, conditions: Conditions) -> Any:
@@ -126,54 +122,61 @@ class SideBySide:
         return self._spread
 
     def reset(
-        self, numbers: np.ndarray | None, conditions: Conditions, some: np.ndarray | None
+        self, numbers: np.ndarray | None, conditions: Conditions, some: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Begin episodes; returns observations (num_envs, entries) and masks of all environments.
 
         Args:
             numbers: of the random streams, one for each environment; None: go on with those there are.
             conditions: from which the episodes are drawn.
-            some: the environments to reset, bool; None: all.
+            some: the environments to reset, bool (num_envs,).
         """
-        chosen = ~self._none if some is None else some
         if numbers is None:
-            self._episode = self._episode + chosen.astype(np.int32)
+            self._episode = self._episode + some.astype(np.int32)
         else:
-            self._numbers = np.where(chosen, numbers, self._numbers).astype(np.uint32)
-            self._episode = np.where(chosen, 0, self._episode).astype(np.int32)
-        spread = self._of_each(conditions)
-        if some is None:
-            self._compile(spread)
-            return self._runner.begin(self._streams, spread)
-        return self._runner.move("some", some, (self._streams, spread))
+            self._numbers = np.where(some, numbers, self._numbers).astype(np.uint32)
+            self._episode = np.where(some, 0, self._episode).astype(np.int32)
+        return self._begun(conditions, some)
 
-    def _compile(self, spread: Any) -> None:
-        """Compile what a reset and a step need side by side, the first time."""
-        if self._runner.started:
-            return
-        space = self._core.action_space
-        kind = np.float32 if hasattr(space, "high") else np.int32
-        nothing = np.zeros((*space.shape, self._num_envs), kind)
-        step = (nothing, (self._streams, spread, self._none))
-        self._runner.compile(self._streams, spread, {"step": step})
+    def _begun(self, conditions: Conditions, some: np.ndarray) -> Any:
+        """New episodes of some environments; returns what all see now."""
+        spread = self._of_each(conditions)
+        if some.all():
+            seen = begun(self._runner, self._core, self._streams, spread)
+        elif some.any():
+            fresh = self._runner.begin_some(some, self._streams, spread)
+            pairs = zip(fresh, self._last, strict=True)
+            seen = tuple(np.where(some[:, None], new, old) for new, old in pairs)
+        else:
+            seen = tuple(x.copy() for x in self._last)
+        self._last = tuple(x.copy() for x in seen)
+        return seen
 
     def step(
         self, conditions: Conditions, actions: np.ndarray, waiting: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """One step of all environments: what ``_step`` gives, environments first.
+        """One step of all environments, environments first: the info of each, and the rest by name.
 
         Args:
             conditions: from which new episodes are drawn.
             actions: (num_envs, ...).
             waiting: environments whose next episode begins in this step, in place of it; None: none.
         """
-        late = self._none if waiting is None else waiting
-        extra = (self._streams, self._of_each(conditions), late)
-        found: dict[str, np.ndarray] = self._runner.move("step", actions.T, extra)
-        again = found["truncated"] if self._same_step else late
-        if again.any():
-            self._episode = self._episode + again.astype(np.int32)
-        return found
+        observation, reward, truncated, info = self._runner.step(actions.T)
+        mask = info.pop("action_mask")
+        if waiting is not None and waiting.any():
+            reward[waiting], truncated[waiting] = 0.0, False
+        again = truncated if self._same_step else waiting
+        found = info | {"final_obs": observation, "final_mask": mask}
+        self._last = observation.copy(), mask.copy()
+        if again is not None and again.any():
+            observation, mask = self.reset(None, conditions, again)
+        return found | {
+            "observation": observation,
+            "action_mask": mask,
+            "reward": reward,
+            "truncated": truncated,
+        }
 
     def state_of(self, row: int) -> EnvState:
         """The state of one environment."""

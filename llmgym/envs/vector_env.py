@@ -92,10 +92,10 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         for group, (_, members), conditions in zip(
             self._grouped(), self._scenarios.pairs(), self._conditions, strict=True
         ):
-            group.reset(np.arange(len(members)), conditions, None)
+            group.reset(np.arange(len(members)), conditions, np.ones(len(members), bool))
             assert space.shape is not None
-            nothing = np.zeros((len(members), *space.shape), kind)
-            check_rewards(group.step(conditions, nothing, None)["reward"])
+            zeros = np.zeros((len(members), *space.shape), kind)
+            check_rewards(group.step(conditions, zeros, None)["reward"])
 
     def _grouped(self) -> list[SideBySide]:
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
@@ -144,8 +144,7 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._groups, self._scenarios.pairs(), self._conditions, strict=True
         ):
             fresh = None if numbers is None else numbers[members]
-            part = None if whole else some[members]
-            seen, mask = group.reset(fresh, conditions, part)
+            seen, mask = group.reset(fresh, conditions, some[members])
             observations.append(seen)
             masks.append(mask)
         self._action_mask = self._scattered(masks)

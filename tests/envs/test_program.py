@@ -12,7 +12,7 @@ import pytest
 import llmgym
 from llmgym.core.errors import LLMGymError
 from llmgym.envs.packing import Packing
-from llmgym.envs.program import Runner
+from llmgym.envs.runner import Runner
 
 STEPS = 40
 
@@ -25,11 +25,11 @@ def keyed(seeds: jax.Array) -> jax.Array:
 
 
 def functions(core: Any) -> tuple[Any, Any]:
-    def begin(params: Any, seeds: Any, extra: Any) -> tuple[Any, Any]:
+    def begin(params: Any, seeds: Any) -> tuple[Any, Any]:
         state = core.init(keyed(seeds), params)
         return state, (core.observe(state, params), core.action_mask(state, params))
 
-    def step(params: Any, state: Any, action: Any, extra: Any) -> tuple[Any, Any]:
+    def step(params: Any, state: Any, action: Any) -> tuple[Any, Any]:
         state, out = core.step(state, action, params)
         return state, (out.observation, out.reward, out.truncated, out.info)
 
@@ -70,15 +70,15 @@ SETTINGS: list[dict[str, Any]] = [
 def test_a_runner_steps_as_the_functions_do(settings: dict[str, Any], num_envs: int | None) -> None:
     core = llmgym.functional("llmgym/Engine-v0", **settings)
     begin, step = functions(core)
-    runner = Runner(begin, {"step": step}, core.params, num_envs=num_envs, block=4, threads=2)
+    runner = Runner(begin, step, core.params, num_envs=num_envs, block=4, threads=2)
     seeds = np.arange(3, 3 + (num_envs or 1), dtype=np.uint32)
     seeds = seeds if num_envs else seeds[0]
     plain, batched = jax.jit(step), num_envs is not None
-    state, expected = jax.jit(begin)(core.params, seeds, None)
+    state, expected = jax.jit(begin)(core.params, seeds)
     assert_equal(runner.begin(seeds), environments_first(expected, batched))
     for action in actions(core, num_envs):
-        state, expected = plain(core.params, state, action, None)
-        assert_equal(runner.move("step", action), environments_first(expected, batched))
+        state, expected = plain(core.params, state, action)
+        assert_equal(runner.step(action), environments_first(expected, batched))
     assert_equal(runner.state, jax.device_get(state))
 
 
@@ -87,29 +87,26 @@ def test_a_runner_steps_as_the_functions_do(settings: dict[str, Any], num_envs: 
 def test_networks_say_what_the_functions_say(num_envs: int | None) -> None:
     core = llmgym.functional("llmgym/Network-v0")
     begin, step = functions(core)
-    runner = Runner(begin, {"step": step}, core.params, num_envs=num_envs, block=3, threads=2)
+    runner = Runner(begin, step, core.params, num_envs=num_envs, block=3, threads=2)
     seeds = np.arange(3, 3 + (num_envs or 1), dtype=np.uint32)
     seeds = seeds if num_envs else seeds[0]
-    state, expected = jax.jit(begin)(core.params, seeds, None)
+    state, expected = jax.jit(begin)(core.params, seeds)
     assert_equal(runner.begin(seeds), environments_first(expected, num_envs is not None))
     plain = jax.jit(step)
-    for action in actions(
-        core, num_envs
-    ):  # their tables may lie in other rows: neighbours move them
-        state, expected = plain(core.params, state, action, None)
-        assert_equal(
-            runner.move("step", action), environments_first(expected, num_envs is not None)
-        )
+    # Their tables may lie in other rows: neighbours move them.
+    for action in actions(core, num_envs):
+        state, expected = plain(core.params, state, action)
+        assert_equal(runner.step(action), environments_first(expected, num_envs is not None))
 
 
 def counting(calls: list[str]) -> tuple[Any, Any]:
     """Functions of an environment that counts, and note when they are traced."""
 
-    def begin(params: Any, start: Any, extra: Any) -> tuple[Any, Any]:
+    def begin(params: Any, start: Any) -> tuple[Any, Any]:
         calls.append("begin")
         return {"count": start, "table": jnp.broadcast_to(start, (20, *start.shape))}, start
 
-    def step(params: Any, state: Any, action: Any, extra: Any) -> tuple[Any, Any]:
+    def step(params: Any, state: Any, action: Any) -> tuple[Any, Any]:
         calls.append("step")
         count = state["count"] + action * params["by"]
         new = {"count": count, "table": state["table"] + count}
@@ -125,14 +122,14 @@ PARAMS = {"by": np.int32(2)}
 @pytest.mark.parametrize("num_envs", [None, 5])
 def test_outputs_are_the_callers_to_keep_and_to_change(num_envs: int | None) -> None:
     begin, step = counting([])
-    runner = Runner(begin, {"step": step}, PARAMS, num_envs=num_envs, block=2, threads=2)
+    runner = Runner(begin, step, PARAMS, num_envs=num_envs, block=2, threads=2)
     ones = np.ones(num_envs, np.int32) if num_envs else np.int32(1)
     runner.begin(ones)
-    first = runner.move("step", ones)
+    first = runner.step(ones)
     assert first["odd"].all() if num_envs else first["odd"] is True
     kept = first["row"].copy()
     first["row"][...] = 99
-    second = runner.move("step", ones)
+    second = runner.step(ones)
     assert (first["row"] == 99).all()
     np.testing.assert_array_equal(second["row"][..., 0], kept[..., 0] + 2)
     np.testing.assert_array_equal(second["row"][..., 1], kept[..., 1] + 5)
@@ -142,14 +139,12 @@ def test_runners_of_equal_settings_share_programs_whatever_their_params() -> Non
     calls: list[str] = []
     begin, step = counting(calls)
     for by in (1, 2, 3):
-        runner = Runner(
-            begin, {"step": step}, {"by": np.int32(by)}, "counting", num_envs=6, block=3
-        )
+        runner = Runner(begin, step, {"by": np.int32(by)}, "counting", num_envs=6, block=3)
         runner.begin(np.zeros(6, np.int32))
-        found = runner.move("step", np.ones(6, np.int32))
+        found = runner.step(np.ones(6, np.int32))
         np.testing.assert_array_equal(found["row"][:, 0], by)
         runner.params = {"by": np.int32(10)}
-        found = runner.move("step", np.ones(6, np.int32))
+        found = runner.step(np.ones(6, np.int32))
         np.testing.assert_array_equal(found["row"][:, 0], by + 10)
     assert calls == ["begin", "step"]
     with pytest.raises(LLMGymError, match="keep their shapes"):
@@ -158,15 +153,15 @@ def test_runners_of_equal_settings_share_programs_whatever_their_params() -> Non
 
 def test_a_move_needs_states_and_one_that_fails_leaves_none() -> None:
     begin, step = counting([])
-    runner = Runner(begin, {"step": step}, PARAMS, num_envs=4, block=2, threads=2)
+    runner = Runner(begin, step, PARAMS, num_envs=4, block=2, threads=2)
     with pytest.raises(LLMGymError, match="reset"):
-        runner.move("step", np.ones(4, np.int32))
+        runner.step(np.ones(4, np.int32))
     runner.begin(np.ones(4, np.int32))
-    runner.move("step", np.ones(4, np.int32))
+    runner.step(np.ones(4, np.int32))
     with pytest.raises(TypeError):  # other types than those it is compiled for
-        runner.move("step", np.ones(4, np.float64))
+        runner.step(np.ones(4, np.float64))
     with pytest.raises(LLMGymError, match="reset"):
-        runner.move("step", np.ones(4, np.int32))
+        runner.step(np.ones(4, np.int32))
     runner.begin(np.ones(4, np.int32))
     assert runner.started
 
@@ -174,11 +169,11 @@ def test_a_move_needs_states_and_one_that_fails_leaves_none() -> None:
 def test_compiled_in_advance_nothing_is_traced_again() -> None:
     calls: list[str] = []
     begin, step = counting(calls)
-    runner = Runner(begin, {"step": step}, PARAMS)
-    runner.compile(np.int32(0), None, {"step": (np.int32(0), None)})
+    runner = Runner(begin, step, PARAMS)
+    runner.compile((np.int32(0),), np.int32(0))
     before = list(calls)
     runner.begin(np.int32(5))
-    assert runner.move("step", np.int32(1))["half"] == 3.5
+    assert runner.step(np.int32(1))["half"] == 3.5
     assert calls == before
     assert runner.state["table"].tolist() == [12] * 20
 
@@ -186,9 +181,9 @@ def test_compiled_in_advance_nothing_is_traced_again() -> None:
 def test_64_bits_change_nothing() -> None:
     begin, step = counting([])
     with jax.enable_x64(True):
-        runner = Runner(begin, {"step": step}, PARAMS, num_envs=4, block=2, threads=2)
+        runner = Runner(begin, step, PARAMS, num_envs=4, block=2, threads=2)
         runner.begin(np.ones(4, np.int32))
-        found = runner.move("step", np.ones(4, np.int32))
+        found = runner.step(np.ones(4, np.int32))
     assert found["half"].dtype == np.float32 and found["row"].dtype == np.int32
 
 
