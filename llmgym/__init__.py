@@ -8,6 +8,7 @@ from __future__ import annotations
 import gymnasium as _gym
 
 from llmgym import agents, baselines, traces
+from llmgym.core.dispatch import run_in_the_calling_thread as _run_in_the_calling_thread
 from llmgym.core.errors import LLMGymError, UnservableWarning
 from llmgym.engine.fill import fill
 from llmgym.engine.view import Batch, View
@@ -47,6 +48,8 @@ from llmgym.scenario.workload import JobType, Workload
 from llmgym.theory.capacity import at_load, capacity
 
 __version__ = "0.1.0"
+
+_run_in_the_calling_thread()
 
 for _name in ("Engine", "Network"):
     _gym.register(

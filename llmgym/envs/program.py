@@ -18,22 +18,25 @@ from llmgym.envs.packing import SMALL, Packing
 
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 """Marks of a call that XLA compiles for a CPU as one piece of machine code, run by the calling thread. The
-two hundred pieces that it makes of a step otherwise are handed to a pool of threads one by one, which for
-one environment takes five times as long as the step. Versions that do not know the marks ignore them."""
+two hundred pieces that it makes of a step otherwise are handed to a pool of threads one by one, which takes
+longer than a step of a few environments. Versions that do not know the marks ignore them."""
 
 ONE_KERNEL_OPTIONS = COMPILER_OPTIONS | {
     "xla_cpu_use_fusion_emitters": False,  # what those make does not fit into such a piece
-    # The first doubles the scalars of reductions, each of which costs an allocation in every call; the second
-    # calls a library for sums of floats, which such a piece cannot.
-    "xla_disable_hlo_passes": "tree_reduction_rewriter,dot-library-rewriter",
+    # It calls a library for sums of floats, which such a piece cannot.
+    "xla_disable_hlo_passes": "dot-library-rewriter",
 }
 """Options of XLA for such pieces."""
 
-QUICKLY = {"xla_backend_optimization_level": 1}
-"""They compile in half the time with it, and are no slower. JAX's switch against optimising goes first."""
+NARROW = 16
+"""Environments up to which a sum along the slots is one loop: beyond, two levels are worth their cost."""
 
-NARROW = 8
-"""Most environments of a block that steps as one piece; wider ones are faster in many."""
+NARROW_OPTIONS = {
+    # Two levels double the scalars of sums, each of which costs an allocation in every call.
+    "xla_disable_hlo_passes": "dot-library-rewriter,tree_reduction_rewriter",
+    "xla_backend_optimization_level": 1,  # compiled in half the time, and no slower
+}
+"""What is different for few environments."""
 
 KEPT = 64
 """Programs that are kept for environments of equal settings, the latest."""
@@ -70,8 +73,9 @@ class Program:
     ) -> None:
         self._function, self._params, self._begun = function, params, begun
         self._batched = envs is not None
+        self._one_kernel = on_cpu
         # States are made seldom: there all that counts is the time to compile.
-        self._one_kernel = on_cpu and (begun is None or (envs or 1) <= NARROW)
+        self._narrow = begun is None or (envs or 1) <= NARROW
         self._lock = threading.Lock()
         self._lowered: Any = None
         self._call: Any = None
@@ -100,30 +104,36 @@ class Program:
         return self._compile
 
     def _lower(self, arguments: Any) -> Any:
-        inner = jax.jit(self._packed, donate_argnums=() if self._begun is None else (0,))
-        plain = partial(inner.lower, *arguments)
+        """As one piece, where there is a CPU, and a function that gives the usual pieces."""
+        donated = () if self._begun is None else (0,)
+        inner = jax.jit(self._packed)
+        plain = partial(jax.jit(self._packed, donate_argnums=donated).lower, *arguments)
         if not self._one_kernel:
-            return plain(), None
+            return plain(), plain
 
         def marked(*arguments: Any) -> Any:
             return set_xla_metadata(inner(*arguments), **ONE_KERNEL)
 
-        return jax.jit(marked).lower(*arguments), plain
+        return jax.jit(marked, donate_argnums=donated).lower(*arguments), plain
 
     @in_32_bits
     def _compile(self) -> None:
         with self._lock:
-            if self._call is not None:
-                return
-            lowered, plain = self._lowered
-            options: dict[str, Any] = COMPILER_OPTIONS if plain is None else ONE_KERNEL_OPTIONS
-            if plain is not None and not jax.config.read("jax_disable_most_optimizations"):
-                options = options | QUICKLY
-            try:
-                self._call = lowered.compile(compiler_options=options)
-            except jax.errors.JaxRuntimeError:  # options and marks come and go with the versions
-                self._call = compiled(lowered if plain is None else plain())
-            self._lowered = None
+            if self._call is None:
+                lowered, plain = self._lowered
+                try:
+                    self._call = lowered.compile(compiler_options=self._options())
+                except jax.errors.JaxRuntimeError:  # options and marks come and go with the versions
+                    self._call = compiled(plain())
+                self._lowered = None
+
+    def _options(self) -> dict[str, Any]:
+        if not self._one_kernel:
+            return COMPILER_OPTIONS
+        options: dict[str, Any] = ONE_KERNEL_OPTIONS | (NARROW_OPTIONS if self._narrow else {})
+        if jax.config.read("jax_disable_most_optimizations"):  # JAX's switch goes first
+            options.pop("xla_backend_optimization_level", None)
+        return options
 
     def _packed(self, before: Any, params: jax.Array, *inputs: Any) -> Any:
         unpacked = self._params.unpack(params, [])

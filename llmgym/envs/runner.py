@@ -38,7 +38,7 @@ class Runner:
             are equal too. None: shared with nobody.
         num_envs: how many environments.
         slots: rows of an environment's tables, over all its engines: they say how wide blocks are.
-        block: most environments of a block; threads: that run blocks. None: see ``block_sizes``.
+        block: most environments of a block; threads: that run blocks. None: as suits the machine.
     """
 
     @in_32_bits
@@ -57,8 +57,7 @@ class Runner:
         self.threads = threads or (cores() if self._on_cpu else 1)
         self._functions = {"begin": begin, "step": step}
         self._same, self._num_envs = object() if same is None else same, num_envs
-        most = block or (None if self._on_cpu else num_envs)
-        sizes = [1] if num_envs is None else block_sizes(num_envs, slots, self.threads, most)
+        sizes = _sizes(num_envs, slots, self.threads, block, self._on_cpu)
         ends = np.cumsum(sizes).tolist()
         self._parts = [slice(end - n, end) for n, end in zip(sizes, ends, strict=True)]
         self._states: list[Any] | None = None
@@ -206,6 +205,18 @@ class Runner:
                 lambda: Program(self._functions[name], self._packing, begun, envs, self._on_cpu),
             )
         return program
+
+
+def _sizes(envs: int | None, slots: int, threads: int, block: int | None, on_cpu: bool) -> list[int]:
+    """Environments of each block."""
+    if envs is None:
+        return [1]
+    if block is None:
+        # A call costs some 150 us whatever it does, and a second thread a third of that.
+        few = envs * slots <= 2**15
+        block = envs if few or not on_cpu else max(min(256, 2**16 // slots), 16)
+        threads = 1 if few else threads
+    return block_sizes(envs, slots, threads, block)
 
 
 @jax.jit

@@ -216,13 +216,15 @@ class EngineVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 self._groups, self._scenarios.pairs(), self._conditions, strict=True
             )
         ]
-        result = {k: self._scattered([one[k] for one in found]) for k in found[0]}
+        result = found[0]
+        if len(found) > 1:
+            result = {k: self._scattered([one[k] for one in found]) for k in found[0]}
         self._action_mask = result.pop("action_mask")
         observation, final = result.pop("observation"), result.pop("final_obs")
         final_mask = result.pop("final_mask")
         rewards, done = result.pop("reward"), result.pop("truncated")
         check_rewards(rewards)
-        self._done = done
+        self._done = done.copy()
         if not self._told_of_drops:
             slots = self.core.scenario.slots
             self._told_of_drops = tell_of_drops(result["dropped"], result["load"], slots)
@@ -293,5 +295,5 @@ def _mode(mode: Any) -> AutoresetMode:
 
 
 def _masked(values: dict[str, Any], where: np.ndarray) -> dict[str, Any]:
-    """Vector info: every value with its mask ``_key`` of the environments that it holds for."""
-    return values | {f"_{name}": where.copy() for name in values}
+    """Vector info: every value with its mask ``_key`` of the environments that it holds for, one for all."""
+    return values | {f"_{name}": where for name in values}

@@ -7,15 +7,15 @@ in range. ``names`` lists every entry; ``space`` bounds it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, reduce
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmgym.core.arrays import first_rows
+from llmgym.core.arrays import first_rows, rounded
 from llmgym.core.checks import keep_number
 from llmgym.engine.view import View
 from llmgym.envs.interface.arrival_rate import ArrivalRate
@@ -128,23 +128,28 @@ class Observation(ObservationBase):
 
     def of(self, view: View, arrival_rate: jax.Array) -> jax.Array:
         """The vector (entries, ...) for a view and an estimate of the arrivals per second (...)."""
-        tile, seconds = self.sizes.tile, view.tick_ms / 1000
-        values = self._load(view, tile)
+        tile, seconds = self.sizes.tile, _Seconds(view.tick_ms / 1000, view.batches >> 31)
+        # Every request is of one of the classes; a pass along the slots costs as much as all the rest.
+        classes = range(len(self.sizes.class_names))
+        each = [_of_class(view, view.job_class == k if len(classes) > 1 else True) for k in classes]
+        whole = reduce(_Present.__add__, each)
+        values = self._load(view, whole, tile)
         values += [
-            _oldest(view.waited, view.prefill > 0, seconds),
-            _oldest(view.unserved, view.decoding, seconds),
-            jnp.log1p(arrival_rate),
-            *self._slack(view),
+            _Log(seconds.of(whole.age)),
+            _Log(seconds.of(whole.gap)),
+            _Log(arrival_rate),
+            *self._slack(view, whole),
         ]
-        for k in range(len(self.sizes.class_names)):
-            values += _class_features(view, view.job_class == k, tile, seconds)
+        for mine in each:
+            values += [_Log(mine.waiting), _Log(mine.decoding), _Log(mine.prefill / tile)]
+            values += [_Log(seconds.of(mine.age)), _Log(seconds.of(mine.gap))]
         values += self._first_requests(view, tile, seconds)
-        vector = jnp.stack([value.astype(jnp.float32) for value in values])
+        vector = _stacked(values)
         bounds = jnp.asarray(self.space.high).reshape(-1, *[1] * (vector.ndim - 1))
         return jnp.clip(vector, 0.0, bounds)
 
-    def _load(self, view: View, tile: int) -> list[jax.Array]:
-        decodes, prefill = _count(view.decoding), _tokens(view.prefill)
+    def _load(self, view: View, whole: _Present, tile: int) -> list[Any]:
+        decodes, prefill = whole.decoding, whole.prefill
         work = decodes + prefill
         sizes = [jnp.minimum(k * tile, view.token_budget) for k in range(1, self.sizes.tiles + 1)]
 
@@ -155,21 +160,21 @@ class Observation(ObservationBase):
 
         best = jnp.max(jnp.stack([rate(size) for size in sizes]), axis=0)
         return [
-            jnp.log1p(prefill / tile),
-            jnp.log1p(decodes),
+            _Log(prefill / tile),
+            _Log(decodes),
             (decodes % tile) / tile,
             (work % tile) / tile,
             *(rate(jnp.minimum(work, size)) / best for size in sizes),
         ]
 
-    def _slack(self, view: View) -> list[jax.Array]:
-        present = _count(view.live)
+    def _slack(self, view: View, whole: _Present) -> list[jax.Array]:
+        present = whole.waiting + whole.decoding
         seats = jnp.ones_like(present, jnp.float32)
         if view.max_num_seqs is not None:
-            seats = 1 - _count(view.started) / view.max_num_seqs
+            seats = 1 - jnp.sum(view.started.astype(jnp.int32), axis=0) / view.max_num_seqs
         return [seats, 1 - present / self.sizes.slots]
 
-    def _first_requests(self, view: View, tile: int, seconds: jax.Array) -> list[jax.Array]:
+    def _first_requests(self, view: View, tile: int, seconds: _Seconds) -> list[Any]:
         if self.requests == 0:
             return []
         slot, exists = first_rows(view.live, self.requests)
@@ -177,40 +182,81 @@ class Observation(ObservationBase):
         def at(column: jax.Array) -> jax.Array:
             return jnp.where(exists, jnp.take_along_axis(column, slot, axis=0), 0)
 
-        columns = [
+        columns: list[Any] = [
             exists,
-            jnp.log1p(at(view.prefill) / tile),
+            _Log(at(view.prefill) / tile),
             at(view.decoding),
-            jnp.log1p(at(view.generated)),
-            jnp.log1p(at(view.waited) * seconds),
-            jnp.log1p(at(view.unserved) * seconds),
+            _Log(at(view.generated)),
+            _Log(seconds.of(at(view.waited))),
+            _Log(seconds.of(at(view.unserved))),
             at(view.job_class),
         ]
-        return [column[n] for n in range(self.requests) for column in columns]
+        return [
+            _Log(column.value[n]) if isinstance(column, _Log) else column[n]
+            for n in range(self.requests)
+            for column in columns
+        ]
 
 
 OF_REQUEST = ("present", "prefill", "decoding", "generated", "waited", "unserved", "class")
 """What the observation says of each single request."""
 
 
-def _count(mask: jax.Array) -> jax.Array:
-    return jnp.sum(mask.astype(jnp.int32), axis=0)
+class _Log(NamedTuple):
+    """A value that enters the observation as its log1p."""
+
+    value: jax.Array
 
 
-def _tokens(prefill: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.minimum(prefill, MOST_PROMPT), axis=0)
+def _stacked(values: list[Any]) -> jax.Array:
+    """The vector (entries, ...), float32: logarithms are taken of all at once, in one pass."""
+    raw = [v.value if isinstance(v, _Log) else v for v in values]
+    vector = jnp.stack([x.astype(jnp.float32) for x in raw])
+    logs = np.array([isinstance(v, _Log) for v in values]).reshape(-1, *[1] * (vector.ndim - 1))
+    return jnp.where(logs, jnp.log1p(vector), vector)
 
 
-def _oldest(age: jax.Array, mask: jax.Array, seconds: jax.Array) -> jax.Array:
-    return jnp.log1p(jnp.max(jnp.where(mask, age, 0), axis=0) * seconds)
+class _Seconds(NamedTuple):
+    """Seconds of a tick; and zeros of which the compiler does not know that they are."""
+
+    of_tick: jax.Array
+    zero: jax.Array
+
+    def of(self, ticks: jax.Array) -> jax.Array:
+        """Seconds of ticks, the same whatever is added to them."""
+        return rounded(ticks * self.of_tick, self.zero)
 
 
-def _class_features(view: View, mine: jax.Array, tile: int, seconds: jax.Array) -> list[jax.Array]:
-    prefill, decoding = jnp.where(mine, view.prefill, 0), mine & view.decoding
-    return [
-        jnp.log1p(_count(prefill > 0)),
-        jnp.log1p(_count(decoding)),
-        jnp.log1p(_tokens(prefill) / tile),
-        _oldest(view.waited, prefill > 0, seconds),
-        _oldest(view.unserved, decoding, seconds),
-    ]
+class _Present(NamedTuple):
+    """Requests present, of a class or of all: counts, prompt tokens left, and the highest ages in ticks."""
+
+    waiting: jax.Array
+    decoding: jax.Array
+    prefill: jax.Array
+    age: jax.Array
+    gap: jax.Array
+
+    def __add__(self, other: Any) -> _Present:
+        """Those of both."""
+        oldest = (jnp.maximum(self.age, other.age), jnp.maximum(self.gap, other.gap))
+        return _Present(
+            self.waiting + other.waiting,
+            self.decoding + other.decoding,
+            self.prefill + other.prefill,
+            *oldest,
+        )
+
+
+def _of_class(view: View, mine: Any) -> _Present:
+    """Those of a class, ``mine``, in four passes along the slots."""
+    waiting, decoding = mine & (view.prefill > 0), mine & view.decoding
+    # There are at most 2**15 rows: two counts fit into one number.
+    counts = jnp.sum(waiting + (decoding.astype(jnp.int32) << 16), axis=0)
+    prefill = jnp.minimum(view.prefill, MOST_PROMPT)
+    return _Present(
+        counts & 0xFFFF,
+        jax.lax.shift_right_logical(counts, 16),
+        jnp.sum(jnp.where(waiting, prefill, 0), axis=0),
+        jnp.max(jnp.where(waiting, view.waited, 0), axis=0),
+        jnp.max(jnp.where(decoding, view.unserved, 0), axis=0),
+    )

@@ -59,19 +59,20 @@ def sound_action(action: Any, space: gym.Space[Any] | None, batch: tuple[int, ..
     found = sound_array("An action", action, wanted, "fiu" if scores else "iu", must)
     if not isinstance(found, jax.core.Tracer):
         values = np.asarray(found)
-        _check_inside(must, space, np.moveaxis(values, 0, -1) if space.shape else values)
+        values = np.moveaxis(values, 0, -1) if space.shape else values
+        if not _inside(space, values):
+            raise LLMGymError(f"{must}, got {shown(values)}.")
     return found
 
 
-def _check_inside(must: str, space: gym.Space[Any], values: Any) -> None:
-    """Refuse values (..., dimensions) out of a space; NaN is. ``must`` begins the message."""
+def _inside(space: gym.Space[Any], values: Any) -> bool:
+    """Whether values (..., dimensions) are inside a space; NaN is not."""
     if isinstance(space, gym.spaces.Box):
         low, high = space.low, space.high
     else:
         low = np.zeros((), np.int32)
         high = space.n - 1 if isinstance(space, gym.spaces.Discrete) else space.nvec - 1  # type: ignore[attr-defined]
-    if not ((values >= low) & (values <= high)).all():
-        raise LLMGymError(f"{must}, got {shown(values)}.")
+    return bool(((values >= low) & (values <= high)).all())
 
 
 def sound_batch(action: Any, shape: tuple[int, ...]) -> Batch:
@@ -106,16 +107,21 @@ def sound_actions(
         LLMGymError: they are of another shape or type, or out of range; NaN is.
     """
     scores = isinstance(space, gym.spaces.Box)
-    must = f"{what} must be {'numbers' if scores else 'whole numbers'} of shape {shape}, inside {space}"
+
+    def must() -> str:
+        numbers = "numbers" if scores else "whole numbers"
+        return f"{what} must be {numbers} of shape {shape}, inside {space}"
+
     check_size(what, actions)
     try:
         found = np.asarray(actions)
     except Exception:  # rows of several lengths, or objects of a stranger
-        raise LLMGymError(f"{must}, got {shown(actions)}.") from None
+        raise LLMGymError(f"{must()}, got {shown(actions)}.") from None
     if found.shape != shape or found.dtype.kind not in ("iuf" if scores else "iu"):
         shapes = "" if found.shape == shape else f", of shape {found.shape}"
-        raise LLMGymError(f"{must}, got {shown(actions)}{shapes}.")
-    _check_inside(must, space, found)
+        raise LLMGymError(f"{must()}, got {shown(actions)}{shapes}.")
+    if not _inside(space, found):
+        raise LLMGymError(f"{must()}, got {shown(actions)}.")
     return found.astype(np.float32 if scores else np.int32)
 
 
@@ -140,8 +146,8 @@ def tell_of_drops(dropped: Any, load: Any, slots: int) -> bool:
 
 def check_rewards(rewards: np.ndarray) -> None:
     """Refuse rewards that are not finite: learning on them fails without a word."""
-    bad = np.flatnonzero(~np.isfinite(rewards))
-    if bad.size:
+    if not np.isfinite(rewards).all():
+        bad = np.flatnonzero(~np.isfinite(rewards))
         where = f" in environment {bad[0]}" if rewards.ndim else ""
         raise LLMGymError(
             f"The reward is {rewards.flat[bad[0]]}{where}: a reward function must give finite numbers. "
