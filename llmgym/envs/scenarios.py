@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -37,20 +38,24 @@ class Scenarios:
                 f"scenario is a list of {len(several)} for {num_envs or 1} environments: give each "
                 "environment one at most, and at least one in all."
             )
-        self.members = [
-            np.arange(n, num_envs or len(several), len(several)) for n in range(len(several))
-        ]
+        count = num_envs or len(several)
+        self._turns = [range(n, count, len(several)) for n in range(len(several))]
         self.cores = [self._made(n, scenario) for n, scenario in enumerate(several)]
         for core in self.cores[1:]:
             self._check(core)
         self.observation_space = self._widest()
+
+    @cached_property
+    def members(self) -> list[np.ndarray]:
+        """The environments of each scenario; made when asked for, as too many are refused before."""
+        return [np.arange(t.start, t.stop, t.step) for t in self._turns]
 
     def _made(self, n: int, scenario: Any) -> FunctionalEngine:
         settings = self._settings
         if "load" in settings:
             settings = settings | {"load": self._own_load(settings["load"], n)}
         if self._num_envs is not None:
-            settings = settings | {"num_envs": len(self.members[n])}
+            settings = settings | {"num_envs": len(self._turns[n])}
         return array_form(self._env_id, scenario=scenario, **settings)
 
     def _check(self, core: FunctionalEngine) -> None:
@@ -92,7 +97,7 @@ class Scenarios:
         """The part of a load that is for scenario ``n``: of a list that of its environments."""
         listed = isinstance(load, (list, np.ndarray)) and np.ndim(load) == 1
         if listed and self._num_envs is not None and len(load) == self._num_envs:
-            return [load[i] for i in self.members[n]]
+            return [load[i] for i in self._turns[n]]
         return load
 
     def conditions(self, options: Mapping[str, Any]) -> list[Conditions]:
