@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from limits import within
+from limits import RUN_SECONDS, SECONDS, within
 from odd_values import ODD, ONE, VALUES, Silent, changed, try_out
 
 import llmgym
@@ -164,7 +164,8 @@ def test_nothing_steps_before_a_reset() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 2.5, None, True, "2", [2], float("nan"), 10**400, 10**9])
 def test_numbers_of_environments_that_cannot_be(count: Any) -> None:
-    with within(), pytest.raises(LLMGymError, match=r"num_envs must|would take .* GB"):
+    wrong = pytest.raises(LLMGymError, match=r"num_envs must|would take .* GB")
+    with within(RUN_SECONDS, cpu_seconds=SECONDS), wrong:
         gym.make_vec("llmgym/Engine-v0", num_envs=count, **SETTINGS)
     assert EngineVectorEnv(2.0, **SETTINGS).num_envs == 2  # type: ignore[arg-type]
 
