@@ -227,3 +227,9 @@ def test_rewards_that_are_not_finite_are_refused_at_once_or_as_they_come(value: 
             one.step(action)
         with pytest.raises(LLMGymError, match=r"The reward is .*nf|The reward is nan"):
             one.step(action)
+
+
+@pytest.mark.parametrize("slots", [np.array([1.0, 2.0]), [16], "many", b"auto", np.nan])
+def test_sizes_of_the_table_that_cannot_be(slots: Any) -> None:
+    with pytest.raises(LLMGymError, match="slots must be"):
+        FunctionalEngine(**SETTINGS | {"slots": slots})
