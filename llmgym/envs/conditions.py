@@ -146,7 +146,8 @@ def _own(scenario: Scenario, needed: bool) -> float:
 
 def _loads(load: Any) -> tuple[float, ...]:
     """The loads of a number, a pair or a list, checked."""
-    several = isinstance(load, (tuple, list, np.ndarray)) and np.ndim(load) > 0
+    # A list in which lists of several lengths stand has no number of axes: entries are looked at one by one.
+    several = load.ndim > 0 if isinstance(load, np.ndarray) else isinstance(load, (tuple, list))
     found = as_list("load", load, what="numbers") if several else (load,)
     checked = tuple(check_number("load", x, above=0, high=MOST_LOAD) for x in found)
     if isinstance(load, tuple) and (len(checked) != 2 or checked[0] > checked[1]):

@@ -95,7 +95,7 @@ class Scenarios:
 
     def _own_load(self, load: Any, n: int) -> Any:
         """The part of a load that is for scenario ``n``: of a list that of its environments."""
-        listed = isinstance(load, (list, np.ndarray)) and np.ndim(load) == 1
+        listed = load.ndim == 1 if isinstance(load, np.ndarray) else isinstance(load, list)
         if listed and self._num_envs is not None and len(load) == self._num_envs:
             return [load[i] for i in self._turns[n]]
         return load

@@ -233,3 +233,10 @@ def test_rewards_that_are_not_finite_are_refused_at_once_or_as_they_come(value: 
 def test_sizes_of_the_table_that_cannot_be(slots: Any) -> None:
     with pytest.raises(LLMGymError, match="slots must be"):
         FunctionalEngine(**SETTINGS | {"slots": slots})
+
+
+@pytest.mark.parametrize("kind", [FunctionalEngine, EngineEnv, made_vec])
+@pytest.mark.parametrize("load", [[[1], [2, 3]], ([1], [2, 3]), [[0.5, 0.6]], np.ones((2, 2))])
+def test_loads_of_uneven_lists_are_refused(kind: Callable[..., Any], load: Any) -> None:
+    with pytest.raises(LLMGymError, match="load"):
+        kind(**SETTINGS | {"load": load} | ({"num_envs": 2} if kind is made_vec else {}))
