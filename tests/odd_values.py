@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from limits import RUN_CPU_SECONDS, RUN_SECONDS, SECONDS, again_if_late, within
 
 from llmgym import Affine, Engine, LLMGymError
 from llmgym.core.errors import MOST_CHARACTERS
@@ -45,13 +46,23 @@ ODD = st.one_of(st.sampled_from(VALUES), st.floats(), st.integers())
 
 
 def try_out(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """A right result, or one short line."""
-    try:
-        call(**arguments)
-    except LLMGymError as error:
-        text = str(error)
-        assert 0 < len(text) <= MOST_CHARACTERS
-        assert "\n" not in text
+    """A right result, or one short line, neither late nor large."""
+
+    def attempt() -> str | None:
+        refused = None
+        with within(RUN_SECONDS, cpu_seconds=RUN_CPU_SECONDS) as spent:
+            try:
+                call(**arguments)
+            except LLMGymError as error:
+                refused = str(error)
+        if refused is not None:
+            spent.check(SECONDS)
+        return refused
+
+    refused = again_if_late(attempt)
+    if refused is not None:
+        assert 0 < len(refused) <= MOST_CHARACTERS
+        assert "\n" not in refused
 
 
 @st.composite

@@ -29,9 +29,10 @@ from typing import Any
 from llmgym.calibration.batches import Pass, Settings, Shape, grid
 from llmgym.calibration.data import MOST_BYTES
 from llmgym.core.errors import LLMGymError
-from llmgym.core.files import write
+from llmgym.core.files import csv_cell, write
 from llmgym.core.folders import alone_in
 from llmgym.core.reading import read_text
+from llmgym.core.text import one_line
 
 COLUMNS = (
     "tokens", "ms", "decode_context", "prefill_pairs",
@@ -70,7 +71,7 @@ def measure(settings: Settings, path: Path, progress: Progress | None = None) ->
     where = torch.cuda.get_device_name() if cuda else settings.device
     try:
         with alone_in(path.parent):
-            there = _rows_there(path, settings.name, where)
+            there = _rows_there(path, _cell(settings.name), _cell(where))
             shapes = [shape for shape in grid(settings) if shape not in there]
             added = _measure(settings, path, shapes, where, progress or (lambda *_: None))
     except OSError as error:
@@ -96,12 +97,17 @@ def _measure(
                 ms = _time_ms(run, settings.device, settings.warmup, settings.repeats)
             except torch.OutOfMemoryError:
                 continue
-            identity = {"model": settings.name, "device": where}
+            identity = {"model": _cell(settings.name), "device": _cell(where)}
             writer.writerow(shape.measures | vars(shape) | identity | {"ms": f"{ms:.6g}"})
             file.flush()
             added += 1
     progress(len(shapes), len(shapes), "done")
     return added
+
+
+def _cell(name: str) -> str:
+    """A name as the file holds it: in one line, so that it is the same when it is read again."""
+    return str(csv_cell(one_line(name)))
 
 
 def _torch(device: str) -> Any:
@@ -112,6 +118,18 @@ def _torch(device: str) -> Any:
         raise LLMGymError("Measuring needs PyTorch: pip install torch") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LLMGymError("PyTorch finds no CUDA device here. Choose --device cpu.")
+    try:
+        torch.ones(
+            1, device=device
+        ).item()  # "meta" holds no numbers, so that nothing is computed there
+    except (
+        RuntimeError,
+        NotImplementedError,
+        AssertionError,
+    ):  # the last: built without the device
+        raise LLMGymError(
+            f"PyTorch cannot compute on the device {device!r} here. Choose --device cpu, or cuda."
+        ) from None
     return torch
 
 

@@ -283,9 +283,11 @@ def _with_slots(scenario: Scenario, slots: Any) -> Scenario:
     """The scenario with another size of its request table."""
     if slots is None:
         return scenario
-    if isinstance(slots, str) and slots != "auto":
+    if not isinstance(slots, str):  # an array does not compare with a string
+        return replace(scenario, slots=slots)
+    if slots != "auto":
         raise LLMGymError(f'slots must be a whole number or "auto", got {shown(slots)}.')
-    return replace(scenario, slots=enough_slots(scenario) if isinstance(slots, str) else slots)
+    return replace(scenario, slots=enough_slots(scenario))
 
 
 class FunctionalNetwork(FunctionalEngine):

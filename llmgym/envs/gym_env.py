@@ -9,6 +9,7 @@ import numpy as np
 
 from llmgym.core.checks import check_name, check_seed
 from llmgym.core.errors import LLMGymError
+from llmgym.core.forked import refuse_async_fork
 from llmgym.core.precision import in_32_bits
 from llmgym.envs.functional import EnvState
 from llmgym.envs.interface.encoding import sample_mask
@@ -38,6 +39,7 @@ class EngineEnv(gym.Env[np.ndarray, Any]):
 
     @in_32_bits
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
+        refuse_async_fork()
         if render_mode is not None:
             check_name("render mode", render_mode, RENDER_MODES)
         self._scenarios = Scenarios(self.env_id, settings)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import opened_files
 import pytest
 from commands import run
-from hostile_names import EVERYTHING, NAMES, Inputs, inputs
+from hostile_names import EVERYTHING, NAMES, Inputs, file_name, inputs
 from rich.console import Console
 
 from llmgym.cli import output
@@ -88,6 +89,49 @@ def test_what_compiles_nothing(
             do(capsys, "show", scenario, "--out", out / f"{name}.{kind}")
     assert opened_files.check(out) == {".toml", ".png", ".svg", ".pdf"}
     assert {path for path in paths(tmp_path) - before if out not in (path, *path.parents)} == set()
+
+
+DECODER = ("--device", "cpu", "--layers", 1, "--width", 8, "--heads", 2, "--vocabulary", 9, "--repeats", 1,
+           "--warmup", 0, "--decodes", "0,1,2,4", "--context", "3,9", "--chunk", "0,8",
+           "--prefix", "0,5")  # fmt: skip
+
+
+class Named:
+    """In the place of a model of Hugging Face, which would have to be downloaded."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def prepare(self, _: object) -> Callable[[], None]:
+        return lambda: None
+
+
+@pytest.mark.parametrize("key", USER)
+def test_batches_are_measured_under_any_name(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, here: Path, tmp_path: Path, key: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # several wait for one another where the machine is busy
+    from llmgym.calibration import torch_models
+
+    monkeypatch.setattr(torch_models, "HuggingFace", Named)
+    before, out = paths(tmp_path), here / file_name(NAMES[key])
+    text = NAMES[key].replace("\0", "0")  # no argument of a program has one
+    file, named = (out / f"{file_name(NAMES[key])}{end}.csv" for end in ("", "2"))
+    for option in ("--device", "--dtype", "--decodes", "--prefix"):
+        do(capsys, "measure-batch-time", file, *DECODER, f"{option}={text}", code=2)
+    assert not list(out.rglob("*.csv"))
+    for path, more in ((file, ()), (named, (f"--model={text}",))):
+        command = ("measure-batch-time", path, *DECODER, *more)
+        do(capsys, *command)
+        in_terminal(monkeypatch)
+        assert json.loads(do(capsys, *command, "--json"))["added"] == 0  # it knows its rows again
+        do(capsys, *command)
+        do(capsys, *command, "--dtype", "bfloat16", code=2)
+        do(capsys, "calibrate", path, "--out", out / "calibrated")
+    do(capsys, "measure-batch-time", named, *DECODER, f"--model={text}2", code=2)
+    assert opened_files.check(out) == {".csv", ".toml", ".png"}
+    assert {p for p in paths(tmp_path) - before if out not in (p, *p.parents)} == set()
 
 
 SMALL_RUN = ("--duration-s", 2, "--num-envs", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from llmgym.agents import index_search, trials
 from llmgym.agents.training import Training, train
 from llmgym.baselines.index import Index
 from llmgym.core.errors import LLMGymError
+from llmgym.core.forked import _method
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(sys, "getdlopenflags"), reason="nothing forks there"),
@@ -111,15 +113,45 @@ def test_all_that_computes_refuses_in_a_forked_process() -> None:
         assert "get_context('spawn')" in message and "context='spawn'" in message
 
 
-def test_gymnasium_that_forks_its_environments_does_not_hang(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    def make() -> Any:
-        return gym.make("llmgym/Engine-v0", scenario=llmgym.scenario("geometric", slots=32))
+def small_engine() -> Any:
+    return gym.make("llmgym/Engine-v0", scenario=llmgym.scenario("geometric", slots=32))
 
-    with pytest.raises((EOFError, OSError)):  # its processes have ended
-        AsyncVectorEnv([make, make], context="fork")
-    assert "AsyncVectorEnv(..., context='spawn')" in capfd.readouterr().err
+
+@pytest.mark.parametrize("context", ["fork", None])
+def test_gymnasium_is_refused_to_fork_before_it_forks(
+    context: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process of the user, who would else be told of a broken pipe."""
+    monkeypatch.setattr(os, "fork", None)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["fork", "spawn"])
+    scenario = llmgym.scenario("geometric", slots=32)
+    several = {"vectorization_mode": "async", "vector_kwargs": {"context": context}}
+    for make in (
+        lambda: AsyncVectorEnv([small_engine] * 2, context=context),
+        lambda: gym.make_vec("llmgym/Engine-v0", 2, scenario=scenario, **several),
+        lambda: gym.make_vec("llmgym/Network-v0", 2, scenario="fork-join", **several),
+    ):
+        with pytest.raises(LLMGymError, match="context='spawn'"):
+            make()
+
+
+@pytest.mark.slow
+def test_gymnasium_that_spawns_is_let_do_so() -> None:
+    envs = AsyncVectorEnv([small_engine] * 2, context="spawn")
+    try:
+        observation, _ = envs.reset(seed=[0, 1])
+        alone, _ = small_engine().reset(seed=1)
+        np.testing.assert_array_equal(observation[1], alone)
+    finally:
+        envs.close()
+
+
+def test_a_start_method_that_the_user_has_chosen_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["fork", "spawn"])
+    assert _method(None) == "spawn"
+    assert _method("fork") == "fork"
 
 
 def test_a_process_that_is_forked_before_jax_starts_computes() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import RUN_SECONDS, SECONDS, within
 from odd_values import ODD, ONE, VALUES, Silent, changed, try_out
 
 import llmgym
@@ -165,7 +166,8 @@ def test_nothing_steps_before_a_reset() -> None:
     "count", [0, -1, 2.5, None, True, "2", [2], float("nan"), 10**400, 10**9, 2**32]
 )
 def test_numbers_of_environments_that_cannot_be(count: Any) -> None:
-    with pytest.raises(LLMGymError, match=r"num_envs must|would take .* GB"):
+    wrong = pytest.raises(LLMGymError, match=r"num_envs must|would take .* GB")
+    with within(RUN_SECONDS, cpu_seconds=SECONDS), wrong:
         gym.make_vec("llmgym/Engine-v0", num_envs=count, **SETTINGS)
     assert EngineVectorEnv(2.0, **SETTINGS).num_envs == 2  # type: ignore[arg-type]
 
@@ -238,3 +240,16 @@ def test_odd_options_of_resets_are_right_or_refused(option: str) -> None:
         try_out(several().reset, {"seed": 0, "options": {option: value}})
         if option != "reset_mask":
             try_out(single().reset, {"seed": 0, "options": {option: value}})
+
+
+@pytest.mark.parametrize("slots", [np.array([1.0, 2.0]), [16], "many", b"auto", np.nan])
+def test_sizes_of_the_table_that_cannot_be(slots: Any) -> None:
+    with pytest.raises(LLMGymError, match="slots must be"):
+        FunctionalEngine(**SETTINGS | {"slots": slots})
+
+
+@pytest.mark.parametrize("kind", [FunctionalEngine, EngineEnv, made_vec])
+@pytest.mark.parametrize("load", [[[1], [2, 3]], ([1], [2, 3]), [[0.5, 0.6]], np.ones((2, 2))])
+def test_loads_of_uneven_lists_are_refused(kind: Callable[..., Any], load: Any) -> None:
+    with pytest.raises(LLMGymError, match="load"):
+        kind(**SETTINGS | {"load": load} | ({"num_envs": 2} if kind is made_vec else {}))
