@@ -26,6 +26,7 @@ from llmgym.cli import (
     training,
 )
 from llmgym.cli.output import any_character, complain, messages
+from llmgym.core.compile_cache import keep_programs
 from llmgym.core.errors import LLMGymError, UnservableWarning
 from llmgym.core.foreign_names import here
 from llmgym.core.precision import in_32_bits
@@ -52,6 +53,7 @@ STOPPED = 128 + signal.SIGINT
 def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2."""
     any_character()
+    keep_programs()
     with _terminated_as_interrupted():
         code = _run()
         if code == STOPPED:

@@ -123,7 +123,9 @@ class Program:
                 lowered, plain = self._lowered
                 try:
                     self._call = lowered.compile(compiler_options=self._options())
-                except jax.errors.JaxRuntimeError:  # options and marks come and go with the versions
+                except (
+                    jax.errors.JaxRuntimeError
+                ):  # options and marks come and go with the versions
                     self._call = compiled(plain())
                 self._lowered = None
 

@@ -207,7 +207,9 @@ class Runner:
         return program
 
 
-def _sizes(envs: int | None, slots: int, threads: int, block: int | None, on_cpu: bool) -> list[int]:
+def _sizes(
+    envs: int | None, slots: int, threads: int, block: int | None, on_cpu: bool
+) -> list[int]:
     """Environments of each block."""
     if envs is None:
         return [1]
