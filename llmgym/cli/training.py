@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmgym.cli import common as cli
+from llmgym.cli.interfaces import OWN, interface_options
 from llmgym.core.errors import LLMGymError, unknown
 
 if TYPE_CHECKING:
@@ -61,6 +62,14 @@ def train(
         list[str] | None,
         typer.Option("--option", help="Setting of the learner: prior=0. Repeatable."),
     ] = None,
+    observation: Annotated[
+        str | None,
+        typer.Option(help="What a ppo policy sees: names of entries, prefill_tokens,decoding,..."),
+    ] = None,
+    action: Annotated[
+        str | None,
+        typer.Option(help="What it chooses: tiles, split, tokens or budget; split:shares=3."),
+    ] = None,
     settings: cli.Set = None,
     out: cli.Out = None,
     as_json: cli.Json = False,
@@ -73,6 +82,7 @@ def train(
     typed = scenario or ["latency"]
     bases = [_scenario(name, settings or []) for name in typed]
     out = out or cli.results_folder(agent, bases[0].name)
+    sees = interface_options(bases, agent, observation, action) if observation or action else None
     if agent.startswith("sb3-"):
         if patience is not None:
             raise LLMGymError(
@@ -82,7 +92,7 @@ def train(
         numbers = _seeds(seed, seeds)
         policies = _sb3(agent, worlds, steps, numbers, option, out, as_json)
         return _tell(policies, numbers, out, _again(typed[0], settings or []), as_json)
-    training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent)
+    training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent, sees)
     with cli.bar(as_json, steps=True) as bar:
         tasks = {
             s: bar.add_task(f"seed {s}: compiling", total=training.iterations)
@@ -205,8 +215,9 @@ def _training(
     patience: int | None,
     option: list[str] | None,
     agent: str = "ppo",
+    sees: dict[str, Any] | None = None,
 ) -> Training:
-    """The training run that the options describe."""
+    """The training run that the options describe; ``sees``: from ``interface_options``."""
     from dataclasses import fields, replace
 
     from llmgym.agents.checkpoint import CHOICES
@@ -220,18 +231,20 @@ def _training(
     worlds = [s for base in bases for s in cli.at_rates(base, load, rate, usual)]
     kind = "network" if network else "tiles" if agent == "ppo" else agent
     given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
-    engines = [] if network else [base.engine for base in bases]
+    if sees is not None:
+        kind, given = "interface", {}
+    engines = [] if network or sees else [base.engine for base in bases]
     if any(e.max_num_seqs is not None or e.kv_cache is not None for e in engines):
         # Full batches, which a guard forces, are not safe there: the policy learns how many of
         # its seats to fill.
         given |= {"guard": None} | ({"shares": 3} if kind == "tiles" else {})
     given |= _options(option)
-    of_choice = {f.name for f in fields(CHOICES[kind])}
+    of_choice = {f.name for f in fields(CHOICES[kind])} - (set(OWN) if sees else set())
     known = {f.name for f in fields(PPO)} - {"choice", "levels"} | of_choice
     for name in given:
         if name not in known:
             raise unknown("option", name, known)
-    choice = CHOICES[kind](**{k: v for k, v in given.items() if k in of_choice})
+    choice = CHOICES[kind](**{k: v for k, v in given.items() if k in of_choice}, **(sees or {}))
     promised = not network and all(base.has_targets for base in bases)
     learner = PPO(
         choice=choice,
