@@ -70,13 +70,14 @@ def train(
         str | None,
         typer.Option(help="What it chooses: tiles, split, tokens or budget; split:shares=3."),
     ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Where the learning curve goes too: tensorboard or wandb.")
+    ] = None,
     settings: cli.Set = None,
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
     """Train policies. Resumes where it was stopped; --out FOLDER holds agent-SEED.npz and curves."""
-    from llmgym.agents.training import train as run_training
-
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
     typed = scenario or ["latency"]
@@ -84,28 +85,41 @@ def train(
     out = out or cli.results_folder(agent, bases[0].name)
     sees = interface_options(bases, agent, observation, action) if observation or action else None
     if agent.startswith("sb3-"):
-        if patience is not None:
-            raise LLMGymError(
-                f"--patience is for ppo, budget and scores; {agent} makes all its steps."
-            )
+        _refuse_for_sb3(agent, patience, log)
         worlds = [s for base in bases for s in cli.at_rates(base, load, rate, TRAINING_LOADS)]
         numbers = _seeds(seed, seeds)
-        policies = _sb3(agent, worlds, steps, numbers, option, out, as_json)
-        return _tell(policies, numbers, out, _again(typed[0], settings or []), as_json)
-    training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent, sees)
-    with cli.bar(as_json, steps=True) as bar:
+        policies = _sb3(agent, worlds, steps, numbers, option, out, as_json, log)
+    else:
+        training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent, sees)
+        numbers, policies = training.seeds, _jax(training, out, as_json, log)
+    _tell(policies, numbers, out, _again(typed[0], settings or []), as_json)
+
+
+def _jax(training: Training, out: Path, quiet: bool, log: str | None) -> list[Any]:
+    """Train policies with llmgym's own learner."""
+    from llmgym.agents.training import train as run_training
+
+    with cli.bar(quiet, steps=True) as bar:
         tasks = {
             s: bar.add_task(f"seed {s}: compiling", total=training.iterations)
             for s in training.seeds
         }
-        policies = run_training(
-            training,
-            out,
-            lambda s, done, row: bar.update(
-                tasks[s], completed=done, description=f"seed {s}: {_told(row)}"
-            ),
+
+        def progress(seed: int, done: int, row: dict[str, Any]) -> None:
+            bar.update(tasks[seed], completed=done, description=f"seed {seed}: {_told(row)}")
+
+        return run_training(training, out, progress, log=log)
+
+
+def _refuse_for_sb3(agent: str, patience: int | None, log: str | None) -> None:
+    """Refuse what only llmgym's own learner has."""
+    if patience is not None:
+        raise LLMGymError(f"--patience is for ppo, budget and scores; {agent} makes all its steps.")
+    if log not in (None, "tensorboard"):
+        raise LLMGymError(
+            f"--log {log} is for ppo, budget and scores; {agent} writes --log tensorboard, which "
+            "'wandb sync' reads as well."
         )
-    _tell(policies, training.seeds, out, _again(typed[0], settings or []), as_json)
 
 
 def _tell(
@@ -132,11 +146,13 @@ def _sb3(
     option: list[str] | None,
     out: Path,
     quiet: bool,
+    log: str | None,
 ) -> list[Any]:
     """Train policies with Stable-Baselines3, one seed after the other."""
     from dataclasses import fields
 
     from llmgym.agents import sb3_ppo
+    from llmgym.agents.logs import check_log
     from llmgym.agents.tile_choice import TileChoice
 
     given, of_choice = _options(option), {f.name for f in fields(TileChoice)}
@@ -144,6 +160,9 @@ def _sb3(
     rest = {k: v for k, v in given.items() if k not in of_choice}
     if "num_envs" not in rest:  # equally many for each world
         rest["num_envs"] = len(worlds) * max(256 // len(worlds), 1)
+    check_log(log, out)
+    if log is not None:
+        rest["tensorboard"] = out / "tensorboard"
     found = []
     with cli.alone_in(out), cli.bar(quiet, steps=True) as bar:
         for seed in seeds:
