@@ -39,6 +39,10 @@ def evaluate(
     settings: cli.Set = None,
     seed: cli.Seed = 0,
     jobs: cli.Jobs = 1,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="The model card of llmgym train into which the latencies go too."),
+    ] = None,
     out: cli.Out = None,
     repeat: Annotated[
         Path | None, typer.Option(help="Repeat the evaluation of this result folder.")
@@ -48,11 +52,13 @@ def evaluate(
     """Judge policies against a published one, fixed and tuned for each rate. Resumes where stopped."""
     from llmgym.core.files import write
     from llmgym.evaluation import evaluate as evaluations
-    from llmgym.reporting import evaluation_page, evaluation_tables
+    from llmgym.reporting import evaluation_page, evaluation_tables, model_card
     from llmgym.reporting import evaluation_report as report
 
+    if card is not None:
+        model_card.with_results(card, "")  # refused before anything is run
     if repeat is not None:
-        out = cli.repeated(context, "evaluation", repeat, ("out", "jobs", "as_json"))
+        out = cli.repeated(context, "evaluation", repeat, ("out", "jobs", "card", "as_json"))
         chosen = evaluations.from_config(repeat)
     else:
         base = cli.scenario(scenario, settings, None)
@@ -73,6 +79,9 @@ def evaluate(
             results = evaluations.evaluate(chosen, out, progress, jobs)
         paths = report.publish(chosen, results, out)
         write(out / "README.md", evaluation_page.page(chosen, results))
+    if card is not None:
+        table = evaluation_tables.latency_table(chosen, results, "cold").to_markdown()
+        write(card, model_card.with_results(card, table))
     if as_json:
         return cli.print_json(report.as_json(chosen, results))
     cli.show(*evaluation_tables.tables(chosen, results), cli.told(paths, out / "raw"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmgym.cli import common as cli
+from llmgym.cli.cards import CARD, write_card
 from llmgym.cli.interfaces import OWN, interface_options
 from llmgym.core.errors import LLMGymError, unknown
 
@@ -77,7 +79,8 @@ def train(
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Train policies. Resumes where it was stopped; --out FOLDER holds agent-SEED.npz and curves."""
+    """Train policies. Resumes where it was stopped; --out FOLDER holds agent-SEED.npz, curves and a card."""
+    began = time.monotonic()
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
     typed = scenario or ["latency"]
@@ -91,8 +94,11 @@ def train(
         policies = _sb3(agent, worlds, steps, numbers, option, out, as_json, log)
     else:
         training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent, sees)
-        numbers, policies = training.seeds, _jax(training, out, as_json, log)
-    _tell(policies, numbers, out, _again(typed[0], settings or []), as_json)
+        worlds, numbers = list(training.scenarios), training.seeds
+        policies = _jax(training, out, as_json, log)
+    again = _again(typed[0], settings or [])
+    write_card(out, numbers, worlds, time.monotonic() - began, again)
+    _tell(policies, numbers, out, again, as_json)
 
 
 def _jax(training: Training, out: Path, quiet: bool, log: str | None) -> list[Any]:
@@ -135,6 +141,7 @@ def _tell(
         return cli.print_json(found)
     for record in found:
         cli.show(f"Wrote {record['file']}.")
+    cli.show(f"What they are: {out / CARD}.")
     cli.show(f"Judge: {shlex.join(['llmgym', 'evaluate', *scenario, '-p', found[0]['file']])}")
 
 
