@@ -155,7 +155,13 @@ class Logged:
         self._lock = RLock()
 
     def row(self, seed: int, iterations: int, row: Row) -> None:
-        """A row of the learning curve of a seed, after so many iterations."""
+        """A row of a learning curve.
+
+        Args:
+            seed: of the policy.
+            iterations: that it has made.
+            row: the numbers by column.
+        """
         if self._log is None:
             return
         with self._lock:

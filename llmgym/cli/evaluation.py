@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmgym.cli import common as cli
+
+if TYPE_CHECKING:
+    from llmgym.evaluation.evaluate import Evaluation
 
 app = typer.Typer()
 
@@ -50,10 +53,8 @@ def evaluate(
     as_json: cli.Json = False,
 ) -> None:
     """Judge policies against a published one, fixed and tuned for each rate. Resumes where stopped."""
-    from llmgym.core.files import write
     from llmgym.evaluation import evaluate as evaluations
-    from llmgym.reporting import evaluation_page, evaluation_tables, model_card
-    from llmgym.reporting import evaluation_report as report
+    from llmgym.reporting import model_card
 
     if card is not None:
         model_card.with_results(card, "")  # refused before anything is run
@@ -74,9 +75,19 @@ def evaluate(
             reference=reference,
         )
     out = out or cli.results_folder("evaluation", chosen.scenario.name)
+    _judge(chosen, out, jobs, card, as_json)
+
+
+def _judge(chosen: Evaluation, out: Path, jobs: int, card: Path | None, as_json: bool) -> None:
+    """Run an evaluation, and write what it found into its folder and the card."""
+    from llmgym.core.files import write
+    from llmgym.evaluation.evaluate import evaluate as run_evaluation
+    from llmgym.reporting import evaluation_page, evaluation_tables, model_card
+    from llmgym.reporting import evaluation_report as report
+
     with cli.alone_in(out):
         with cli.counter(as_json) as progress:
-            results = evaluations.evaluate(chosen, out, progress, jobs)
+            results = run_evaluation(chosen, out, progress, jobs)
         paths = report.publish(chosen, results, out)
         write(out / "README.md", evaluation_page.page(chosen, results))
     if card is not None:
