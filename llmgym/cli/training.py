@@ -119,9 +119,14 @@ def _jax(training: Training, out: Path, quiet: bool, log: str | None) -> list[An
 
 def _refuse_for_sb3(agent: str, patience: int | None, log: str | None) -> None:
     """Refuse what only llmgym's own learner has."""
+    from llmgym.agents.logs import LOGS
+    from llmgym.core.checks import check_name
+
+    if log is not None:
+        check_name("log", log, LOGS)
     if patience is not None:
         raise LLMGymError(f"--patience is for ppo, budget and scores; {agent} makes all its steps.")
-    if log not in (None, "tensorboard"):
+    if log == "wandb":
         raise LLMGymError(
             f"--log {log} is for ppo, budget and scores; {agent} writes --log tensorboard, which "
             "'wandb sync' reads as well."

@@ -92,3 +92,30 @@ def test_a_policy_is_trained_and_runs(capsys: pytest.CaptureFixture[str], tmp_pa
     assert policy.choice.parts == (4, 2)
     scenario = llmgym.scenario("latency", slots=48).at_rate(10.0)
     assert llmgym.simulate(scenario, policy, duration_s=5).summary["completed"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--log", "tensorbord"), "Unknown log 'tensorbord'. Did you mean 'tensorboard'"),
+        (("--log", "tensorbord", "--agent", "sb3-ppo"), "Unknown log 'tensorbord'"),
+        (("--log", "wandb", "--agent", "sb3-ppo"), "sb3-ppo writes --log tensorboard"),
+    ],
+)
+def test_a_log_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    code, _, err = run(capsys, "train", *arguments, "--out", str(out))
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_learning_curves_go_where_the_option_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    arguments = ("train", *SMALL, "--steps", "2000", "--log", "tensorboard", "--out", str(tmp_path))
+    code, _, err = run(capsys, *arguments)
+    assert code == 0, err
+    assert list((tmp_path / "tensorboard" / "seed-0").glob("events.out.tfevents*"))
