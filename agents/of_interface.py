@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import jax
 
 from llmgym.agents.choice import Choice
+from llmgym.baselines.policy import Policy
 from llmgym.core.checks import as_list, check_settings, keep_number
 from llmgym.core.errors import LLMGymError, shown
 from llmgym.engine.view import Batch, View
-from llmgym.envs.interface.actions import make_encoding
-from llmgym.envs.interface.chosen import ENGINE, make_observation
+from llmgym.envs.interface.actions import ENCODINGS, make_encoding
+from llmgym.envs.interface.chosen import ENGINE, Chosen, make_observation
 from llmgym.envs.interface.encoding import Sizes
 from llmgym.envs.interface.interface import Composed, Interface, Sight
 from llmgym.envs.interface.observations import Observation
@@ -67,6 +69,30 @@ class InterfaceChoice(Choice):
                 f"Action {shown(self.action)} is not made of choices: PPO here takes tiles, split, tokens, "
                 "budget, or an encoding of your own with a Discrete or MultiDiscrete space."
             )
+
+    @classmethod
+    def of(cls, interface: Interface) -> InterfaceChoice:
+        """The choice that gives an interface of environments again, by names.
+
+        Raises LLMGymError where its parts have no names, as objects of a user's that are not registered.
+        """
+        seen, encoding = getattr(interface, "observation", None), getattr(interface, "action", None)
+        whole = seen.whole if isinstance(seen, Chosen) else seen
+        if isinstance(whole, Observation):
+            action = next((n for n, e in ENCODINGS.items() if e in (type(encoding), encoding)), "")
+            own = fields(encoding) if is_dataclass(encoding) else ()
+            settings = {f.name: getattr(encoding, f.name) for f in own if f.name != "sizes"}
+            if isinstance(settings.get("base"), Policy):  # of "budget": checkpoints keep its name
+                settings["base"] = settings["base"].name
+            names = seen.names if isinstance(seen, Chosen) else (ENGINE,)
+            with suppress(LLMGymError):
+                found = cls(whole.sizes, names, action, whole.requests, tuple(settings.items()))
+                if found.interface == interface:
+                    return found
+        raise LLMGymError(
+            f"{shown(interface)} has parts without names: register them (llmgym.register_feature, "
+            "register_action), and give names to gym.make."
+        )
 
     @cached_property
     def interface(self) -> Interface:

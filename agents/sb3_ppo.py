@@ -15,7 +15,6 @@ from typing import Any
 from llmgym.agents import checkpoint
 from llmgym.agents.sb3_worlds import Worlds
 from llmgym.agents.tile_choice import TileChoice
-from llmgym.agents.trained import TrainedPolicy
 from llmgym.agents.worlds import tiles_of
 from llmgym.core.errors import LLMGymError, check_number, unknown
 from llmgym.core.files import write
@@ -31,9 +30,10 @@ try:
     from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-    from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
+    from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-    from llmgym.agents.sb3_networks import HIDDEN, MaskableResidualPolicy, Residual, ResidualPolicy
+    from llmgym.agents.sb3_networks import HIDDEN, MaskableResidualPolicy, ResidualPolicy
+    from llmgym.agents.sb3_policies import policy_of
 except ImportError as error:
     raise ImportError(
         "llmgym.agents.sb3_ppo needs Stable-Baselines3: pip install 'llmgym[sb3]'."
@@ -228,53 +228,3 @@ def _header_of(
         "seed": seed,
         "versions": checkpoint.versions() | versions,
     }
-
-
-def policy_of(
-    model: BaseAlgorithm, choice: TileChoice | None = None, header: Mapping[str, Any] | None = None
-) -> TrainedPolicy:
-    """The policy of a model that ``train`` made, with its weights in JAX; it chooses as
-    ``model.predict(..., deterministic=True)`` does.
-
-    Args:
-        model: from ``train``, or loaded by SB3 from a file that ``train`` wrote.
-        choice: what it observes and may do; None: that of the model's environment.
-        header: what a checkpoint will say of it.
-
-    Raises LLMGymError for another model.
-    """
-    env = model.get_env()
-    if choice is None and isinstance(env, VecEnv) and env.has_attr("choice"):
-        choice = env.get_attr("choice")[0]
-    layers = _layers(model)
-    if choice is None or not layers:
-        raise LLMGymError(
-            "Only a model made by llmgym.agents.sb3_ppo.train becomes a policy of llmgym; one that "
-            "was loaded from a file also needs its choice."
-        )
-    sizes = layers[0].in_features, layers[-1].out_features
-    if sizes != (len(choice.features), sum(choice.parts)):
-        raise LLMGymError(
-            f"The model has {sizes[0]} inputs and {sizes[1]} outputs, and the choice "
-            f"{len(choice.features)} and {sum(choice.parts)}."
-        )
-    actor = [
-        {name: x.detach().numpy().T.copy() for name, x in layer.named_parameters()}
-        for layer in layers
-    ]
-    label = f"sb3-{type(model).__name__.lower()}"
-    masks = isinstance(model, MaskablePPO)
-    return checkpoint.policy_of(choice, actor, dict(header or {}), label, masks)
-
-
-def _layers(model: BaseAlgorithm) -> list[torch.nn.Linear]:
-    """The layers of the actor, or of the Q-network; none where ``train`` did not make the model."""
-    policy: Any = model.policy
-    if isinstance(model, DQN):
-        nets = [policy.q_net.q_net]
-    elif isinstance(policy, Residual):
-        towers: Any = policy
-        nets = [towers.mlp_extractor.policy_net, towers.action_net]
-    else:
-        return []
-    return [x for net in nets for x in net.modules() if isinstance(x, torch.nn.Linear)]

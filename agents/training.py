@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -19,120 +18,23 @@ import pandas as pd
 
 from llmgym.agents import checkpoint
 from llmgym.agents.learner import Learner, stalled
-from llmgym.agents.network_choice import NetworkChoice
+from llmgym.agents.logs import Logged
 from llmgym.agents.ppo import PPO, iterate
 from llmgym.agents.threads import in_threads
 from llmgym.agents.trained import TrainedPolicy
+from llmgym.agents.training_plan import CHUNK, Training
 from llmgym.agents.worlds import worlds_of
-from llmgym.core.checks import check_callable, check_kind, check_path, keep_list, keep_number
-from llmgym.core.errors import LLMGymError, check_number, shown
+from llmgym.core.checks import check_callable, check_kind, check_path
+from llmgym.core.errors import LLMGymError
 from llmgym.core.files import to_json, write
 from llmgym.core.folders import alone_in
 from llmgym.core.precision import in_32_bits
-from llmgym.envs.rewards import ServiceLevels
 from llmgym.evaluation.fleet import compiled, cores
-from llmgym.scenario import toml_writer
-from llmgym.scenario.arrivals import Poisson
-from llmgym.scenario.scenario import Scenario
-
-CHUNK = 5
-"""Iterations between two returns to Python: a run stops and resumes at multiples of it."""
 
 SAVE_EVERY_S = 30.0
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """Called with a seed, its iterations so far, and the last row of its learning curve by column."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training run does.
-
-    Args:
-        scenarios: one world each; several loads of a scenario are several scenarios. Fewer slots
-            train faster; an engine that fills its table starts again, empty.
-        settings: of the learner.
-        steps: environment steps of each seed, rounded up to whole chunks of iterations.
-        seeds: one policy each. A seed gives the same policy alone and beside others.
-        patience: stop when the smoothed mean cost has not fallen by 0.1 % for more than this many
-            iterations; None: never.
-    """
-
-    scenarios: tuple[Scenario, ...]
-    settings: PPO = field(default_factory=PPO)
-    steps: int = 10_000_000
-    seeds: tuple[int, ...] = (0,)
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        keep_list(self, "scenarios", Scenario, "scenarios")
-        keep_list(self, "seeds", what="seeds")
-        if not isinstance(self.settings, PPO):
-            raise LLMGymError(f"settings must be PPO(...), got {shown(self.settings)}.")
-        if not self.scenarios or not self.seeds:
-            raise LLMGymError("A training run needs at least one scenario and one seed.")
-        keep_number(self, "steps", low=1, high=2**50, integer=True)
-        seeds = tuple(
-            check_number("seed", s, low=0, high=2**32 - 1, integer=True) for s in self.seeds
-        )
-        object.__setattr__(self, "seeds", seeds)
-        if self.patience is not None:
-            keep_number(self, "patience", low=1, integer=True)
-        for scenario in self.scenarios:
-            self._check(scenario)
-        if self.settings.warm_up > 1 - 1 / self.iterations:
-            raise LLMGymError(
-                f"warm_up = {self.settings.warm_up:g} of {self.iterations} iterations leaves none in which "
-                f"the policy learns. Use at most {1 - 1 / self.iterations:g}, or more steps."
-            )
-
-    def _check(self, scenario: Scenario) -> None:
-        if scenario.is_network != isinstance(self.settings.choice, NetworkChoice):
-            raise LLMGymError(
-                f"Scenario {scenario.name!r} is {'a network' if scenario.is_network else 'no network'} "
-                "of engines; networks are trained with a NetworkChoice, one engine with a TileChoice."
-            )
-        if scenario.demand.end_s is not None:
-            raise LLMGymError(
-                f"Scenario {scenario.name!r} replays a list of requests, which ends; train on one "
-                "whose arrivals go on."
-            )
-        levels = self.settings.levels
-        if levels is not None and (
-            scenario.is_network or not scenario.has_targets or ServiceLevels.of(scenario) != levels
-        ):
-            raise LLMGymError(
-                f"The service levels of the learner are not those of {scenario.name!r}: take "
-                "ServiceLevels.of(scenario), and train on scenarios with the same targets."
-            )
-        others = [j.name for j in scenario.job_types if not isinstance(j.arrivals, Poisson)]
-        if self.settings.control and others:
-            raise LLMGymError(
-                f"control=True is for Poisson arrivals, and those of {', '.join(others)} in "
-                f"{scenario.name!r} are not; set control=False."
-            )
-
-    @property
-    def iteration_steps(self) -> int:
-        """Environment steps of an iteration."""
-        return len(self.scenarios) * self.settings.num_envs * self.settings.steps
-
-    @property
-    def iterations(self) -> int:
-        """Iterations of a run that is not stopped early."""
-        return CHUNK * math.ceil(self.steps / self.iteration_steps / CHUNK)
-
-    def header(self, seed: int) -> dict[str, Any]:
-        """Everything that the policy of a seed depends on, as JSON."""
-        return {
-            "algorithm": "ppo",
-            "scenarios": [toml_writer.dumps(s) for s in self.scenarios],
-            "settings": asdict(self.settings),
-            "steps": self.steps,
-            "patience": self.patience,
-            "seed": seed,
-            "versions": checkpoint.versions(),
-        }
 
 
 def begin(training: Training, seed: int) -> tuple[tuple[Any, ...], Learner]:
@@ -290,6 +192,7 @@ def train(
     out: Path | str | None = None,
     progress: Progress | None = None,
     together: bool | None = None,
+    log: str | None = None,
 ) -> list[TrainedPolicy]:
     """Train one policy for each seed.
 
@@ -300,6 +203,7 @@ def train(
         progress: called after every chunk of iterations, for each of its seeds.
         together: run all seeds in one vmapped program; else as many at a time as there are cores, with
             results that do not depend on the other seeds. None: together on an accelerator.
+        log: "tensorboard" or "wandb": the learning curves go there as well, a row for each chunk.
 
     Raises LLMGymError where ``out`` holds another training run, another process writes there or nothing can
     be written, or a seed diverges.
@@ -311,11 +215,18 @@ def train(
         together = jax.default_backend() != "cpu"
     groups = [training.seeds] if together else [(seed,) for seed in training.seeds]
 
+    logged = Logged(log, out, training.header, training.iteration_steps)
+
+    def told(seed: int, done: int, row: dict[str, Any]) -> None:
+        logged.row(seed, done, row)
+        if progress is not None:
+            progress(seed, done, row)
+
     def one(seeds: tuple[int, ...], stop: Event) -> list[TrainedPolicy]:
         run = first if seeds == first.seeds else Run.start(training, seeds)
-        return _train(run, program, out, progress or (lambda done, total, row: None), stop)
+        return _train(run, program, out, told, stop)
 
-    with alone_in(out):
+    with alone_in(out), logged:
         first = Run.start(training, groups[0])
         static = (training.settings, training.iterations)
         program = compiled(_chunk.lower(*static, first.physics, first.learners))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmgym.cli import common as cli
+
+if TYPE_CHECKING:
+    from llmgym.evaluation.evaluate import Evaluation
 
 app = typer.Typer()
 
@@ -39,6 +42,10 @@ def evaluate(
     settings: cli.Set = None,
     seed: cli.Seed = 0,
     jobs: cli.Jobs = 1,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="The model card of llmgym train into which the latencies go too."),
+    ] = None,
     out: cli.Out = None,
     repeat: Annotated[
         Path | None, typer.Option(help="Repeat the evaluation of this result folder.")
@@ -46,13 +53,13 @@ def evaluate(
     as_json: cli.Json = False,
 ) -> None:
     """Judge policies against a published one, fixed and tuned for each rate. Resumes where stopped."""
-    from llmgym.core.files import write
     from llmgym.evaluation import evaluate as evaluations
-    from llmgym.reporting import evaluation_page, evaluation_tables
-    from llmgym.reporting import evaluation_report as report
+    from llmgym.reporting import model_card
 
+    if card is not None:
+        model_card.with_results(card, "")  # refused before anything is run
     if repeat is not None:
-        out = cli.repeated(context, "evaluation", repeat, ("out", "jobs", "as_json"))
+        out = cli.repeated(context, "evaluation", repeat, ("out", "jobs", "card", "as_json"))
         chosen = evaluations.from_config(repeat)
     else:
         base = cli.scenario(scenario, settings, None)
@@ -68,11 +75,24 @@ def evaluate(
             reference=reference,
         )
     out = out or cli.results_folder("evaluation", chosen.scenario.name)
+    _judge(chosen, out, jobs, card, as_json)
+
+
+def _judge(chosen: Evaluation, out: Path, jobs: int, card: Path | None, as_json: bool) -> None:
+    """Run an evaluation, and write what it found into its folder and the card."""
+    from llmgym.core.files import write
+    from llmgym.evaluation.evaluate import evaluate as run_evaluation
+    from llmgym.reporting import evaluation_page, evaluation_tables, model_card
+    from llmgym.reporting import evaluation_report as report
+
     with cli.alone_in(out):
         with cli.counter(as_json) as progress:
-            results = evaluations.evaluate(chosen, out, progress, jobs)
+            results = run_evaluation(chosen, out, progress, jobs)
         paths = report.publish(chosen, results, out)
         write(out / "README.md", evaluation_page.page(chosen, results))
+    if card is not None:
+        table = evaluation_tables.latency_table(chosen, results, "cold").to_markdown()
+        write(card, model_card.with_results(card, table))
     if as_json:
         return cli.print_json(report.as_json(chosen, results))
     cli.show(*evaluation_tables.tables(chosen, results), cli.told(paths, out / "raw"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmgym.cli import common as cli
+from llmgym.cli.cards import CARD, write_card
+from llmgym.cli.interfaces import OWN, interface_options
 from llmgym.core.errors import LLMGymError, unknown
 
 if TYPE_CHECKING:
@@ -61,41 +64,73 @@ def train(
         list[str] | None,
         typer.Option("--option", help="Setting of the learner: prior=0. Repeatable."),
     ] = None,
+    observation: Annotated[
+        str | None,
+        typer.Option(help="What a ppo policy sees: names of entries, prefill_tokens,decoding,..."),
+    ] = None,
+    action: Annotated[
+        str | None,
+        typer.Option(help="What it chooses: tiles, split, tokens or budget; split:shares=3."),
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Where the learning curve goes too: tensorboard or wandb.")
+    ] = None,
     settings: cli.Set = None,
     out: cli.Out = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Train policies. Resumes where it was stopped; --out FOLDER holds agent-SEED.npz and curves."""
-    from llmgym.agents.training import train as run_training
-
+    """Train policies. Resumes where it was stopped; --out FOLDER holds agent-SEED.npz, curves and a card."""
+    began = time.monotonic()
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
     typed = scenario or ["latency"]
     bases = [_scenario(name, settings or []) for name in typed]
     out = out or cli.results_folder(agent, bases[0].name)
+    sees = interface_options(bases, agent, observation, action) if observation or action else None
     if agent.startswith("sb3-"):
-        if patience is not None:
-            raise LLMGymError(
-                f"--patience is for ppo, budget and scores; {agent} makes all its steps."
-            )
+        _refuse_for_sb3(agent, patience, log)
         worlds = [s for base in bases for s in cli.at_rates(base, load, rate, TRAINING_LOADS)]
         numbers = _seeds(seed, seeds)
-        policies = _sb3(agent, worlds, steps, numbers, option, out, as_json)
-        return _tell(policies, numbers, out, _again(typed[0], settings or []), as_json)
-    training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent)
-    with cli.bar(as_json, steps=True) as bar:
+        policies = _sb3(agent, worlds, steps, numbers, option, out, as_json, log)
+    else:
+        training = _training(bases, steps, load, rate, seed, seeds, patience, option, agent, sees)
+        worlds, numbers = list(training.scenarios), training.seeds
+        policies = _jax(training, out, as_json, log)
+    again = _again(typed[0], settings or [])
+    write_card(out, numbers, worlds, time.monotonic() - began, again)
+    _tell(policies, numbers, out, again, as_json)
+
+
+def _jax(training: Training, out: Path, quiet: bool, log: str | None) -> list[Any]:
+    """Train policies with llmgym's own learner."""
+    from llmgym.agents.training import train as run_training
+
+    with cli.bar(quiet, steps=True) as bar:
         tasks = {
             s: bar.add_task(f"seed {s}: compiling", total=training.iterations)
             for s in training.seeds
         }
-        policies = run_training(
-            training,
-            out,
-            lambda s, done, row: bar.update(
-                tasks[s], completed=done, description=f"seed {s}: {_told(row)}"
-            ),
+
+        def progress(seed: int, done: int, row: dict[str, Any]) -> None:
+            bar.update(tasks[seed], completed=done, description=f"seed {seed}: {_told(row)}")
+
+        return run_training(training, out, progress, log=log)
+
+
+def _refuse_for_sb3(agent: str, patience: int | None, log: str | None) -> None:
+    """Refuse what only llmgym's own learner has."""
+    from llmgym.agents.logs import LOGS
+    from llmgym.core.checks import check_name
+
+    if log is not None:
+        check_name("log", log, LOGS)
+    if patience is not None:
+        raise LLMGymError(f"--patience is for ppo, budget and scores; {agent} makes all its steps.")
+    if log == "wandb":
+        raise LLMGymError(
+            f"--log {log} is for ppo, budget and scores; {agent} writes --log tensorboard, which "
+            "'wandb sync' reads as well."
         )
-    _tell(policies, training.seeds, out, _again(typed[0], settings or []), as_json)
 
 
 def _tell(
@@ -111,6 +146,7 @@ def _tell(
         return cli.print_json(found)
     for record in found:
         cli.show(f"Wrote {record['file']}.")
+    cli.show(f"What they are: {out / CARD}.")
     cli.show(f"Judge: {shlex.join(['llmgym', 'evaluate', *scenario, '-p', found[0]['file']])}")
 
 
@@ -122,11 +158,13 @@ def _sb3(
     option: list[str] | None,
     out: Path,
     quiet: bool,
+    log: str | None,
 ) -> list[Any]:
     """Train policies with Stable-Baselines3, one seed after the other."""
     from dataclasses import fields
 
     from llmgym.agents import sb3_ppo
+    from llmgym.agents.logs import check_log
     from llmgym.agents.tile_choice import TileChoice
 
     given, of_choice = _options(option), {f.name for f in fields(TileChoice)}
@@ -134,6 +172,9 @@ def _sb3(
     rest = {k: v for k, v in given.items() if k not in of_choice}
     if "num_envs" not in rest:  # equally many for each world
         rest["num_envs"] = len(worlds) * max(256 // len(worlds), 1)
+    check_log(log, out)
+    if log is not None:
+        rest["tensorboard"] = out / "tensorboard"
     found = []
     with cli.alone_in(out), cli.bar(quiet, steps=True) as bar:
         for seed in seeds:
@@ -205,8 +246,9 @@ def _training(
     patience: int | None,
     option: list[str] | None,
     agent: str = "ppo",
+    sees: dict[str, Any] | None = None,
 ) -> Training:
-    """The training run that the options describe."""
+    """The training run that the options describe; ``sees``: from ``interface_options``."""
     from dataclasses import fields, replace
 
     from llmgym.agents.checkpoint import CHOICES
@@ -220,18 +262,20 @@ def _training(
     worlds = [s for base in bases for s in cli.at_rates(base, load, rate, usual)]
     kind = "network" if network else "tiles" if agent == "ppo" else agent
     given: dict[str, Any] = network_size(bases) | NETWORK if network else {"tiles": tiles_of(bases)}
-    engines = [] if network else [base.engine for base in bases]
+    if sees is not None:
+        kind, given = "interface", {}
+    engines = [] if network or sees else [base.engine for base in bases]
     if any(e.max_num_seqs is not None or e.kv_cache is not None for e in engines):
         # Full batches, which a guard forces, are not safe there: the policy learns how many of
         # its seats to fill.
         given |= {"guard": None} | ({"shares": 3} if kind == "tiles" else {})
     given |= _options(option)
-    of_choice = {f.name for f in fields(CHOICES[kind])}
+    of_choice = {f.name for f in fields(CHOICES[kind])} - (set(OWN) if sees else set())
     known = {f.name for f in fields(PPO)} - {"choice", "levels"} | of_choice
     for name in given:
         if name not in known:
             raise unknown("option", name, known)
-    choice = CHOICES[kind](**{k: v for k, v in given.items() if k in of_choice})
+    choice = CHOICES[kind](**{k: v for k, v in given.items() if k in of_choice}, **(sees or {}))
     promised = not network and all(base.has_targets for base in bases)
     learner = PPO(
         choice=choice,

@@ -204,7 +204,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(LLMGymError, match="network of engines"):
         sb3_ppo.train("rybko-stolyar", num_envs=8)
     foreign = sb3_ppo.PPO("MlpPolicy", "CartPole-v1", device="cpu")
-    with pytest.raises(LLMGymError, match="Only a model made by"):
+    with pytest.raises(LLMGymError, match="Only a model of"):
         sb3_ppo.policy_of(foreign)
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -309,11 +309,12 @@ def make_encoding(action: Any, scenario: Scenario | Sizes, **settings: Any) -> A
             )
         found: ActionEncoding = action
         return found
-    known = [f for f in getattr(action, "__dataclass_fields__", ()) if f != "sizes"]
+    own = [f.name for f in fields(action)] if is_dataclass(action) else []
+    known = [name for name in own if name != "sizes"]
     for setting in settings:
         if setting not in known:
             raise unknown(f"setting of action encoding {name!r}:", setting, known)
-    fits = "sizes" in getattr(action, "__dataclass_fields__", ())
+    fits = "sizes" in own
     made: ActionEncoding = ask(
         f"The action encoding {name}", partial(action, **settings), *((scenario,) if fits else ())
     )
