@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import check_ranges
 import clients_tool
 import summary_tool
 from summary_tool import LEARNED, RESULTS, learned_rows
@@ -291,6 +292,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "optimum": optimum_table,
     "capped": capped_table,
     "clients": clients_tool.table,
+    "ranges": check_ranges.table,
     **{
         f"recipe-{name.replace('/', '-')}": partial(clients_tool.code, name)
         for name in clients_tool.recipes()

@@ -40,22 +40,22 @@ def test_ppo_learns_an_interface_of_the_environment(
     assert core.interface == choice.interface
 
     @jax.jit
-    def acted(state: Any) -> tuple[jax.Array, Any, Any]:
-        """The action of the policy, by its network; and its batch, by itself."""
+    def acted(state: Any) -> tuple[Any, ...]:
+        """What the policy sees; its action, by its network, and its batch; and its batch by itself."""
         view = core.view(state)
         sight = choice.look(view, state.memory)
         logits = choice.logits(jax.tree.map(jnp.asarray, policy.actor), sight.features)
         scores = jnp.where(sight.mask, logits + sight.prior, -jnp.inf)
         chosen = choice.choose(view, scores)
         batch, memory = policy(jax.random.key(0), view, state.memory)
-        return chosen[0] if parts == 1 else chosen, batch, memory
+        action = chosen[0] if parts == 1 else chosen
+        return sight.features, action, core.expand(state, action), batch, memory
 
     observation, _ = env.reset(seed=0)
     for _ in range(30):
         state = env.state  # type: ignore[attr-defined]
-        chosen, batch, memory = acted(state)
-        np.testing.assert_array_equal(core.expand(state, chosen).tokens, batch.tokens)
-        seen = choice.look(core.view(state), state.memory).features
+        seen, chosen, expanded, batch, memory = acted(state)
+        np.testing.assert_array_equal(expanded.tokens, batch.tokens)
         np.testing.assert_allclose(observation, seen, rtol=1e-5)  # compiled with something else
         observation, *_ = env.step(np.asarray(chosen))
         for one, two in zip(
@@ -70,22 +70,26 @@ def test_a_choice_is_an_interface_of_the_environment() -> None:
     choice = TileChoice(tiles=4, shares=3, guard=None)
     env = gym.make("llmgym/Engine-v0", scenario=SCENARIO, interface=choice)
     assert isinstance(env.action_space, gym.spaces.MultiDiscrete)
+    core: Any = env.unwrapped.core  # type: ignore[attr-defined]
+
+    @jax.jit
+    def own(state: Any, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the choice sees, and the tokens of its batch."""
+        view = core.view(state)
+        return choice.look(view).features, choice.batch(view, action).size
+
     observation, info = env.reset(seed=0)
     for _ in range(20):
-        state = env.unwrapped.state  # type: ignore[attr-defined]
-        view = env.unwrapped.core.view(state)  # type: ignore[attr-defined]
-        np.testing.assert_allclose(observation, choice.look(view).features, rtol=1e-6)
         action = env.action_space.sample(info["action_mask"])
-        batch = choice.batch(view, jnp.asarray(action))
+        seen, size = own(env.unwrapped.state, jnp.asarray(action))  # type: ignore[attr-defined]
+        np.testing.assert_allclose(observation, seen, rtol=1e-6)
         observation, _, _, _, info = env.step(action)
-        ran = info["prefill_tokens"] + info["decode_tokens"]
-        assert ran == int(batch.size)
+        assert info["prefill_tokens"] + info["decode_tokens"] == int(size)
 
 
 def test_engines_of_a_network_decide_by_one_choice() -> None:
-    env = gym.make(
-        "llmgym/Network-v0", scenario="rybko-stolyar", interface=NetworkChoice(), load=0.5
-    )
+    network = llmgym.scenario("rybko-stolyar", slots=32)
+    env = gym.make("llmgym/Network-v0", scenario=network, interface=NetworkChoice(), load=0.5)
     space: Any = env.action_space
     assert space.nvec.tolist() == [4, 4]
     observation, info = env.reset(seed=0)

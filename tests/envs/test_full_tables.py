@@ -92,5 +92,4 @@ def test_of_several_only_those_below_the_limit_count() -> None:
 
 
 def test_a_table_with_room_is_not_told_of() -> None:
-    env = gym.make("llmgym/Engine-v0", scenario=SCENARIO, load=0.5, slots=256, max_steps=30)
-    assert idle(env, 10) == (0, [])
+    assert idle(made("single", 0.05), 10) == (0, [])

@@ -56,26 +56,21 @@ def assert_same(run: list[tuple[Any, ...]], steps: TimeStep) -> None:
         np.testing.assert_array_equal(np.array([s[4][name] for s in run]), values, err_msg=name)
 
 
-def test_scan_equals_gym_env(
+def test_a_scan_of_vmap_equals_gym_env(
     core: FunctionalEngine, actions: np.ndarray, gym_runs: list[Any]
 ) -> None:
-    run = jax.jit(lambda state: jax.lax.scan(core.step, state, jnp.asarray(actions))[1])
-    for seed, expected in zip(SEEDS, gym_runs, strict=True):
-        start = single_env("tiles").core.init(key_of(seed), core.params)
-        assert_same(expected, jax.device_get(run(start)))
-
-
-def test_vmap_equals_gym_env(
-    core: FunctionalEngine, actions: np.ndarray, gym_runs: list[Any]
-) -> None:
+    """One program for both; scans of one environment are compared in test_budget_action.py."""
     keys = jnp.stack([key_of(seed) for seed in SEEDS])
-    states = jax.jit(jax.vmap(core.init, (0, None)))(keys, core.params)
-    step, results = jax.jit(jax.vmap(core.step, (0, None, None))), []
-    for action in actions:
-        states, result = step(states, action, core.params)
-        results.append(jax.device_get(result))
+
+    @jax.jit
+    def run(keys: jax.Array, params: Any) -> TimeStep:
+        step = jax.vmap(core.step, (0, None, None))
+        states = jax.vmap(core.init, (0, None))(keys, params)
+        return jax.lax.scan(lambda s, a: step(s, a, params), states, jnp.asarray(actions))[1]
+
+    found = jax.device_get(run(keys, core.params))
     for i, expected in enumerate(gym_runs):
-        assert_same(expected, jax.tree.map(lambda *x, i=i: np.stack([v[i] for v in x]), *results))
+        assert_same(expected, jax.tree.map(lambda x, i=i: x[:, i], found))
 
 
 def test_one_compilation_serves_all_loads() -> None:

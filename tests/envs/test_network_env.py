@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import env_samples
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -90,12 +91,11 @@ def test_what_cannot_be() -> None:
         llmgym.functional("llmgym/Netwrk-v0")
 
 
-@pytest.mark.parametrize("action", ["tiles", "scores"])
+@pytest.mark.parametrize("action", ["tiles", pytest.param("scores", marks=SLOW)])
 def test_one_engine_is_a_network_of_one(action: str) -> None:
     """The same epochs as llmgym/Engine-v0 shows, with a row of choices of which there is one."""
-    scenario = llmgym.scenario("geometric", slots=32)
-    kinds = ("llmgym/Network-v0", "llmgym/Engine-v0")
-    network, engine = (gym.make(kind, scenario=scenario, action=action) for kind in kinds)
+    network = gym.make("llmgym/Network-v0", **env_samples.settings(action))
+    engine = env_samples.single_env(action)
     for env in (network, engine):
         env.reset(seed=1)
     network.action_space.seed(1)

@@ -22,7 +22,7 @@ from gymnasium.wrappers import vector as wrappers
 
 from llmgym import LLMGymError
 from llmgym.envs.checker import check_vector_env
-from llmgym.envs.vector_env import EngineVectorEnv
+from llmgym.envs.vector_env import RENDERED, EngineVectorEnv
 
 SEEDS = [5, 2**35, 7, 5]
 
@@ -101,14 +101,16 @@ def test_a_partial_reset_leaves_the_others_alone() -> None:
             envs.reset(options={"reset_mask": wrong})
 
 
-def test_images_of_the_first_environments() -> None:
-    envs = EngineVectorEnv(NUM_ENVS + 2, render_mode="rgb_array", **settings("tiles"))
+def test_images_of_the_first_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RENDERED == 4
+    monkeypatch.setattr("llmgym.envs.vector_env.RENDERED", 3)  # NUM_ENVS are compiled anyway
+    envs = EngineVectorEnv(NUM_ENVS, render_mode="rgb_array", **settings("tiles"))
     with pytest.raises(LLMGymError, match=r"reset\(\)"):
         envs.render()
     envs.reset(seed=0)
-    envs.step(np.full(NUM_ENVS + 2, 2))
+    envs.step(np.full(NUM_ENVS, 2))
     frames = envs.render()
-    assert frames is not None and len(frames) == 4
+    assert frames is not None and len(frames) == 3
     assert {frame.shape[2] for frame in frames} == {3} and frames[0].dtype == np.uint8
 
 
