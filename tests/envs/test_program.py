@@ -14,6 +14,7 @@ from llmgym.core.errors import LLMGymError
 from llmgym.envs.packing import Packing
 from llmgym.envs.runner import Runner
 
+SLOW = pytest.mark.slow
 STEPS = 40
 
 
@@ -65,12 +66,18 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.long_runs  # optimised programs are those that could differ
-@pytest.mark.parametrize("num_envs", [None, 1, 7])
+@pytest.mark.parametrize(
+    ("num_envs", "block"),
+    # Equal blocks need one program, and wide ones are compiled in another way than narrow ones.
+    [(None, 1), (6, 3), *(pytest.param(*x, marks=SLOW) for x in ((1, 1), (7, 4), (40, 20)))],
+)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_a_runner_steps_as_the_functions_do(settings: dict[str, Any], num_envs: int | None) -> None:
+def test_a_runner_steps_as_the_functions_do(
+    settings: dict[str, Any], num_envs: int | None, block: int
+) -> None:
     core = llmgym.functional("llmgym/Engine-v0", **settings)
     begin, step = functions(core)
-    runner = Runner(begin, step, core.params, num_envs=num_envs, block=4, threads=2)
+    runner = Runner(begin, step, core.params, num_envs=num_envs, block=block, threads=2)
     seeds = np.arange(3, 3 + (num_envs or 1), dtype=np.uint32)
     seeds = seeds if num_envs else seeds[0]
     plain, batched = jax.jit(step), num_envs is not None
