@@ -6,7 +6,6 @@ Both are optional: ``pip install 'llmgym[tensorboard]'``, ``'llmgym[wandb]'``.
 from __future__ import annotations
 
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -22,7 +21,7 @@ from llmgym.core.errors import LLMGymError, in_short
 Row = Mapping[str, Any]
 """A row of a learning curve by column: a number, or one for each world."""
 
-WRITER = "tensorboard.summary.writer.event_file_writer"
+WRITER = "tensorboard.summary"
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -54,17 +53,12 @@ class TensorBoardLog(Log):
 
     def __init__(self, seed: int, out: Path | None, header: Mapping[str, Any]) -> None:
         assert out is not None  # see check_log
-        writer = needed(WRITER, "tensorboard")
-        self._events = needed("tensorboard.compat.proto.event_pb2", "tensorboard")
-        self._summaries = needed("tensorboard.compat.proto.summary_pb2", "tensorboard")
-        self._writer = writer.EventFileWriter(str(out / "tensorboard" / f"seed-{seed}"))
+        folder = str(out / "tensorboard" / f"seed-{seed}")
+        self._writer = needed(WRITER, "tensorboard").Writer(folder)
 
     def write(self, steps: int, row: Row) -> None:
-        value = self._summaries.Summary.Value
-        values = [value(tag=name, simple_value=x) for name, x in scalars(row).items()]
-        summary = self._summaries.Summary(value=values)
-        event = self._events.Event(wall_time=time.time(), step=steps, summary=summary)
-        self._writer.add_event(event)
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, steps)
 
     def close(self) -> None:
         self._writer.close()

@@ -52,10 +52,14 @@ def test_what_is_refused() -> None:
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of every curve in the event files of a folder."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
-    events = EventAccumulator(str(folder)).Reload()
-    tags = events.Tags()["scalars"]
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    tags = events.Tags()["tensors"]
+    return {
+        tag: [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
+        for tag in tags
+    }
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
