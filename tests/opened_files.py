@@ -16,6 +16,7 @@ import numpy as np
 from html_pages import Page
 
 from llmgym.core.text import HIDDEN
+from llmgym.reporting.model_card import END, MEASURED
 from llmgym.scenario import toml_reader, toml_writer
 from llmgym.scenario.toml_tables import load_batch_time
 
@@ -54,7 +55,10 @@ def opens_markdown(path: Path) -> None:
         count = ESCAPED.sub("", line).count("|")
         assert count == (wide or count), line
         wide = count
-    outside = re.sub(r"(`+).+?\1", "", ESCAPED.sub("", text))
+    fenced = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+    for mark in (MEASURED, END):  # comments of a model card
+        fenced = fenced.replace(mark, "")
+    outside = re.sub(r"(`+).+?\1", "", ESCAPED.sub("", fenced))
     assert set(re.findall(r"<(/?[a-zA-Z!?]\w*)", outside)) <= {
         "br",
         "span",

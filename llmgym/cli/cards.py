@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ def write_card(
     out: Path,
     seeds: Sequence[int],
     worlds: Sequence[Scenario],
-    seconds: float,
     scenario: Sequence[str],
 ) -> Path:
     """Write the card of the policies in a folder, from what their checkpoints say.
@@ -28,7 +28,6 @@ def write_card(
         out: the folder.
         seeds: of the policies.
         worlds: the scenarios that they learned from.
-        seconds: that this took.
         scenario: the options that name the first scenario on the command line.
     """
     from llmgym.agents.checkpoint import load_agent
@@ -38,7 +37,8 @@ def write_card(
     names = [f"agent-{seed}.npz" for seed in seeds]
     policies = [load_agent(out / name) for name in names]
     first, header = policies[0], policies[0].header
-    told = [str(out / names[0]), "--card", str(out / CARD)]
+    # Seen from the folder itself: it may be moved, and what is trained again elsewhere has the same card.
+    found = [os.path.relpath(word, out) if Path(word).is_file() else word for word in scenario]
     card = ModelCard(
         algorithm=header["algorithm"],
         files=[
@@ -50,9 +50,8 @@ def write_card(
         action={"kind": header["kind"]} | header["choice"],
         parts=first.choice.parts,
         settings=_settings(header),
-        seconds=seconds,
         versions=header["versions"],
-        judge=shlex.join(["llmgym", "evaluate", *scenario, "-p", *told]),
+        judge=shlex.join(["llmgym", "evaluate", *found, "-p", names[0], "--card", CARD]),
         curve=_present(out, seeds, len(worlds)),
     )
     path = out / CARD

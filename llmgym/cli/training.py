@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +79,6 @@ def train(
     as_json: cli.Json = False,
 ) -> None:
     """Train policies. Resumes where it was stopped; --out FOLDER holds agent-SEED.npz, curves and a card."""
-    began = time.monotonic()
     if agent not in AGENTS:
         raise unknown("agent", agent, AGENTS)
     typed = scenario or ["latency"]
@@ -97,7 +95,7 @@ def train(
         worlds, numbers = list(training.scenarios), training.seeds
         policies = _jax(training, out, as_json, log)
     again = _again(typed[0], settings or [])
-    write_card(out, numbers, worlds, time.monotonic() - began, again)
+    write_card(out, numbers, worlds, again)
     _tell(policies, numbers, out, again, as_json)
 
 

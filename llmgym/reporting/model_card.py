@@ -35,7 +35,6 @@ class ModelCard:
         action: kind of the choice and its settings.
         parts: number of choices in each part of an action.
         settings: hyperparameters by name.
-        seconds: that the training took, compiling included.
         versions: of packages.
         judge: the command that judges the first one.
         curve: of each policy requests present in each world at the end of training, averaged over seeds;
@@ -49,7 +48,6 @@ class ModelCard:
     action: Mapping[str, Any]
     parts: Sequence[int]
     settings: Mapping[str, Any]
-    seconds: float
     versions: Mapping[str, str]
     judge: str
     curve: Sequence[float] = field(default_factory=tuple)
@@ -60,8 +58,8 @@ def page(card: ModelCard) -> str:
     first = card.files[0][0]
     sections = [
         f"# Trained by llmgym: {markdown_text(' and '.join(_names(card)))}",
-        f"Scheduling policies for LLM inference, trained with {markdown_code(card.algorithm)} in "
-        f"{card.seconds:,.0f} seconds. Each file is one policy: weights and a JSON header, no code.",
+        f"Scheduling policies for LLM inference, trained with {markdown_code(card.algorithm)}. "
+        "Each file is one policy: weights and a JSON header, no code.",
         _files(card).to_markdown(),
         "## What it learned from",
         _worlds(card).to_markdown(),
@@ -74,7 +72,7 @@ def page(card: ModelCard) -> str:
         "## Hyperparameters",
         _settings(card.settings).to_markdown(),
         "## What it reaches",
-        f"{MEASURED}\nNot judged yet. This command does so, and writes the result here:\n"
+        f"{MEASURED}\nNot judged yet. This command, in this folder, does so and writes the result here:\n"
         f"\n```sh\n{one_line(card.judge)}\n```\n{END}",
         "## Use it",
         f"```python\nimport llmgym\n\npolicy = llmgym.agents.load({first!r})\n"

@@ -31,7 +31,6 @@ def card(**changes: Any) -> ModelCard:
         "action": {"kind": "tiles", "tiles": 4},
         "parts": (4,),
         "settings": {"learning_rate": 0.002},
-        "seconds": 12.0,
         "versions": {"llmgym": "0.1.0"},
         "judge": "llmgym evaluate",
     }
@@ -82,11 +81,12 @@ def shown_rules(text: str) -> None:
 
 
 def test_results_go_into_the_card_by_the_command_that_it_names(
-    capsys: Capture, tmp_path: Path
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "mine"
     assert run(capsys, "train", *SMALL, *LEARNER, "--json", "--out", str(out))[0] == 0
     text = (out / "README.md").read_text()
+    monkeypatch.chdir(out)
     judge = shlex.split(re.findall(r"```sh\n(llmgym .*)\n```", text)[0])[1:]
     short = ("--arrivals", "40", "--seeds", "2", "--budget", "256", "--rate", "8", "--json")
     code, _, err = run(capsys, *judge, *short, "--out", str(tmp_path / "judged"))
