@@ -28,15 +28,15 @@ ONE_KERNEL_OPTIONS = COMPILER_OPTIONS | {
 }
 """Options of XLA for such pieces."""
 
-NARROW = 16
-"""Environments up to which a sum along the slots is one loop: beyond, two levels are worth their cost."""
+SMALL_TABLES = 2**13
+"""Rows of all environments below which a sum along the slots is one loop: from it on, two levels pay."""
 
-NARROW_OPTIONS = {
+SMALL_OPTIONS = {
     # Two levels double the scalars of sums, each of which costs an allocation in every call.
     "xla_disable_hlo_passes": "dot-library-rewriter,tree_reduction_rewriter",
     "xla_backend_optimization_level": 1,  # compiled in half the time, and no slower
 }
-"""What is different for few environments."""
+"""What is different for small tables."""
 
 KEPT = 64
 """Programs that are kept for environments of equal settings, the latest."""
@@ -52,6 +52,7 @@ class Program:
         params: how they are packed.
         begun: the program whose states a step goes on from; None: this is ``begin``.
         envs: how many environments; None: one, without an axis of environments.
+        rows: of the tables of all of them.
         on_cpu: whether it runs there.
 
     Attributes:
@@ -69,13 +70,14 @@ class Program:
         params: Packing,
         begun: Program | None,
         envs: int | None,
+        rows: int,
         on_cpu: bool,
     ) -> None:
         self._function, self._params, self._begun = function, params, begun
         self._batched = envs is not None
         self._one_kernel = on_cpu
         # States are made seldom: there all that counts is the time to compile.
-        self._narrow = begun is None or (envs or 1) <= NARROW
+        self._small = begun is None or rows < SMALL_TABLES
         self._lock = threading.Lock()
         self._lowered: Any = None
         self._call: Any = None
@@ -132,7 +134,7 @@ class Program:
     def _options(self) -> dict[str, Any]:
         if not self._one_kernel:
             return COMPILER_OPTIONS
-        options: dict[str, Any] = ONE_KERNEL_OPTIONS | (NARROW_OPTIONS if self._narrow else {})
+        options: dict[str, Any] = ONE_KERNEL_OPTIONS | (SMALL_OPTIONS if self._small else {})
         if jax.config.read("jax_disable_most_optimizations"):  # JAX's switch goes first
             options.pop("xla_backend_optimization_level", None)
         return options

@@ -57,6 +57,7 @@ class Runner:
         self.threads = threads or (cores() if self._on_cpu else 1)
         self._functions = {"begin": begin, "step": step}
         self._same, self._num_envs = object() if same is None else same, num_envs
+        self._rows = slots
         sizes = _sizes(num_envs, slots, self.threads, block, self._on_cpu)
         ends = np.cumsum(sizes).tolist()
         self._parts = [slice(end - n, end) for n, end in zip(sizes, ends, strict=True)]
@@ -200,9 +201,10 @@ class Runner:
         if program is None:
             begun = None if name == "begin" else self._program("begin", part)
             envs = None if self._num_envs is None else size
+            rows, function = size * self._rows, self._functions[name]
             program = self._programs[name, size] = shared_program(
                 (self._same, self._packing.key, name, envs),
-                lambda: Program(self._functions[name], self._packing, begun, envs, self._on_cpu),
+                lambda: Program(function, self._packing, begun, envs, rows, self._on_cpu),
             )
         return program
 
