@@ -8,12 +8,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmgym.core.errors import LLMGymError
+
 if TYPE_CHECKING:
     from llmgym.scenario.scenario import Scenario
 
 CARD = "README.md"
 LAST = 0.1
 """The end of a learning curve over which requests present are averaged, as a share of it."""
+
+
+def check_card(out: Path) -> None:
+    """Refuse a folder where the card would take the place of a README.md of somebody else's.
+
+    Raises LLMGymError.
+    """
+    from llmgym.reporting.model_card import tells_of
+
+    path = out / CARD
+    if path.exists() and not tells_of(path, []):
+        raise LLMGymError(
+            f"{path} is no model card of 'llmgym train', and training would write one there: choose "
+            "another folder with --out, or move that file."
+        )
 
 
 def write_card(
@@ -24,6 +41,8 @@ def write_card(
 ) -> Path:
     """Write the card of the policies in a folder, from what their checkpoints say.
 
+    One that tells of the same policies already stays as it is, with what was measured and added by hand.
+
     Args:
         out: the folder.
         seeds: of the policies.
@@ -32,10 +51,13 @@ def write_card(
     """
     from llmgym.agents.checkpoint import load_agent
     from llmgym.core.files import write
-    from llmgym.reporting.model_card import ModelCard, page
+    from llmgym.reporting.model_card import ModelCard, page, tells_of
 
     names = [f"agent-{seed}.npz" for seed in seeds]
     policies = [load_agent(out / name) for name in names]
+    path = out / CARD
+    if path.exists() and tells_of(path, [policy.digest for policy in policies]):
+        return path
     first, header = policies[0], policies[0].header
     # Seen from the folder itself: it may be moved, and what is trained again elsewhere has the same card.
     found = [os.path.relpath(word, out) if Path(word).is_file() else word for word in scenario]
@@ -54,7 +76,6 @@ def write_card(
         judge=shlex.join(["llmgym", "evaluate", *found, "-p", names[0], "--card", CARD]),
         curve=_present(out, seeds, len(worlds)),
     )
-    path = out / CARD
     write(path, page(card))
     return path
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmgym.cli import common as cli
-from llmgym.cli.cards import CARD, write_card
+from llmgym.cli.cards import CARD, check_card, write_card
 from llmgym.cli.interfaces import OWN, interface_options
 from llmgym.core.errors import LLMGymError, unknown
 
@@ -84,6 +84,7 @@ def train(
     typed = scenario or ["latency"]
     bases = [_scenario(name, settings or []) for name in typed]
     out = out or cli.results_folder(agent, bases[0].name)
+    check_card(out)
     sees = interface_options(bases, agent, observation, action) if observation or action else None
     if agent.startswith("sb3-"):
         _refuse_for_sb3(agent, patience, log)
@@ -163,6 +164,7 @@ def _sb3(
 
     from llmgym.agents import sb3_ppo
     from llmgym.agents.logs import check_log
+    from llmgym.agents.sb3_policies import policy_of
     from llmgym.agents.tile_choice import TileChoice
 
     given, of_choice = _options(option), {f.name for f in fields(TileChoice)}
@@ -186,7 +188,7 @@ def _sb3(
                 worlds, agent.removeprefix("sb3-"), choice=choice, steps=steps, seed=seed, out=out,
                 callback=progress, **rest,
             )  # fmt: skip
-            found.append(sb3_ppo.policy_of(model, header={"steps_made": model.num_timesteps}))
+            found.append(policy_of(model, header={"steps_made": model.num_timesteps}))
     return found
 
 

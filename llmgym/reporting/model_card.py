@@ -108,6 +108,17 @@ def with_results(path: Path, table: str) -> str:
     return f"{before}{MEASURED}\n{table}\n{END}{after}"
 
 
+def tells_of(path: Path, digests: Sequence[str]) -> bool:
+    """Whether the file ``path`` is a card, and one that lists policies with these digests."""
+    if not path.is_file():
+        return False
+    try:
+        text = read_text(path, "model card", MOST_BYTES)
+    except LLMGymError:
+        return False
+    return all(mark in text for mark in (MEASURED, END, *digests))
+
+
 def _names(card: ModelCard) -> list[str]:
     return list(dict.fromkeys(scenario.name for scenario in card.scenarios))
 

@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from llmgym.agents import sb3_ppo
 from llmgym.agents.neural import nearest_choice
+from llmgym.agents.sb3_policies import policy_of
 from llmgym.agents.sb3_worlds import Worlds
 from llmgym.agents.tile_choice import TileChoice
 
@@ -55,7 +56,7 @@ def envs() -> Worlds:
 def test_the_policy_chooses_as_the_model_does(trained: dict[str, Any], algorithm: str) -> None:
     """On every observation of a run, for the model's own weights."""
     learned = trained[algorithm]
-    policy = sb3_ppo.policy_of(learned)
+    policy = policy_of(learned)
     adapter, logits = learned.get_env(), jax.jit(policy.choice.logits)
     inputs, outputs = policy.choice.inputs, sum(policy.choice.parts)
     observation, seen = adapter.reset(), set()
@@ -75,7 +76,7 @@ def test_the_policy_chooses_as_the_model_does(trained: dict[str, Any], algorithm
 
 def test_the_policy_runs_an_engine_as_the_worlds_do(trained: dict[str, Any], envs: Worlds) -> None:
     """The same batches: its choice, or the nearest that is allowed, from the same views."""
-    policy = sb3_ppo.policy_of(trained["ppo"])
+    policy = policy_of(trained["ppo"])
     observation, _ = envs.reset(seed=1)
     view_of = jax.jit(jax.vmap(simulator.view, out_axes=0))
     batch_of = jax.jit(jax.vmap(lambda view: policy(None, view).tokens))  # type: ignore[arg-type]
@@ -143,15 +144,15 @@ def test_episodes_are_cut_and_go_on(envs: Worlds) -> None:
 def test_a_seed_fixes_the_policy_and_files_hold_it(trained: dict[str, Any], tmp_path: Path) -> None:
     name = "maskable-ppo"
     again = sb3_ppo.train(WORLDS, name, seed=3, out=tmp_path, **learner(name))
-    policy, first = sb3_ppo.policy_of(again), sb3_ppo.policy_of(trained[name])
-    assert policy.digest == first.digest != sb3_ppo.policy_of(trained["ppo"]).digest
+    policy, first = policy_of(again), policy_of(trained[name])
+    assert policy.digest == first.digest != policy_of(trained["ppo"]).digest
     loaded: Any = agents.load(tmp_path / "agent-3.npz")
     assert loaded == policy and loaded.masks and loaded.header["algorithm"] == "sb3-maskable-ppo"
     assert loaded.header["seed"] == 3 and len(loaded.header["scenarios"]) == 2
     zipped = sb3_ppo.MaskablePPO.load(tmp_path / "sb3-3.zip", device="cpu")
-    assert sb3_ppo.policy_of(zipped, choice=policy.choice).digest == policy.digest
+    assert policy_of(zipped, choice=policy.choice).digest == policy.digest
     with pytest.raises(LLMGymError, match="also needs its choice"):
-        sb3_ppo.policy_of(zipped)
+        policy_of(zipped)
     run = llmgym.simulate(WORLDS[0], loaded, duration_s=10, num_envs=2)
     assert run.policy == "agent-3" and run.summary["completed"] > 0
 
@@ -205,7 +206,7 @@ def test_what_is_refused() -> None:
         sb3_ppo.train("rybko-stolyar", num_envs=8)
     foreign = sb3_ppo.PPO("MlpPolicy", "CartPole-v1", device="cpu")
     with pytest.raises(LLMGymError, match="Only a model of"):
-        sb3_ppo.policy_of(foreign)
+        policy_of(foreign)
 
 
 @pytest.mark.slow
@@ -213,7 +214,7 @@ def test_split_actions_train_under_a_cap() -> None:
     capped = at_load(llmgym.scenario("capped", slots=128), 0.8)
     for algorithm in ("ppo", "maskable-ppo"):
         learned = sb3_ppo.train(capped, algorithm, action="split", **TINY | PPO)
-        policy = sb3_ppo.policy_of(learned)
+        policy = policy_of(learned)
         assert policy.choice == TileChoice(tiles=policy.choice.tiles, shares=3, guard=None)
         run = llmgym.simulate(capped, policy, duration_s=20, num_envs=2)
         assert run.summary["completed"] > 0

@@ -97,6 +97,27 @@ def test_results_go_into_the_card_by_the_command_that_it_names(
     rest = text.partition(MEASURED)[0], text.partition(END)[2]
     assert (found.partition(MEASURED)[0], found.partition(END)[2]) == rest
     shown_rules(found)
+    # The same training again makes the same policies: what was measured, and written by hand, stays.
+    mine = found.replace("The weights belong to whoever trained them", "CC0")
+    (out / "README.md").write_text(mine)
+    assert run(capsys, "train", *SMALL, *LEARNER, "--json", "--out", str(out))[0] == 0
+    assert (out / "README.md").read_text() == mine
+    (out / "README.md").write_text(
+        mine.replace(llmgym.agents.load(out / "agent-0.npz").digest, "other")
+    )
+    assert run(capsys, "train", *SMALL, *LEARNER, "--json", "--out", str(out))[0] == 0
+    assert (out / "README.md").read_text() == text
+
+
+def test_training_leaves_another_readme_alone(capsys: Capture, tmp_path: Path) -> None:
+    other = tmp_path / "README.md"
+    for content in (b"mine", b"\xff\xfe", b""):
+        other.write_bytes(content)
+        for agent in ("ppo", "sb3-ppo"):
+            words = ("train", "--agent", agent, *SMALL, "--out", str(tmp_path))
+            code, _, err = run(capsys, *words)
+            assert code == 2 and "is no model card" in err and err.count("\n") == 1, err
+        assert other.read_bytes() == content and list(tmp_path.iterdir()) == [other]
 
 
 def test_a_card_that_is_none_is_refused_before_anything_runs(
