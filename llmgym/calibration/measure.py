@@ -119,9 +119,8 @@ def _torch(device: str) -> Any:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LLMGymError("PyTorch finds no CUDA device here. Choose --device cpu.")
     try:
-        torch.ones(
-            1, device=device
-        ).item()  # "meta" holds no numbers, so that nothing is computed there
+        # "meta" holds no numbers, so that nothing is computed there.
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError):  # the second: built without the device
         raise LLMGymError(
             f"PyTorch cannot compute on the device {device!r} here. Choose --device cpu, or cuda."
